@@ -1,0 +1,1 @@
+# The installed parts are added at the end of this file list.
