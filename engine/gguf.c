@@ -95,7 +95,7 @@ static hr_status_t read_u64(struct cursor *c, uint64_t *out, const char *what)
 static hr_status_t read_string(struct cursor *c, struct hre_gguf_string *out, const char *what)
 {
     size_t start = c->at;
-    uint64_t length;
+    uint64_t length = 0;
     hr_status_t status = read_u64(c, &length, what);
 
     if (status != HR_OK) {
@@ -352,7 +352,7 @@ static hr_status_t data_alignment(const hre_gguf_t *gguf, uint64_t *alignment_ou
 /* Turns the offsets (kept in `offsets`) into pointers once the start of the data is known. */
 static hr_status_t place_tensors(hre_gguf_t *gguf, size_t header_end, const uint64_t *offsets)
 {
-    uint64_t alignment;
+    uint64_t alignment = ALIGNMENT_DEFAULT;
     hr_status_t status = data_alignment(gguf, &alignment);
 
     if (status != HR_OK) {
