@@ -124,8 +124,8 @@ static hr_status_t skip_value(struct cursor *c, uint32_t type, unsigned depth);
 static hr_status_t skip_array(struct cursor *c, unsigned depth)
 {
     size_t start = c->at;
-    uint32_t type;
-    uint64_t count;
+    uint32_t type = 0;
+    uint64_t count = 0;
     hr_status_t status = read_u32(c, &type, "an array's element type");
 
     if (status == HR_OK) {
@@ -201,7 +201,7 @@ static hr_status_t parse_head(struct cursor *c, uint64_t *n_tensors, uint64_t *n
 {
     const hre_gguf_t *gguf = c->gguf;
     char magic[4];
-    uint32_t version;
+    uint32_t version = 0;
 
     if (gguf->bytes < 4 || memcmp(gguf->data, "GGUF", 4) != 0) {
         return corrupt(gguf, 0, "not a GGUF file (it does not begin with \"GGUF\")");
@@ -245,7 +245,7 @@ static hr_status_t parse_entries(hre_gguf_t *gguf, struct cursor *c, uint64_t n_
     }
     for (uint64_t i = 0; i < n_entries; i++) {
         struct entry *e = &gguf->entries[i];
-        uint32_t type;
+        uint32_t type = 0;
         hr_status_t status = read_string(c, &e->key, "a metadata key");
 
         if (status == HR_OK) {
