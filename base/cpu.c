@@ -40,7 +40,7 @@ static bool bit(uint32_t word, unsigned index)
 static void detect_brand(struct hri_cpu *cpu)
 {
     uint32_t words[12];
-    if (__get_cpuid_max(0x80000000u, NULL) < 0x80000004u)
+    if ((unsigned)__get_cpuid_max(0x80000000u, NULL) < 0x80000004u)
         return;
     for (unsigned i = 0; i < 3; i++)
         __cpuid(0x80000002u + i, words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
