@@ -147,7 +147,7 @@ void *hri_aligned(struct hri_alloc *alloc, size_t alignment, size_t bytes)
     HRI_ASSERT(alignment != 0 && (alignment & (alignment - 1)) == 0 && alignment <= HUGE_PAGE_BYTES);
     size_t offset = alignment < sizeof(struct piece_header) ? sizeof(struct piece_header) : alignment;
     size_t whole_bytes;
-    if (__builtin_add_overflow(bytes, offset, &whole_bytes))
+    if (__builtin_add_overflow(bytes, offset, &whole_bytes) || whole_bytes > PTRDIFF_MAX)
         return refuse_memory(alloc, bytes);
     if (alloc != NULL && must_fail(alloc))
         return refuse_memory(alloc, bytes);

@@ -34,8 +34,8 @@ if(HEADRACE_WERROR)
 endif()
 # Nobody reads errno of a mathematical function or traps on one; without these flags sqrtf and friends do not vectorise.
 target_compile_options(hr_flags INTERFACE
-    $<$<COMPILE_LANGUAGE:C>:${hr_warnings_c} -fno-math-errno -fno-trapping-math>
-    $<$<COMPILE_LANGUAGE:CXX>:${hr_warnings} -fno-math-errno -fno-trapping-math>)
+    "$<$<COMPILE_LANGUAGE:C>:${hr_warnings_c};-fno-math-errno;-fno-trapping-math>"
+    "$<$<COMPILE_LANGUAGE:CXX>:${hr_warnings};-fno-math-errno;-fno-trapping-math>")
 
 if(HEADRACE_SANITIZE STREQUAL "address")
     set(hr_sanitize -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -44,7 +44,7 @@ elseif(HEADRACE_SANITIZE STREQUAL "thread")
 endif()
 if(HEADRACE_SANITIZE)
     # Applied to every target, generated or imported objects apart, so that no part escapes.
-    add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:${hr_sanitize}>)
+    add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:${hr_sanitize}>")
     string(REPLACE ";" " " hr_sanitize "${hr_sanitize}")
     add_link_options("SHELL:${hr_sanitize}")
     target_compile_definitions(hr_flags INTERFACE HR_SANITIZE=1 HR_ASSERTS=1)
