@@ -1,0 +1,520 @@
+/* A sequence: checks of its options, how its part of the device budget is dealt out, creation and destruction. */
+#include "runtime/sequence.h"
+
+#include "base/error.h"
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#define FRAME_STEPS 8.0    /* frames for this many tokens' worth of refined bytes; more gains little (docs/decisions) */
+
+void hr_sequence_options_init(struct hr_sequence_options *options)
+{
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+    options->dtype = HR_DTYPE_BF16;
+    options->recipe = "headrace";
+    options->moved = 0.01;
+}
+
+static double param_or(const struct hri_recipe *recipe, const char *key, double otherwise)
+{
+    for (const struct hri_param *p = recipe->selector->params; p != NULL && p->name != NULL; p++) {
+        if (strcmp(p->name, key) == 0) {
+            return recipe->values[p - recipe->selector->params];
+        }
+    }
+    return otherwise;
+}
+
+static hr_status_t dim_check(const char *name, uint32_t dim)
+{
+    if (dim < HR_HEAD_DIM_MIN || dim > HR_HEAD_DIM_MAX || dim % 8 != 0) {
+        return hri_error_set(HR_ERR_INVALID, "sequence options: %s is %u; it must be a multiple of 8 from %d to %d", name, dim,
+                             HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
+    }
+    return HR_OK;
+}
+
+static hr_status_t rope_check(const struct hr_sequence_options *o)
+{
+    for (uint32_t i = 0; o->rope != NULL && i < o->n_layers; i++) {
+        const struct hr_rope *r = &o->rope[i];
+        if (r->layout == HR_ROPE_NONE) {
+            continue;
+        }
+        if ((unsigned)r->layout > HR_ROPE_INTERLEAVED || r->n_rot == 0 || r->n_rot % 2 != 0 || r->n_rot > o->k_dim ||
+            r->frequencies == NULL) {
+            return hri_error_set(HR_ERR_INVALID, "sequence options: rope of layer %u: layout %d, n_rot %u (even, at most k_dim %u), "
+                                 "frequencies %s", i, (int)r->layout, r->n_rot, o->k_dim, r->frequencies ? "given" : "missing");
+        }
+        for (uint32_t j = 0; j < r->n_rot / 2; j++) {
+            if (!isfinite(r->frequencies[j])) {
+                return hri_error_set(HR_ERR_INVALID, "sequence options: rope of layer %u: frequency %u is not finite", i, j);
+            }
+        }
+    }
+    return HR_OK;
+}
+
+static hr_status_t options_check(const struct hr_sequence_options *o)
+{
+    if (o->struct_size != sizeof *o) {
+        return hri_error_set(HR_ERR_VERSION, "sequence options: struct_size %zu where this library has %zu (use the _init function)",
+                             o->struct_size, sizeof *o);
+    }
+    if (o->n_layers == 0 || o->n_layers > HR_LAYERS_MAX) {
+        return hri_error_set(HR_ERR_INVALID, "sequence options: n_layers is %u; 1 to %d", o->n_layers, HR_LAYERS_MAX);
+    }
+    if (o->n_kv_heads == 0 || o->n_q_heads == 0 || o->n_q_heads > HR_HEADS_MAX || o->n_q_heads % o->n_kv_heads != 0 ||
+        o->n_q_heads / o->n_kv_heads > HR_GROUP_MAX) {
+        return hri_error_set(HR_ERR_INVALID, "sequence options: n_q_heads %u, n_kv_heads %u: the first must be a multiple of the "
+                             "second, at most %d of it and at most %d in all", o->n_q_heads, o->n_kv_heads, HR_GROUP_MAX,
+                             HR_HEADS_MAX);
+    }
+    hr_status_t status = dim_check("k_dim", o->k_dim);
+    if (status == HR_OK) {
+        status = dim_check("v_dim", o->v_dim);
+    }
+    if (status != HR_OK) {
+        return status;
+    }
+    if (hr_dtype_bytes(o->dtype) == 0) {
+        return hri_error_set(HR_ERR_DTYPE, "sequence options: dtype %d is none of f32, f16, bf16", (int)o->dtype);
+    }
+    if (!isfinite(o->scale) || o->scale < 0 || !isfinite(o->soft_cap) || o->soft_cap < 0) {
+        return hri_error_set(HR_ERR_INVALID, "sequence options: scale %g, soft_cap %g: finite and not negative", (double)o->scale,
+                             (double)o->soft_cap);
+    }
+    if (o->tokens_max == 0 || o->tokens_max > HR_TOKENS_MAX) {
+        return hri_error_set(HR_ERR_INVALID, "sequence options: tokens_max is %u; 1 to %u", o->tokens_max, HR_TOKENS_MAX);
+    }
+    if (!(o->moved > 0.0) || o->moved > 1.0) {
+        return hri_error_set(HR_ERR_INVALID, "sequence options: moved is %g; it must be above 0 and at most 1 (100 %%)", o->moved);
+    }
+    if (!(o->tolerance >= 0.0) || o->tolerance >= 1.0) {
+        return hri_error_set(HR_ERR_INVALID, "sequence options: tolerance is %g; 0 (none) or below 1", o->tolerance);
+    }
+    return rope_check(o);
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Everything that follows from the options alone. */
+static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
+{
+    s->n_layers = o->n_layers;
+    s->n_q = o->n_q_heads;
+    s->n_kv = o->n_kv_heads;
+    s->g = o->n_q_heads / o->n_kv_heads;
+    s->dk = o->k_dim;
+    s->dv = o->v_dim;
+    s->dtype = o->dtype;
+    s->row_bytes = (uint32_t)((o->k_dim + o->v_dim) * hr_dtype_bytes(o->dtype));
+    s->scale = o->scale != 0.0f ? o->scale : 1.0f / sqrtf((float)o->k_dim);
+    s->soft_cap = o->soft_cap;
+    s->tokens_max = o->tokens_max;
+    s->moved = o->moved;
+    s->tolerance = o->tolerance;
+    const struct hri_recipe *r = &s->recipe;
+    bool blocks = r->selector->unit == HRI_UNIT_BLOCKS;
+    bool all = r->selector->unit == HRI_UNIT_ALL;
+    s->n_sink = all ? 0 : (uint32_t)param_or(r, "sink", 4);
+    s->n_window = all ? 0 : (uint32_t)param_or(r, "window", 64);
+    s->segment = blocks ? (uint32_t)param_or(r, "segment", 8192) : 0;
+    s->decode_segment = blocks ? (uint32_t)param_or(r, "decode_segment", 256) : 0;
+    s->tail_max = s->n_window + s->decode_segment + 2 * HRI_LOG_ROWS;
+    s->log_cell_bytes = (uint32_t)hri_round_up((uint64_t)HRI_LOG_ROWS * s->row_bytes, HRI_PAGE_BYTES);
+    s->code_bytes = r->selector->codec == HRI_CODEC_I8 ? s->dk + s->dv : s->row_bytes;
+    uint64_t budget_rows = (uint64_t)ceil(s->moved * s->tokens_max * s->row_bytes / s->code_bytes) + 1;
+    if (blocks) {
+        s->block_rows_max = hri_index_block_rows_max(r, s->dk, s->dv);
+        s->block_cell_bytes = (uint32_t)hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, HRI_PAGE_BYTES);
+        uint32_t segments = s->tokens_max / s->decode_segment + 2;
+        s->blocks_max = hri_index_blocks_bound(r, s->dk, s->dv, s->tokens_max, segments);
+        uint64_t items = 2 * budget_rows * 4 / s->block_rows_max + 32;
+        s->items_max = (uint32_t)(items < s->blocks_max ? items : s->blocks_max);
+    } else if (r->selector->unit == HRI_UNIT_ROWS) {
+        s->items_max = min_u32((uint32_t)budget_rows + 1, s->tokens_max);
+    }
+}
+
+static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
+{
+    struct hri_alloc *scratch = &s->runtime->alloc;
+    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
+        hri_index_head_destroy(l->heads[h]);
+    }
+    for (uint32_t h = 0; l->places != NULL && h < s->n_kv; h++) {
+        hri_free(scratch, l->places[h]);
+    }
+    hri_free(scratch, l->heads);
+    hri_free(scratch, l->places);
+    hri_free(scratch, l->rope_frequencies);
+    union {
+        const float *in;
+        float *out;
+    } log_n = {.in = l->log_n};
+    hri_free(scratch, log_n.out);
+    hri_free(&s->runtime->device, l->sink);
+    hri_free(&s->runtime->device, l->tail);
+    hri_lane_destroy(l->log_lane);
+    hri_lane_destroy(l->block_lane);
+}
+
+static hr_status_t layer_copy_options(hr_sequence_t *s, struct hri_layer *l, uint32_t i, const struct hr_sequence_options *o)
+{
+    struct hri_alloc *scratch = &s->runtime->alloc;
+    l->sliding = o->sliding_window != NULL ? o->sliding_window[i] : 0;
+    if (o->rope != NULL && o->rope[i].layout != HR_ROPE_NONE) {
+        size_t n = o->rope[i].n_rot / 2;
+        l->rope_frequencies = hri_array(scratch, n, sizeof(float));
+        if (l->rope_frequencies == NULL) {
+            return hri_alloc_status();
+        }
+        memcpy(l->rope_frequencies, o->rope[i].frequencies, n * sizeof(float));
+        l->rope = o->rope[i];
+        l->rope.frequencies = l->rope_frequencies;
+    }
+    if (o->log_n != NULL) {
+        float *log_n = hri_array(scratch, s->n_q, sizeof(float));
+        if (log_n == NULL) {
+            return hri_alloc_status();
+        }
+        memcpy(log_n, o->log_n + (size_t)i * s->n_q, s->n_q * sizeof(float));
+        l->log_n = log_n;
+    }
+    enum hri_unit unit = s->recipe.selector->unit;
+    uint32_t dense = (uint32_t)param_or(&s->recipe, "dense", 0);
+    l->exact = unit == HRI_UNIT_ALL || l->sliding != 0 || i < dense;
+    l->indexed = unit == HRI_UNIT_BLOCKS && !l->exact;
+    return HR_OK;
+}
+
+static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l, struct hri_index_options *io)
+{
+    memset(io, 0, sizeof *io);
+    io->recipe = s->recipe;
+    io->g = s->g;
+    io->k_dim = s->dk;
+    io->v_dim = s->dv;
+    io->scale = s->scale;
+    io->soft_cap = s->soft_cap;
+    io->dtype = s->dtype;
+    io->rope = l->rope;
+    io->horizon_tokens = 8192;
+    io->blocks_max = s->blocks_max;
+    io->kernels = s->runtime->kernels;
+    io->device = &s->runtime->device;
+    io->scratch = &s->runtime->alloc;
+    io->seed = s->serial;
+}
+
+static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
+{
+    struct hri_alloc *scratch = &s->runtime->alloc;
+    l->heads = hri_calloc(scratch, s->n_kv, sizeof(struct hri_index_head *));
+    l->places = hri_calloc(scratch, s->n_kv, sizeof(struct hri_place *));
+    if (l->heads == NULL || l->places == NULL) {
+        return hri_alloc_status();
+    }
+    struct hri_index_options io;
+    index_options_fill(s, l, &io);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        hr_status_t status = hri_index_head_create(&io, &l->heads[h]);
+        if (status != HR_OK) {
+            return status;
+        }
+        if (l->indexed) {
+            l->places[h] = hri_array(scratch, s->blocks_max, sizeof(struct hri_place));
+            if (l->places[h] == NULL) {
+                return hri_alloc_status();
+            }
+        }
+    }
+    return HR_OK;
+}
+
+static hr_status_t layer_create(hr_sequence_t *s, uint32_t i, const struct hr_sequence_options *o)
+{
+    struct hri_layer *l = &s->layers[i];
+    hr_status_t status = layer_copy_options(s, l, i, o);
+    if (status != HR_OK) {
+        return status;
+    }
+    if (s->n_sink > 0) {
+        l->sink = hri_aligned_zero(&s->runtime->device, 64, (size_t)s->n_kv * s->n_sink * s->row_bytes);
+    }
+    l->tail = hri_aligned_zero(&s->runtime->device, 64, (size_t)s->n_kv * s->tail_max * s->row_bytes);
+    if (l->tail == NULL || (s->n_sink > 0 && l->sink == NULL)) {
+        return hri_alloc_status();
+    }
+    struct hri_lane_options lane = {
+        .cell_bytes = s->log_cell_bytes,
+        .cells_max = (s->tokens_max / HRI_LOG_ROWS + 1) * s->n_kv,
+        .priority = HRI_LANE_LOG,
+        .tag = s->serial << 32 | (uint64_t)i << 8,
+    };
+    status = hri_lane_create(s->runtime->store, &lane, &l->log_lane);
+    if (status == HR_OK && l->indexed) {
+        /* The worst packing puts one block in a cell. */
+        lane = (struct hri_lane_options){
+            .cell_bytes = s->block_cell_bytes,
+            .cells_max = s->blocks_max * s->n_kv,
+            .priority = HRI_LANE_BLOCKS,
+            .tag = s->serial << 32 | (uint64_t)i << 8 | 1,
+        };
+        status = hri_lane_create(s->runtime->store, &lane, &l->block_lane);
+    }
+    if (status == HR_OK && !l->exact && s->recipe.selector->unit != HRI_UNIT_NONE) {
+        status = layer_index_create(s, l);
+    }
+    return status;
+}
+
+/* One block of memory for everything a head's step needs, so that a step allocates nothing. */
+static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_t select_bytes)
+{
+    struct hri_alloc *a = &s->runtime->alloc;
+    uint32_t n = s->items_max > 0 ? s->items_max : 1;
+    st->q = hri_aligned(a, 64, (size_t)s->g * s->dk * sizeof(float));
+    st->part.m = hri_aligned(a, 64, s->g * sizeof(float));
+    st->part.l = hri_aligned(a, 64, s->g * sizeof(float));
+    st->part.o = hri_aligned(a, 64, (size_t)s->g * s->dv * sizeof(float));
+    st->items = hri_array(a, n, sizeof *st->items);
+    st->resident = hri_calloc(a, s->blocks_max + 1, 1);
+    st->address = hri_array(a, n, sizeof *st->address);
+    st->where = hri_array(a, n, sizeof *st->where);
+    st->reads = hri_array(a, n, sizeof *st->reads);
+    st->read_block = hri_array(a, n, sizeof *st->read_block);
+    st->late = hri_array(a, n, sizeof *st->late);
+    st->select_scratch = hri_aligned(a, 64, select_bytes > 0 ? select_bytes : 64);
+    if (!st->q || !st->part.m || !st->part.l || !st->part.o || !st->items || !st->resident || !st->address || !st->where ||
+        !st->reads || !st->read_block || !st->late || !st->select_scratch) {
+        return hri_alloc_status();
+    }
+    return HR_OK;
+}
+
+static void step_destroy(hr_sequence_t *s, struct hri_head_step *st)
+{
+    struct hri_alloc *a = &s->runtime->alloc;
+    hri_free(a, st->q);
+    hri_free(a, st->part.m);
+    hri_free(a, st->part.l);
+    hri_free(a, st->part.o);
+    hri_free(a, st->items);
+    hri_free(a, st->resident);
+    hri_free(a, st->address);
+    hri_free(a, (void *)st->where);
+    hri_free(a, st->reads);
+    hri_free(a, st->read_block);
+    hri_free(a, st->late);
+    hri_free(a, st->select_scratch);
+}
+
+static hr_status_t steps_create(hr_sequence_t *s)
+{
+    struct hri_alloc *a = &s->runtime->alloc;
+    s->steps = hri_calloc(a, s->n_kv, sizeof *s->steps);
+    if (s->steps == NULL) {
+        return hri_alloc_status();
+    }
+    struct hri_index_options io;
+    struct hri_layer none = {0};
+    index_options_fill(s, &none, &io);
+    size_t select_bytes = hri_index_step_scratch_bytes(&io);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        hr_status_t status = step_create(s, &s->steps[h], select_bytes);
+        if (status != HR_OK) {
+            return status;
+        }
+    }
+    if (s->recipe.selector->unit == HRI_UNIT_ROWS) {
+        s->row_buffer = hri_aligned(a, 64, (size_t)s->n_kv * s->items_max * s->row_bytes);
+        if (s->row_buffer == NULL) {
+            return hri_alloc_status();
+        }
+    }
+    if (s->recipe.selector->needs_row_scores) {
+        s->row_scores = hri_aligned(a, 64, (size_t)s->n_q * s->tokens_max * sizeof(float));
+        if (s->row_scores == NULL) {
+            return hri_alloc_status();
+        }
+    }
+    return HR_OK;
+}
+
+/* Frames take what the budget leaves, up to FRAME_STEPS tokens' worth; one layer's fetch is the least that works. */
+static hr_status_t frames_create(hr_sequence_t *s)
+{
+    struct hri_alloc *device = &s->runtime->device;
+    uint32_t n_lanes = s->n_layers * s->n_kv;
+    uint32_t *blocks_max = hri_array(&s->runtime->alloc, n_lanes, sizeof *blocks_max);
+    if (blocks_max == NULL) {
+        return hri_alloc_status();
+    }
+    for (uint32_t i = 0; i < n_lanes; i++) {
+        blocks_max[i] = s->layers[i / s->n_kv].indexed ? s->blocks_max : 0;
+    }
+    struct hri_frames_options fo = {
+        .frame_bytes = (uint32_t)hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, 64),
+        .n_lanes = n_lanes,
+        .blocks_max = blocks_max,
+        .device = device,
+        .store = s->runtime->store,
+    };
+    uint64_t live = device->live_bytes, left = device->cap_bytes > live ? device->cap_bytes - live : 0;
+    uint64_t fixed = hri_frames_bytes(&fo);
+    fo.n_frames = 1024;
+    uint64_t each = (hri_frames_bytes(&fo) - fixed) / 1024 + 1;
+    uint64_t need = (uint64_t)s->n_kv * (s->items_max / 2 + 1);
+    double want = FRAME_STEPS * s->moved * s->tokens_max * s->row_bytes * s->n_kv * s->n_layers / fo.frame_bytes;
+    uint64_t fit = left > fixed ? (left - fixed) / each : 0;
+    hr_status_t status = HR_OK;
+    if (fit < need) {
+        status = hri_error_set(HR_ERR_BUDGET, "device tier: %" PRIu64 " bytes are not enough for this sequence; it needs at least "
+                               "%" PRIu64 " (windows and summaries %" PRIu64 ", frames for one step %" PRIu64 ")",
+                               device->cap_bytes, live + fixed + need * each, live, fixed + need * each);
+    } else {
+        uint64_t n = want < (double)need ? need : want > (double)fit ? fit : (uint64_t)want;
+        uint64_t whole = (uint64_t)n_lanes * s->blocks_max;
+        fo.n_frames = (uint32_t)(n < whole ? n : whole);
+        status = hri_frames_create(&fo, &s->frames);
+    }
+    hri_free(&s->runtime->alloc, blocks_max);
+    return status;
+}
+
+static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
+{
+    if (status != HR_ERR_BUDGET || strncmp(hr_last_error(), "device tier: ", 13) == 0) {
+        return status;
+    }
+    struct hri_layer none = {0};
+    struct hri_index_options io;
+    index_options_fill(s, &none, &io);
+    uint64_t heads = (uint64_t)s->n_layers * s->n_kv;
+    uint64_t near_bytes = heads * (s->n_sink + s->tail_max) * s->row_bytes;
+    uint64_t summaries = s->recipe.selector->unit == HRI_UNIT_BLOCKS ? heads * hri_index_device_bytes(&io) : 0;
+    uint64_t frames = (uint64_t)s->n_kv * (s->items_max / 2 + 1) * s->block_rows_max * s->code_bytes;
+    return hri_error_set(status, "device tier: %" PRIu64 " bytes are not enough for this sequence; it needs at least about %" PRIu64
+                         " (sink and window %" PRIu64 ", summaries %" PRIu64 ", frames for one step %" PRIu64 ")",
+                         s->runtime->device.cap_bytes, near_bytes + summaries + frames, near_bytes, summaries, frames);
+}
+
+hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_options *o, hr_sequence_t **sequence_out)
+{
+    if (rt == NULL || o == NULL || sequence_out == NULL) {
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_create: no runtime, no options or no place for the sequence");
+    }
+    hr_status_t status = options_check(o);
+    if (status != HR_OK) {
+        return status;
+    }
+    hr_sequence_t *s = hri_calloc(&rt->alloc, 1, sizeof *s);
+    if (s == NULL) {
+        return hri_alloc_status();
+    }
+    s->runtime = rt;
+    s->serial = o->seed & 0xffffffffu;
+    rt->n_sequences++;
+    status = hri_recipe_parse(o->recipe != NULL ? o->recipe : "headrace", &s->recipe);
+    if (status != HR_OK) {
+        goto err;
+    }
+    shape_fill(s, o);
+    if (s->log_cell_bytes > HRI_CELL_BYTES_MAX || s->block_cell_bytes > HRI_CELL_BYTES_MAX) {
+        status = hri_error_set(HR_ERR_INVALID, "sequence options: rows of %u bytes are too large", s->row_bytes);
+        goto err;
+    }
+    s->layers = hri_calloc(&rt->alloc, s->n_layers, sizeof *s->layers);
+    if (s->layers == NULL) {
+        status = hri_alloc_status();
+        goto err;
+    }
+    for (uint32_t i = 0; i < s->n_layers && status == HR_OK; i++) {
+        status = layer_create(s, i, o);
+    }
+    if (status == HR_OK) {
+        status = steps_create(s);
+    }
+    if (status == HR_OK && s->recipe.selector->unit == HRI_UNIT_BLOCKS) {
+        status = frames_create(s);
+    }
+    if (status != HR_OK) {
+        status = budget_hint(s, status);
+        goto err;
+    }
+    *sequence_out = s;
+    return HR_OK;
+
+err:
+    hr_sequence_destroy(s);
+    return status;
+}
+
+void hr_sequence_destroy(hr_sequence_t *s)
+{
+    if (s == NULL) {
+        return;
+    }
+    struct hr_runtime *rt = s->runtime;
+    hri_frames_destroy(s->frames);
+    for (uint32_t h = 0; s->steps != NULL && h < s->n_kv; h++) {
+        step_destroy(s, &s->steps[h]);
+    }
+    for (uint32_t i = 0; s->layers != NULL && i < s->n_layers; i++) {
+        layer_destroy(s, &s->layers[i]);
+    }
+    hri_free(&rt->alloc, s->steps);
+    hri_free(&rt->alloc, s->layers);
+    hri_free(&rt->alloc, s->row_scores);
+    hri_free(&rt->alloc, s->row_buffer);
+    hri_free(&rt->alloc, s);
+    rt->n_sequences--;
+}
+
+uint32_t hr_sequence_length(const hr_sequence_t *s, uint32_t layer)
+{
+    return s != NULL && layer < s->n_layers ? s->layers[layer].n_tokens : 0;
+}
+
+hr_status_t hr_sequence_stats(const hr_sequence_t *s, struct hr_sequence_stats *out)
+{
+    if (s == NULL || out == NULL) {
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_stats: no sequence or no place for the figures");
+    }
+    if (out->struct_size != sizeof *out) {
+        return hri_error_set(HR_ERR_VERSION, "hr_sequence_stats: struct_size %zu where this library has %zu", out->struct_size,
+                             sizeof *out);
+    }
+    struct hr_sequence_stats st = {.struct_size = sizeof st};
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        const struct hri_layer *l = &s->layers[i];
+        st.exact_bytes += (uint64_t)l->n_tokens * s->n_kv * s->row_bytes;
+        st.window_bytes += (uint64_t)s->n_kv * (s->n_sink + s->tail_max) * s->row_bytes;
+        if (!l->exact && l->body_end > s->n_sink) {
+            st.body_rows += (uint64_t)(l->body_end - s->n_sink) * s->n_kv;
+        }
+        for (uint32_t h = 0; l->indexed && h < s->n_kv; h++) {
+            st.summary_bytes += hri_index_summary_bytes(l->heads[h]);
+            st.blocks += hri_index_blocks(l->heads[h]);
+        }
+        uint64_t cells = (uint64_t)hri_lane_cells(l->log_lane) * s->log_cell_bytes;
+        cells += l->block_lane != NULL ? (uint64_t)hri_lane_cells(l->block_lane) * s->block_cell_bytes : 0;
+        *(s->runtime->file_bytes > 0 ? &st.file_bytes : &st.host_bytes) += cells;
+    }
+    st.body_bytes = st.body_rows * s->row_bytes;
+    if (s->frames != NULL) {
+        struct hri_frames_stats fs;
+        hri_frames_stats(s->frames, &fs);
+        st.frame_bytes = (uint64_t)fs.n_frames * hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, 64);
+    }
+    st.index_ns = s->index_ns;
+    *out = st;
+    return HR_OK;
+}

@@ -1,0 +1,368 @@
+/* A step: one token through one layer, in six moves.
+ *
+ *   append, store   done when the row came in (append.c): tail and log
+ *   index           pending rows leave as a segment (settle.c)
+ *   select          score all summaries with the group's queries, choose what to refine
+ *   fetch           hits need nothing, misses start their reads
+ *   attend          sink and window, the estimate of the rest, hits, then misses as they land; merged by log-sum-exp
+ */
+#include "runtime/sequence.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include <string.h>
+
+#define PARALLEL_WORK (2u << 20) /* multiply-adds of scoring below which waking workers costs more than it saves */
+
+struct step {
+    hr_sequence_t *s;
+    struct hri_layer *layer;
+    uint32_t layer_index, position;
+    uint64_t budget_bytes;       /* of one kv-head */
+    uint64_t time_ns;            /* of the current move */
+    struct hr_attend_report *report;
+};
+
+static void heads_run(struct step *st, hri_task_fn task)
+{
+    hr_sequence_t *s = st->s;
+    uint64_t blocks = st->layer->indexed ? hri_index_blocks(st->layer->heads[0]) : st->layer->n_tokens;
+    bool parallel = s->n_kv > 1 && blocks * s->dk * s->g * s->n_kv > PARALLEL_WORK;
+    hri_pool_run(parallel ? s->runtime->pool : NULL, task, st, s->n_kv);
+}
+
+static void move_ends(struct step *st, enum hri_stage stage)
+{
+    uint64_t now = hri_now_ns();
+    st->report->time_ns[stage] += now - st->time_ns;
+    st->time_ns = now;
+}
+
+/* -- select -- */
+
+static void near_attend(const struct step *st, uint32_t head)
+{
+    const hr_sequence_t *s = st->s;
+    const struct hri_layer *l = st->layer;
+    struct hri_head_step *hs = &s->steps[head];
+    uint32_t seen = st->position + 1, n_sink = seen < s->n_sink ? seen : s->n_sink;
+    uint32_t first = l->body_end > n_sink ? l->body_end : n_sink;
+    hri_partial_clear(&hs->part, s->g, s->dv);
+    struct hri_rows rows = {.stride_bytes = s->row_bytes, .dtype = s->dtype};
+    if (n_sink > 0) {
+        rows.base = l->sink + (size_t)head * s->n_sink * s->row_bytes;
+        rows.n = n_sink;
+        s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, &hs->part);
+    }
+    if (first < seen) {
+        rows.base = hri_tail_row(s, l, head, first);
+        rows.n = seen - first;
+        s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, &hs->part);
+    }
+}
+
+static void resident_fill(const struct step *st, uint32_t head, struct hri_head_step *hs)
+{
+    uint32_t n = hri_index_blocks(st->layer->heads[head]), lane = st->layer_index * st->s->n_kv + head;
+    for (uint32_t b = 0; b < n; b++) {
+        hs->resident[b] = hri_frames_peek(st->s->frames, lane, b) != NULL;
+    }
+}
+
+static void select_task(void *context, unsigned head, unsigned worker)
+{
+    (void)worker;
+    const struct step *st = context;
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    near_attend(st, head);
+    hs->out = (struct hri_select_out){.items = hs->items, .items_max = s->items_max};
+    hs->status = HR_OK;
+    if (st->layer->heads == NULL) {
+        return;
+    }
+    hs->in = (struct hri_select_in){
+        .q = hs->q,
+        .near = &hs->part,
+        .budget_bytes = st->budget_bytes,
+        .tolerance = s->tolerance,
+        .row_bytes = s->code_bytes,
+        .row_scores = s->row_scores != NULL ? s->row_scores + (size_t)head * s->g * s->tokens_max : NULL,
+        .row_scores_stride = s->tokens_max,
+        .n_rows = st->layer->body_end > s->n_sink ? st->layer->body_end - s->n_sink : 0,
+        .scratch = hs->select_scratch,
+    };
+    if (st->layer->indexed) {
+        resident_fill(st, head, hs);
+        hs->in.resident = hs->resident;
+    }
+    hs->status = hri_index_select(st->layer->heads[head], &hs->in, &hs->out);
+}
+
+/* -- fetch -- */
+
+static hr_status_t blocks_fetch(struct step *st, uint32_t head)
+{
+    hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    for (uint32_t i = 0; i < hs->out.n_items; i++) {
+        uint32_t b = hs->items[i];
+        const struct hri_place *place = &st->layer->places[head][b];
+        hs->address[i] = (struct hri_block_address){
+            .block = b, .cell = place->cell, .offset = place->offset,
+            .bytes = hri_index_block_rows(st->layer->heads[head], b) * s->code_bytes};
+    }
+    hs->fetch = (struct hri_fetch){
+        .lane_index = st->layer_index * s->n_kv + head, .lane = st->layer->block_lane, .blocks = hs->address,
+        .n_blocks = hs->out.n_items, .where = hs->where, .reads = hs->reads, .read_block = hs->read_block};
+    return hri_frames_fetch_begin(s->frames, &hs->fetch);
+}
+
+static hr_status_t rows_fetch(struct step *st, uint32_t head)
+{
+    hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    memset(&hs->fetch, 0, sizeof hs->fetch);
+    hs->fetch.batch.reads = hs->reads;
+    for (uint32_t i = 0; i < hs->out.n_items; i++) {
+        uint32_t token = s->n_sink + hs->items[i];
+        unsigned char *dst = s->row_buffer + ((size_t)head * s->items_max + i) * s->row_bytes;
+        hs->where[i] = dst;
+        if (token >= st->layer->tail_first) {
+            memcpy(dst, hri_tail_row(s, st->layer, head, token), s->row_bytes);
+            st->report->bytes_from_host += s->row_bytes; /* selected rows count as moved wherever they happen to lie */
+            continue;
+        }
+        hs->reads[hs->fetch.batch.n_reads++] = (struct hri_read){
+            .lane = st->layer->log_lane, .cell = hri_log_cell(s, token, head), .n_cells = 1,
+            .offset = token % HRI_LOG_ROWS * s->row_bytes, .bytes = s->row_bytes, .dst = dst};
+    }
+    hs->fetch.n_misses = hs->fetch.batch.n_reads;
+    return hs->fetch.batch.n_reads > 0 ? hri_store_read_begin(s->runtime->store, &hs->fetch.batch) : HR_OK;
+}
+
+static hr_status_t fetch_begin(struct step *st)
+{
+    hr_status_t status = HR_OK;
+    if (st->layer->indexed) {
+        hri_frames_step_begin(st->s->frames);
+    }
+    for (uint32_t h = 0; h < st->s->n_kv; h++) {
+        if (status == HR_OK) {
+            status = st->layer->indexed ? blocks_fetch(st, h) : rows_fetch(st, h);
+        } else {
+            memset(&st->s->steps[h].fetch, 0, sizeof st->s->steps[h].fetch);
+        }
+    }
+    return status;
+}
+
+/* Every fetch that was begun is waited for, whatever happened to the others. */
+static hr_status_t fetch_wait(struct step *st, hr_status_t status)
+{
+    hr_sequence_t *s = st->s;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        struct hri_head_step *hs = &s->steps[h];
+        hr_status_t one = HR_OK;
+        if (st->layer->indexed) {
+            if (hs->fetch.n_blocks > 0) {
+                one = hri_frames_fetch_wait(s->frames, &hs->fetch, 0);
+            }
+        } else if (hs->fetch.batch.n_reads > 0) {
+            one = hri_store_read_wait(s->runtime->store, &hs->fetch.batch, 0);
+        }
+        st->report->bytes_from_host += hs->fetch.batch.bytes_from_host;
+        st->report->bytes_from_file += hs->fetch.batch.bytes_from_file;
+        st->report->ios += hs->fetch.batch.ios;
+        status = status == HR_OK && one != HR_ERR_TIMEOUT ? one : status;
+    }
+    return status;
+}
+
+/* -- attend -- */
+
+static void block_attend(const struct step *st, uint32_t head, uint32_t item)
+{
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    struct hri_index_head *index = st->layer->heads[head];
+    uint32_t block = hs->items[item], n = hri_index_block_rows(index, block);
+    hs->refined_rows += n;
+    if (s->recipe.selector->codec == HRI_CODEC_EXACT) {
+        struct hri_rows rows = {.base = hs->where[item], .stride_bytes = s->row_bytes, .n = n, .dtype = s->dtype};
+        s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, &hs->part);
+        return;
+    }
+    float dots[HR_GROUP_MAX], k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
+    struct hri_block_i8 b = {.codes = hs->where[item], .k_dot = dots, .v_center = v_center, .n = n};
+    hri_index_block_dots(index, &hs->in, block, dots);
+    hri_index_centers(index, block, k_center, v_center);
+    hri_index_steps(index, block, &b.k_step, &b.v_step);
+    s->runtime->kernels->attend_block_i8(hs->q, s->g, s->dk, s->dv, &b, s->soft_cap, &hs->part);
+}
+
+/* The estimate of what was not chosen, and the hits; what is still on its way is noted in late[]. */
+static void attend_task(void *context, unsigned head, unsigned worker)
+{
+    (void)worker;
+    const struct step *st = context;
+    struct hri_head_step *hs = &st->s->steps[head];
+    hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
+    uint32_t n_late = 0;
+    for (uint32_t i = 0; i < hs->out.n_items; i++) {
+        if (hs->where[i] == NULL) {
+            hs->late[n_late++] = i;
+        } else {
+            block_attend(st, head, i);
+        }
+    }
+    hs->n_late = n_late;
+}
+
+/* What has landed since; what never will stays at its lower level. */
+static void land_task(void *context, unsigned head, unsigned worker)
+{
+    (void)worker;
+    const struct step *st = context;
+    struct hri_head_step *hs = &st->s->steps[head];
+    uint32_t n_never = 0;
+    for (uint32_t j = 0; j < hs->n_late; j++) {
+        uint32_t item = hs->late[j];
+        if (hs->where[item] != NULL) {
+            block_attend(st, head, item);
+        } else {
+            hs->late[n_never++] = hs->items[item];
+        }
+    }
+    hri_index_estimate_blocks(st->layer->heads[head], &hs->in, hs->late, n_never, &hs->part);
+    hs->n_late = n_never;
+}
+
+static void rows_task(void *context, unsigned head, unsigned worker)
+{
+    (void)worker;
+    const struct step *st = context;
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    s->runtime->kernels->attend_gather(hs->q, s->g, s->dk, s->dv, hs->where, hs->out.n_items, s->dtype, s->soft_cap, &hs->part);
+    hs->refined_rows = hs->out.n_items;
+}
+
+/* -- the report -- */
+
+static void report_fill(struct step *st)
+{
+    const hr_sequence_t *s = st->s;
+    const struct hri_layer *l = st->layer;
+    struct hr_attend_report *r = st->report;
+    uint32_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0, near = st->position + 1 - body;
+    unsigned level = l->indexed && s->recipe.selector->codec == HRI_CODEC_I8 ? 2 : 3;
+    r->rows_device = (uint64_t)near * s->n_kv;
+    r->bytes_by_level[3] += r->rows_device * s->row_bytes;
+    r->rows_by_level[3] += r->rows_device;
+    r->body_bytes = (uint64_t)body * s->n_kv * s->row_bytes;
+    double sum = 0.0;
+    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
+        const struct hri_head_step *hs = &s->steps[h];
+        r->rows_by_level[level] += hs->refined_rows;
+        r->bytes_by_level[level] += hs->refined_rows * s->code_bytes;
+        r->bytes_selected += hs->out.bytes;
+        if (l->indexed) {
+            r->blocks_total += hri_index_blocks(l->heads[h]);
+            r->blocks_hit += hs->fetch.n_hits;
+            r->blocks_fetched += hs->fetch.n_misses - hs->n_late;
+            r->blocks_estimated += hs->estimated;
+            r->blocks_late += hs->n_late;
+            r->rows_by_level[0] += hs->estimated > 0 ? body - hs->refined_rows : 0;
+            r->bytes_by_level[0] += hri_index_summary_bytes(l->heads[h]);
+        }
+        for (uint32_t g = 0; g < s->g; g++) {
+            sum += hs->out.predicted[g];
+            r->predicted_error_max = hs->out.predicted[g] > r->predicted_error_max ? hs->out.predicted[g] : r->predicted_error_max;
+        }
+    }
+    r->predicted_error = sum / s->n_q;
+}
+
+static hr_status_t step_begin(struct step *st, const float *q)
+{
+    hr_sequence_t *s = st->s;
+    struct hri_layer *l = st->layer;
+    if (l->indexed) {
+        hr_status_t status = hri_settle(s, l, s->decode_segment, true);
+        if (status != HR_OK) {
+            return status;
+        }
+    }
+    if (st->position + 1 < l->body_end) {
+        return hri_error_set(HR_ERR_STATE, "layer %u: the query of token %u is older than the window (tokens from %u on)",
+                             st->layer_index, st->position, l->body_end);
+    }
+    uint64_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
+    st->budget_bytes = (uint64_t)(s->moved * (double)body * s->row_bytes);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        memcpy(s->steps[h].q, q + (size_t)h * s->g * s->dk, (size_t)s->g * s->dk * sizeof(float));
+        s->steps[h].refined_rows = 0;
+        s->steps[h].estimated = 0;
+        s->steps[h].n_late = 0;
+        memset(&s->steps[h].fetch, 0, sizeof s->steps[h].fetch);
+    }
+    return HR_OK;
+}
+
+static hr_status_t select_move(struct step *st)
+{
+    hr_sequence_t *s = st->s;
+    hr_status_t status = HR_OK;
+    if (st->layer->heads != NULL && s->recipe.selector->needs_row_scores) {
+        status = hri_score_body(s, st->layer, st->report);
+    }
+    if (status != HR_OK) {
+        return status;
+    }
+    heads_run(st, select_task);
+    for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
+        status = s->steps[h].status;
+        if (st->layer->indexed) {
+            hri_index_observe(st->layer->heads[h], s->steps[h].q, 1, st->position);
+        }
+    }
+    return status;
+}
+
+hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position, float *out,
+                     struct hr_attend_report *report)
+{
+    struct step st = {.s = s, .layer = &s->layers[layer_index], .layer_index = layer_index, .position = position, .report = report};
+    hr_status_t status = step_begin(&st, q);
+    if (status != HR_OK) {
+        return status;
+    }
+    st.time_ns = hri_now_ns();
+    status = select_move(&st);
+    if (status != HR_OK) {
+        return status;
+    }
+    move_ends(&st, HRI_SELECT);
+
+    if (st.layer->heads != NULL) {
+        status = fetch_begin(&st);
+        move_ends(&st, HRI_FETCH);
+        if (st.layer->indexed && status == HR_OK) {
+            heads_run(&st, attend_task);
+            move_ends(&st, HRI_ATTEND);
+        }
+        status = fetch_wait(&st, status);
+        move_ends(&st, HRI_FETCH);
+        if (status != HR_OK) {
+            return status;
+        }
+        heads_run(&st, st.layer->indexed ? land_task : rows_task);
+    }
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        hri_partial_finish(&s->steps[h].part, s->g, s->dv, out + (size_t)h * s->g * s->dv, NULL);
+    }
+    move_ends(&st, HRI_ATTEND);
+    report_fill(&st);
+    return HR_OK;
+}
