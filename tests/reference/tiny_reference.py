@@ -135,15 +135,18 @@ class Model:
             end = min(t + CHUNK, n)
             low = max(0, t - limit + 1) if limit else 0
             a = q[t - first:end - first].transpose(1, 0, 2) @ k[low:end].T
-            query, key = np.arange(t, end)[:, None], np.arange(low, end)[None]
+            # Without a limit only the keys of this very chunk can lie in a query's future.
+            edge = low if limit else t
+            query, key = np.arange(t, end)[:, None], np.arange(edge, end)[None]
             hidden = key > query
             if limit:
                 hidden |= query - key >= limit
-            a[:, hidden] = -np.inf
+            a[:, :, edge - low:][:, hidden] = -np.inf
             a -= a.max(axis=-1, keepdims=True)
+            a[a < -80] = -np.inf        # below f32's reach beside 1; subnormal weights are very slow
             np.exp(a, out=a)
-            a /= a.sum(axis=-1, keepdims=True)
-            out[t - first:end - first] = (a @ v[low:end]).transpose(1, 0, 2).reshape(end - t, -1)
+            o = (a @ v[low:end]) / a.sum(axis=-1, keepdims=True)
+            out[t - first:end - first] = o.transpose(1, 0, 2).reshape(end - t, -1)
         return out @ self.w[b + "attn_output.weight"].T
 
     def mlp(self, layer, x):
