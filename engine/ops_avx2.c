@@ -1,0 +1,107 @@
+/* Compiled with -mavx2 -mfma -mf16c; used where the CPU has them. */
+#include <immintrin.h>
+
+#define BODY_LANES 8
+#include "engine/ops_body.h"
+
+#define LANES 8
+typedef __m256 VF;
+typedef __m256i VI;
+
+static inline VF vf_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+static inline VF vf_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+static inline VF vf_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+static inline VF vf_fma(VF a, VF b, VF c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline VF vf_mul(VF a, VF b)
+{
+    return _mm256_mul_ps(a, b);
+}
+static inline VF vf_add(VF a, VF b)
+{
+    return _mm256_add_ps(a, b);
+}
+static inline float vf_sum(VF a)
+{
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+static inline VI vi_u8(const uint8_t *p)
+{
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+static inline VF vf_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline VF vf_low4(VI v)
+{
+    return _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(15)));
+}
+/* The integers come from bytes: nothing lies above their high nibble. */
+static inline VF vf_high4(VI v)
+{
+    return _mm256_cvtepi32_ps(_mm256_srli_epi32(v, 4));
+}
+#define vf_q6(l, s, h, t)                                                                                              \
+    _mm256_cvtepi32_ps(_mm256_or_si256(                                                                                \
+        _mm256_and_si256(_mm256_srli_epi32(l, s), _mm256_set1_epi32(15)),                                              \
+        _mm256_slli_epi32(_mm256_and_si256(_mm256_srli_epi32(h, t), _mm256_set1_epi32(3)), 4)))
+static inline VF vf_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+static inline VF vf_bf16(const uint16_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+/* Lanes below n as all ones. */
+static inline __m256i first_lanes(uint32_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline VF vf_load_first(const float *p, uint32_t n)
+{
+    return _mm256_maskload_ps(p, first_lanes(n));
+}
+/* Eight integers below 2^16, as 16-bit floats, to floats. */
+static inline VF vf_of_halves(VI v)
+{
+    VI packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08);
+
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+}
+static inline void read_scales(const void *blocks, size_t block_bytes, uint32_t n, float *d, float *m)
+{
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i offsets = _mm256_mullo_epi32(lanes, _mm256_set1_epi32((int)block_bytes));
+
+    for (uint32_t i = 0; i < n; i += LANES) {
+        const int *p = (const int *)((const char *)blocks + i * block_bytes);
+        __m256i pair = _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), p, offsets, first_lanes(n - i), 1);
+
+        _mm256_storeu_ps(d + i, vf_of_halves(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff))));
+        _mm256_storeu_ps(m + i, vf_of_halves(_mm256_srli_epi32(pair, 16)));
+    }
+}
+static inline float scalar_f16(uint16_t h)
+{
+    return _cvtsh_ss(h);
+}
+
+#include "engine/ops_dot.h"
+
+BODY_TABLE(avx2, DOT_TABLE);
