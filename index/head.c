@@ -1,0 +1,278 @@
+/* An index head: its tables, and the calls that pass on to the selector. */
+#include "index/head.h"
+
+#include "base/assert.h"
+#include "base/error.h"
+#include "index/group.h"
+
+#include <math.h>
+#include <string.h>
+
+#define PAGE_BYTES 4096u
+#define PLAIN_BLOCK_ROWS 32u /* of selectors without blocks of their own */
+
+uint32_t hri_index_target_rows(const struct hri_recipe *recipe)
+{
+    double rows = hri_recipe_value(recipe, "block");
+    return rows > 0 ? (uint32_t)rows : PLAIN_BLOCK_ROWS;
+}
+
+static bool groups_by_similarity(const struct hri_selector *selector)
+{
+    return selector->ops->group != NULL;
+}
+
+/* Clusters may be up to twice the target. Where that is a little over whole pages of int8 rows, whole pages are better: a read of a
+ * block then touches no page for a few bytes. */
+uint32_t hri_index_block_rows_max(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim)
+{
+    uint32_t target = hri_index_target_rows(recipe), row_bytes = k_dim + v_dim;
+    if (!groups_by_similarity(recipe->selector))
+        return target;
+    uint32_t whole = 2 * target * row_bytes / PAGE_BYTES * PAGE_BYTES / row_bytes;
+    return 4 * whole >= 7 * target ? whole : 2 * target;
+}
+
+/* Every segment has at most ceil(rows / target) blocks. */
+uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim, uint32_t n_rows,
+                                uint32_t n_segments)
+{
+    (void)k_dim, (void)v_dim;
+    uint32_t target = hri_index_target_rows(recipe);
+    uint64_t bound = (uint64_t)n_rows / target + (n_segments ? n_segments : 1);
+    return bound < n_rows ? (uint32_t)bound : n_rows;
+}
+
+static uint64_t table_bytes(const struct hri_index_options *o, uint32_t n_blocks)
+{
+    bool coded = o->recipe.selector->codec == HRI_CODEC_I8;
+    return n_blocks * (sizeof(uint8_t) + (coded ? 2 * sizeof(float) : 0));
+}
+
+uint64_t hri_index_device_bytes(const struct hri_index_options *o)
+{
+    const struct hri_selector_ops *ops = o->recipe.selector->ops;
+    return table_bytes(o, o->blocks_max) + (ops->device_bytes ? ops->device_bytes(o) : 0);
+}
+
+static hr_status_t check_options(const struct hri_index_options *o)
+{
+    if (!o->recipe.selector || !o->kernels)
+        return hri_error_set(HR_ERR_INVALID, "index head: no recipe or no kernels");
+    if (o->g < 1 || o->g > HR_GROUP_MAX)
+        return hri_error_set(HR_ERR_SHAPE, "index head: %u query heads per kv-head, allowed are 1 to %d", o->g, HR_GROUP_MAX);
+    if (o->k_dim < HR_HEAD_DIM_MIN || o->k_dim > HR_HEAD_DIM_MAX || o->k_dim % 8 || o->v_dim < HR_HEAD_DIM_MIN ||
+        o->v_dim > HR_HEAD_DIM_MAX || o->v_dim % 8)
+        return hri_error_set(HR_ERR_SHAPE, "index head: dimensions %u and %u, allowed are multiples of 8 from %d to %d", o->k_dim,
+                             o->v_dim, HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
+    return HR_OK;
+}
+
+static hr_status_t create_tables(struct hri_index_head *head)
+{
+    const struct hri_index_options *o = &head->options;
+    bool coded = o->recipe.selector->codec == HRI_CODEC_I8;
+    head->block_rows = hri_calloc(o->device, o->blocks_max, sizeof *head->block_rows);
+    if (!head->block_rows)
+        return hri_alloc_status();
+    if (coded) {
+        head->k_step = hri_calloc(o->device, o->blocks_max, sizeof *head->k_step);
+        head->v_step = hri_calloc(o->device, o->blocks_max, sizeof *head->v_step);
+        if (!head->k_step || !head->v_step)
+            return hri_alloc_status();
+    }
+    for (uint32_t i = 1; i <= HRI_BLOCK_ROWS_LIMIT; i++)
+        head->log_rows[i] = logf((float)i);
+    return HR_OK;
+}
+
+hr_status_t hri_index_head_create(const struct hri_index_options *options, struct hri_index_head **head_out)
+{
+    hr_status_t status = check_options(options);
+    if (status != HR_OK)
+        return status;
+    struct hri_index_head *head = hri_calloc(options->scratch, 1, sizeof *head);
+    if (!head)
+        return hri_alloc_status();
+    head->options = *options;
+    head->ops = options->recipe.selector->ops;
+    status = create_tables(head);
+    if (status != HR_OK)
+        goto err_tables;
+    head->keeps_stats = head->ops == &hri_select_headrace_ops;
+    if (head->keeps_stats)
+        status = hri_qstats_init(&head->stats, options->kernels, options->scratch, options->k_dim, &options->rope);
+    if (status != HR_OK)
+        goto err_tables;
+    if (head->ops->create)
+        status = head->ops->create(head);
+    if (status != HR_OK)
+        goto err_stats;
+    *head_out = head;
+    return HR_OK;
+
+err_stats:
+    hri_qstats_fini(&head->stats);
+err_tables:
+    hri_free(options->device, head->block_rows);
+    hri_free(options->device, head->k_step);
+    hri_free(options->device, head->v_step);
+    hri_free(options->scratch, head);
+    return status;
+}
+
+void hri_index_head_destroy(struct hri_index_head *head)
+{
+    if (!head)
+        return;
+    struct hri_index_options o = head->options;
+    if (head->ops->destroy)
+        head->ops->destroy(head);
+    hri_qstats_fini(&head->stats);
+    hri_free(o.device, head->block_rows);
+    hri_free(o.device, head->k_step);
+    hri_free(o.device, head->v_step);
+    hri_free(o.scratch, head);
+}
+
+void hri_index_observe(struct hri_index_head *head, const float *q, uint32_t n, uint32_t first_position)
+{
+    if (head->keeps_stats)
+        hri_qstats_observe(&head->stats, q, n, head->options.g, first_position);
+}
+
+size_t hri_index_workspace_bytes(const struct hri_index_options *options, uint32_t n_rows_max)
+{
+    const struct hri_selector_ops *ops = options->recipe.selector->ops;
+    return ops->workspace_bytes ? ops->workspace_bytes(options, n_rows_max) : 64;
+}
+
+static void keep_rows(struct hri_index_head *head, const struct hri_segment *segment)
+{
+    for (uint32_t b = 0; b < segment->n_blocks; b++) {
+        HRI_ASSERT(segment->block_rows[b] >= 1 && segment->block_rows[b] <= segment->cap);
+        head->block_rows[head->n_blocks + b] = (uint8_t)segment->block_rows[b];
+        head->n_rows += segment->block_rows[b];
+    }
+    head->n_blocks += segment->n_blocks;
+}
+
+hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n, uint32_t position_end,
+                          void *workspace, uint32_t *order, uint32_t *block_rows, uint32_t *n_blocks_out)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_segment segment = {.k = k, .v = v, .n = n, .position_end = position_end, .workspace = workspace, .order = order,
+                                  .block_rows = block_rows};
+    segment.target = hri_index_target_rows(&o->recipe);
+    segment.cap = hri_index_block_rows_max(&o->recipe, o->k_dim, o->v_dim);
+    segment.blocks_max = hri_group_blocks_max(n, segment.target);
+    if (n == 0) {
+        *n_blocks_out = 0;
+        return HR_OK;
+    }
+    if (segment.blocks_max > o->blocks_max - head->n_blocks)
+        return hri_error_set(HR_ERR_FULL, "index head: %u rows may make %u blocks, %u of %u are left", n, segment.blocks_max,
+                             o->blocks_max - head->n_blocks, o->blocks_max);
+    hr_status_t status = HR_OK;
+    if (head->ops->group)
+        status = head->ops->group(head, &segment);
+    else
+        segment.n_blocks = hri_group_consecutive(n, segment.target, order, block_rows);
+    if (status == HR_OK && head->ops->summarise)
+        status = head->ops->summarise(head, &segment);
+    if (status != HR_OK)
+        return status;
+    keep_rows(head, &segment);
+    *n_blocks_out = segment.n_blocks;
+    return HR_OK;
+}
+
+uint32_t hri_index_blocks(const struct hri_index_head *head)
+{
+    return head->n_blocks;
+}
+
+uint32_t hri_index_block_rows(const struct hri_index_head *head, uint32_t block)
+{
+    HRI_ASSERT(block < head->n_blocks);
+    return head->block_rows[block];
+}
+
+uint64_t hri_index_summary_bytes(const struct hri_index_head *head)
+{
+    uint32_t n = head->n_blocks;
+    return table_bytes(&head->options, n) + (head->ops->held_bytes ? head->ops->held_bytes(head, n) : 0);
+}
+
+void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center, float *v_center)
+{
+    HRI_ASSERT(block < head->n_blocks);
+    if (head->summary.k_codes) {
+        hri_summary_centers(head, block, k_center, v_center);
+        return;
+    }
+    memset(k_center, 0, head->options.k_dim * sizeof(float));
+    memset(v_center, 0, head->options.v_dim * sizeof(float));
+}
+
+void hri_index_set_steps(struct hri_index_head *head, uint32_t block, float k_step, float v_step)
+{
+    HRI_ASSERT(block < head->n_blocks && head->k_step);
+    head->k_step[block] = k_step;
+    head->v_step[block] = v_step;
+}
+
+void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k_step, float *v_step)
+{
+    HRI_ASSERT(block < head->n_blocks && head->k_step);
+    *k_step = head->k_step[block];
+    *v_step = head->v_step[block];
+}
+
+void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
+{
+    while (head->n_blocks > n_blocks) {
+        head->n_blocks--;
+        head->n_rows -= head->block_rows[head->n_blocks];
+    }
+}
+
+size_t hri_index_step_scratch_bytes(const struct hri_index_options *options)
+{
+    const struct hri_selector_ops *ops = options->recipe.selector->ops;
+    return ops->scratch_bytes ? ops->scratch_bytes(options) : 64;
+}
+
+hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+{
+    out->n_items = 0;
+    out->bytes = 0;
+    out->capped = false;
+    memset(out->predicted, 0, sizeof out->predicted);
+    if (head->n_blocks == 0)
+        return HR_OK;
+    return head->ops->select(head, in, out);
+}
+
+void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t block, float *dots_out)
+{
+    struct hri_step step = hri_step_at(head, in);
+    HRI_ASSERT(block < head->n_blocks);
+    for (uint32_t g = 0; g < head->options.g; g++)
+        dots_out[g] = step.dots[g * step.stride + block];
+}
+
+void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
+                        struct hri_partial *part, uint32_t *estimated_blocks_out)
+{
+    uint32_t n = head->n_blocks && head->ops->estimate ? head->ops->estimate(head, in, out, NULL, 0, part) : 0;
+    if (estimated_blocks_out)
+        *estimated_blocks_out = n;
+}
+
+void hri_index_estimate_blocks(struct hri_index_head *head, const struct hri_select_in *in, const uint32_t *blocks, uint32_t n,
+                               struct hri_partial *part)
+{
+    if (n && head->ops->estimate)
+        head->ops->estimate(head, in, NULL, blocks, n, part);
+}

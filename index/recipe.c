@@ -1,0 +1,153 @@
+/* Reading a recipe: "name" or "name:key=value,key=value". */
+#include "base/error.h"
+#include "base/parse.h"
+#include "index/index.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NAME_BYTES_MAX 64
+
+/* Levenshtein distance, for "did you mean". Words longer than the table are simply far away. */
+static unsigned edit_distance(const char *a, const char *b)
+{
+    unsigned row[NAME_BYTES_MAX + 1];
+    size_t na = strlen(a), nb = strlen(b);
+    if (na > NAME_BYTES_MAX || nb > NAME_BYTES_MAX)
+        return NAME_BYTES_MAX;
+    for (unsigned j = 0; j <= nb; j++)
+        row[j] = j;
+    for (unsigned i = 1; i <= na; i++) {
+        unsigned diagonal = row[0];
+        row[0] = i;
+        for (unsigned j = 1; j <= nb; j++) {
+            unsigned above = row[j], best = diagonal + (a[i - 1] != b[j - 1]);
+            if (above + 1 < best)
+                best = above + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            row[j] = best;
+            diagonal = above;
+        }
+    }
+    return row[nb];
+}
+
+/* "block" and "page" are one parameter under two names: papers say page, the library says block. */
+static const char *alias_of(const char *key)
+{
+    if (strcmp(key, "block") == 0)
+        return "page";
+    return strcmp(key, "page") == 0 ? "block" : NULL;
+}
+
+static int param_index(const struct hri_param *params, const char *key)
+{
+    for (int i = 0; params[i].name; i++)
+        if (strcmp(params[i].name, key) == 0)
+            return i;
+    return -1;
+}
+
+static int find_param(const struct hri_selector *selector, const char *key)
+{
+    int i = param_index(selector->params, key);
+    const char *alias = alias_of(key);
+    return i < 0 && alias ? param_index(selector->params, alias) : i;
+}
+
+static const struct hri_selector *find_selector(const char *name)
+{
+    const struct hri_selector *selector;
+    for (size_t i = 0; (selector = hri_selector_at(i)); i++)
+        if (strcmp(selector->name, name) == 0)
+            return selector;
+    return NULL;
+}
+
+static hr_status_t unknown_selector(const char *name)
+{
+    const struct hri_selector *selector, *best = hri_selector_at(0);
+    for (size_t i = 1; (selector = hri_selector_at(i)); i++)
+        if (edit_distance(name, selector->name) < edit_distance(name, best->name))
+            best = selector;
+    return hri_error_set(HR_ERR_NOTFOUND, "recipe '%s' is not known; the nearest is '%s'", name, best->name);
+}
+
+static hr_status_t unknown_param(const struct hri_selector *selector, const char *key)
+{
+    const struct hri_param *best = selector->params;
+    for (const struct hri_param *p = best; p->name; p++)
+        if (edit_distance(key, p->name) < edit_distance(key, best->name))
+            best = p;
+    return hri_error_set(HR_ERR_NOTFOUND, "recipe %s has no parameter '%s'; the nearest is '%s'", selector->name, key,
+                         best->name);
+}
+
+static hr_status_t set_param(struct hri_recipe *recipe, char *item)
+{
+    char *equals = strchr(item, '=');
+    if (!equals)
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: '%s' is not key=value", recipe->selector->name, item);
+    *equals = '\0';
+    int i = find_param(recipe->selector, item);
+    if (i < 0)
+        return unknown_param(recipe->selector, item);
+    const struct hri_param *p = &recipe->selector->params[i];
+    const char *text = equals + 1;
+    char *end;
+    double value = strtod(text, &end);
+    bool percent = *end == '%' && end[1] == '\0';
+    if (percent)
+        value /= 100;
+    if (end == text || (*end && !percent) || !isfinite(value))
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is '%s', which is not a number", recipe->selector->name, p->name,
+                             text);
+    if (value < p->min || value > p->max)
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, allowed is %g to %g", recipe->selector->name, p->name, value,
+                             p->min, p->max);
+    /* Parameters with a large range count something (tokens, rows, layers, iterations); the others are shares. */
+    bool counts = p->max > 8;
+    if (counts && value != floor(value))
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, it must be a whole number", recipe->selector->name, p->name,
+                             value);
+    recipe->values[i] = value;
+    return HR_OK;
+}
+
+hr_status_t hri_recipe_parse(const char *text, struct hri_recipe *recipe_out)
+{
+    char name[NAME_BYTES_MAX];
+    struct hri_recipe recipe = {0};
+    if (!text || !*text)
+        return hri_error_set(HR_ERR_INVALID, "recipe is empty; say for example 'headrace'");
+    size_t length = strcspn(text, ":");
+    if (length >= sizeof name)
+        return hri_error_set(HR_ERR_NOTFOUND, "recipe name of %zu characters is not known", length);
+    memcpy(name, text, length);
+    name[length] = '\0';
+    recipe.selector = find_selector(name);
+    if (!recipe.selector)
+        return unknown_selector(name);
+    for (int i = 0; recipe.selector->params[i].name; i++)
+        recipe.values[i] = recipe.selector->params[i].value_default;
+
+    const char *cursor = text[length] == ':' ? text + length + 1 : NULL;
+    while (cursor) {
+        char item[HRI_PARSE_ITEM_BYTES_MAX];
+        hr_status_t status = hri_parse_list_next(&cursor, item);
+        if (status == HR_OK)
+            status = set_param(&recipe, item);
+        if (status != HR_OK)
+            return status;
+    }
+    *recipe_out = recipe;
+    return HR_OK;
+}
+
+double hri_recipe_value(const struct hri_recipe *recipe, const char *key)
+{
+    int i = find_param(recipe->selector, key);
+    return i < 0 ? 0 : recipe->values[i];
+}

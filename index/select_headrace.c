@@ -1,0 +1,280 @@
+/* Headrace, level 0 and level 2 (docs/algorithm.md): blocks in the metric of the queries, second-order summaries of everything, int8
+ * rows where they remove most expected error per byte. */
+#include "base/arena.h"
+#include "index/group.h"
+#include "index/head.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The variance beyond which the doubt does not grow any more, and what a block of no variance keeps of it: its int8 codes and the
+ * shape's own error. */
+#define DOUBT_VARIANCE_MAX 3.0f
+#define DOUBT_FLOOR 0.3f
+/* Blocks with a larger share of some head's attention enter the output that errors are measured against. */
+#define OUTPUT_SHARE_MIN 0.002f
+
+static uint64_t device_bytes(const struct hri_index_options *o)
+{
+    return hri_summary_bytes(o, o->blocks_max) + hri_shape_bytes(o, o->blocks_max);
+}
+
+static uint64_t held_bytes(const struct hri_index_head *head, uint32_t n_blocks)
+{
+    return hri_summary_bytes(&head->options, n_blocks) + hri_shape_bytes(&head->options, n_blocks);
+}
+
+static hr_status_t create(struct hri_index_head *head)
+{
+    hr_status_t status = hri_summary_create(head);
+    if (status != HR_OK)
+        return status;
+    status = hri_shape_create(head);
+    if (status != HR_OK)
+        hri_summary_destroy(head);
+    return status;
+}
+
+static void destroy(struct hri_index_head *head)
+{
+    hri_shape_destroy(head);
+    hri_summary_destroy(head);
+}
+
+/* Workspace: the metric, then points + k-means while grouping, residuals while summarising. */
+struct work {
+    float *metric;  /* [k_dim][k_dim] */
+    float *points;  /* [n][k_dim] */
+    void *rest;
+};
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static size_t rest_bytes(const struct hri_index_options *o, uint32_t n)
+{
+    size_t grouping = hri_group_kmeans_work_bytes(n, o->k_dim, hri_index_target_rows(&o->recipe));
+    size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
+    return larger(larger(grouping, centers), larger(hri_shape_work_bytes(o), hri_qstats_metric_work_bytes(o->k_dim)));
+}
+
+static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
+{
+    return ((size_t)o->k_dim * o->k_dim + (size_t)n * o->k_dim) * sizeof(float) + rest_bytes(o, n) + 4 * 64;
+}
+
+static struct work take_work(const struct hri_index_options *o, const struct hri_segment *segment)
+{
+    struct hri_arena arena;
+    hri_arena_init_buffer(&arena, segment->workspace, workspace_bytes(o, segment->n));
+    struct work w;
+    w.metric = hri_arena_array(&arena, (size_t)o->k_dim * o->k_dim, sizeof(float));
+    w.points = hri_arena_array(&arena, (size_t)segment->n * o->k_dim, sizeof(float));
+    w.rest = hri_arena_array(&arena, rest_bytes(o, segment->n), 1);
+    return w;
+}
+
+static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
+{
+    const struct hri_index_options *o = &head->options;
+    struct work w = take_work(o, segment);
+    hr_status_t status = hri_qstats_metric(&head->stats, segment->position_end, segment->position_end + o->horizon_tokens,
+                                           w.rest, w.metric);
+    if (status != HR_OK)
+        return status;
+    o->kernels->matmul_nt(segment->k, segment->n, o->k_dim, w.metric, o->k_dim, w.points);
+    struct hri_group_in in = {.kernels = o->kernels, .y = w.points, .n = segment->n, .d = o->k_dim, .target = segment->target,
+                              .cap = segment->cap, .iterations = (uint32_t)hri_recipe_value(&o->recipe, "iterations")};
+    segment->n_blocks = hri_group_kmeans(&in, w.rest, segment->order, segment->block_rows);
+    return HR_OK;
+}
+
+static hr_status_t summarise(struct hri_index_head *head, const struct hri_segment *segment)
+{
+    struct work w = take_work(&head->options, segment);
+    uint32_t first = 0;
+    if (!head->summary.has_mean)
+        hri_summary_set_mean(head, segment->k, segment->n);
+    for (uint32_t b = 0; b < segment->n_blocks; b++) {
+        hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first, segment->block_rows[b],
+                          w.rest);
+        first += segment->block_rows[b];
+    }
+    return hri_shape_add(head, segment->k, segment->v, segment->order, segment->block_rows, segment->n_blocks, w.metric, w.rest);
+}
+
+/* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
+static inline float excess(float variance)
+{
+    float v = fminf(variance, DOUBT_VARIANCE_MAX);
+    return v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
+}
+
+/* What is left of the expected squared error, and the blocks' parts of it, per query head. */
+struct doubt {
+    const struct hri_index_head *head;
+    const struct hri_step *step;
+    float left[HR_GROUP_MAX];   /* sum over unrefined blocks of p^2 (exp(variance) - 1) / n */
+    float factor[HR_GROUP_MAX]; /* from that to the square of the relative error */
+    double tolerance;
+};
+
+static float block_doubt(const struct doubt *d, uint32_t g, uint32_t b)
+{
+    const struct hri_step *step = d->step;
+    float share = step->weight[g * step->stride + b] / step->total[g];
+    float variance = step->variance[g] * hri_block_spread(d->head, b);
+    return share * share * (excess(variance) + DOUBT_FLOOR) / d->head->block_rows[b];
+}
+
+static float predicted_error(const struct doubt *d, uint32_t g)
+{
+    return sqrtf(fmaxf(d->left[g], 0) * d->factor[g]);
+}
+
+static bool refined_enough(void *context, uint32_t block)
+{
+    struct doubt *d = context;
+    float sum = 0;
+    for (uint32_t g = 0; g < d->head->options.g; g++) {
+        d->left[g] -= block_doubt(d, g, block);
+        sum += predicted_error(d, g);
+    }
+    return d->tolerance > 0 && sum / (float)d->head->options.g <= d->tolerance;
+}
+
+/* The output of query head g as far as near and the heavy blocks make it, [v_dim]; the rest is taken at the mean value. */
+static void rough_output(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_step *step, uint32_t g,
+                         float *output)
+{
+    uint32_t dv = head->options.v_dim;
+    const float *weight = step->weight + g * step->stride;
+    float scale = in->near && in->near->l[g] > 0 ? expf(in->near->m[g] - step->top[g]) : 0, rest = 0;
+    for (uint32_t j = 0; j < dv; j++)
+        output[j] = scale > 0 ? scale * in->near->o[(size_t)g * dv + j] : 0;
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
+        if (weight[b] < OUTPUT_SHARE_MIN * step->total[g]) {
+            rest += weight[b];
+            continue;
+        }
+        float w = weight[b] * head->summary.v_scale[b];
+        for (uint32_t j = 0; j < dv; j++)
+            output[j] += w * head->summary.v_codes[(size_t)b * dv + j];
+    }
+    for (uint32_t j = 0; j < dv; j++)
+        output[j] = (output[j] + rest * head->shape.v_mean[j]) / step->total[g];
+}
+
+/* A wrong share moves the output by (value - output): its mean square over the head's values, relative to the output's. */
+static float error_factor(const struct hri_index_head *head, const float *output)
+{
+    float square = 0, far = head->shape.v_variance;
+    for (uint32_t j = 0; j < head->options.v_dim; j++) {
+        float x = output[j] - head->shape.v_mean[j];
+        far += x * x;
+        square += output[j] * output[j];
+    }
+    return square > 0 ? far / square : 0;
+}
+
+static void score(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step)
+{
+    const struct hri_index_options *o = &head->options;
+    hri_summary_dots(head, in->q, step->dots, step->stride);
+    for (uint32_t g = 0; g < o->g; g++) {
+        hri_shape_query(head, in->q + (size_t)g * o->k_dim, &step->variance[g], step->shift + (size_t)g * o->v_dim);
+        for (uint32_t b = 0; b < head->n_blocks; b++)
+            step->weight[g * step->stride + b] = hri_step_log_mass(head, step, g, b);
+    }
+    hri_step_weigh(head, in, step);
+}
+
+static void rank(const struct hri_index_head *head, struct hri_step *step, struct doubt *doubt)
+{
+    memset(step->work, 0, head->n_blocks * sizeof(float));
+    for (uint32_t g = 0; g < head->options.g; g++) {
+        float sum = 0;
+        for (uint32_t b = 0; b < head->n_blocks; b++) {
+            float part = block_doubt(doubt, g, b);
+            sum += part;
+            step->work[b] += part;
+        }
+        doubt->left[g] = sum;
+    }
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        step->ranked[b] = (struct hri_ranked){step->work[b] / head->block_rows[b], b};
+}
+
+/* Blocks that lie in frames cost no transfer: the best of those not chosen yet are taken beyond the budget. */
+static void take_resident(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step,
+                          struct doubt *doubt, struct hri_select_out *out)
+{
+    double reuse = hri_recipe_value(&head->options.recipe, "reuse");
+    uint32_t n = 0;
+    if (!in->resident || reuse <= 0)
+        return;
+    for (uint32_t i = 0; i < out->n_items; i++)
+        step->work[out->items[i]] = -1;
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        if (in->resident[b] && step->work[b] >= 0)
+            step->ranked[n++] = (struct hri_ranked){step->work[b] / head->block_rows[b], b};
+    struct hri_take take = {.ranked = step->ranked, .n = n, .budget_bytes = (uint64_t)(reuse * (double)in->budget_bytes),
+                            .enough = refined_enough, .context = doubt};
+    hri_take_blocks(head, in, &take, out);
+}
+
+static hr_status_t select_blocks(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_step step = hri_step_at(head, in);
+    struct doubt doubt = {.head = head, .step = &step, .tolerance = in->tolerance};
+    float output[HR_HEAD_DIM_MAX], mean = 0;
+    score(head, in, &step);
+    rank(head, &step, &doubt);
+    for (uint32_t g = 0; g < o->g; g++) {
+        rough_output(head, in, &step, g, output);
+        doubt.factor[g] = error_factor(head, output);
+        mean += predicted_error(&doubt, g) / (float)o->g;
+    }
+    bool reached = in->tolerance > 0 && mean <= in->tolerance;
+    if (!reached) {
+        struct hri_take take = {.ranked = step.ranked, .n = head->n_blocks, .budget_bytes = in->budget_bytes,
+                                .enough = refined_enough, .context = &doubt};
+        reached = hri_take_blocks(head, in, &take, out);
+        if (!reached)
+            take_resident(head, in, &step, &doubt, out);
+    }
+    out->capped = in->tolerance > 0 && !reached && out->n_items < head->n_blocks;
+    for (uint32_t g = 0; g < o->g; g++)
+        out->predicted[g] = predicted_error(&doubt, g);
+    return HR_OK;
+}
+
+static uint32_t estimate(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
+                         const uint32_t *blocks, uint32_t n, struct hri_partial *part)
+{
+    struct hri_step step = hri_step_at(head, in);
+    if (!out) {
+        hri_step_estimate_listed(head, &step, blocks, n, part);
+        return n;
+    }
+    memset(step.mark, 1, head->n_blocks);
+    for (uint32_t i = 0; i < out->n_items; i++)
+        step.mark[out->items[i]] = 0;
+    return hri_step_estimate_marked(head, &step, part);
+}
+
+const struct hri_selector_ops hri_select_headrace_ops = {
+    .device_bytes = device_bytes,
+    .held_bytes = held_bytes,
+    .create = create,
+    .destroy = destroy,
+    .workspace_bytes = workspace_bytes,
+    .group = group,
+    .summarise = summarise,
+    .scratch_bytes = hri_step_bytes,
+    .select = select_blocks,
+    .estimate = estimate,
+};

@@ -1,0 +1,53 @@
+/* What a selector is made of: one small table. Selectors see a head through index/head.h.
+ *
+ * A selector with blocks groups a segment's rows, writes summaries for the new blocks, and per step scores them, chooses and (where
+ * it has one) estimates the remainder. NULL entries mean "has none"; their default is in the comment.
+ */
+#ifndef HRI_SELECTOR_OPS_H
+#define HRI_SELECTOR_OPS_H
+
+#include "index/index.h"
+
+struct hri_segment {
+    const float *k;            /* [n][k_dim] */
+    const float *v;            /* [n][v_dim] */
+    uint32_t n;
+    uint32_t position_end;
+    uint32_t target, cap;      /* mean and largest rows of a block */
+    uint32_t blocks_max;       /* of this segment */
+    void *workspace;           /* workspace_bytes(options, n), 64-byte aligned */
+    uint32_t *order;           /* out [n] */
+    uint32_t *block_rows;      /* out [blocks_max] */
+    uint32_t n_blocks;         /* out */
+};
+
+struct hri_selector_ops {
+    /* Device bytes for blocks_max blocks beyond the head's own tables; default 0. */
+    uint64_t (*device_bytes)(const struct hri_index_options *options);
+    /* Of those, what n_blocks blocks hold, shared parts included; default 0. */
+    uint64_t (*held_bytes)(const struct hri_index_head *head, uint32_t n_blocks);
+    /* Head state; default none. */
+    hr_status_t (*create)(struct hri_index_head *head);
+    void (*destroy)(struct hri_index_head *head);
+    /* Bytes add needs for n rows. */
+    size_t (*workspace_bytes)(const struct hri_index_options *options, uint32_t n);
+    /* Fills order, block_rows, n_blocks; default: consecutive rows, target rows each. */
+    hr_status_t (*group)(struct hri_index_head *head, struct hri_segment *segment);
+    /* Writes summaries for the segment's blocks, whose first is number head->n_blocks; default none. */
+    hr_status_t (*summarise)(struct hri_index_head *head, const struct hri_segment *segment);
+    /* Bytes of scratch a step needs. */
+    size_t (*scratch_bytes)(const struct hri_index_options *options);
+    hr_status_t (*select)(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out);
+    /* Adds the estimate of all blocks not in out, or (out NULL) of the n blocks listed; returns how many. Default: drops them. */
+    uint32_t (*estimate)(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
+                         const uint32_t *blocks, uint32_t n, struct hri_partial *part);
+};
+
+extern const struct hri_selector_ops hri_select_full_ops;
+extern const struct hri_selector_ops hri_select_window_ops;
+extern const struct hri_selector_ops hri_select_topk_ops;
+extern const struct hri_selector_ops hri_select_quest_ops;
+extern const struct hri_selector_ops hri_select_retroinfer_ops;
+extern const struct hri_selector_ops hri_select_headrace_ops;
+
+#endif

@@ -1,0 +1,339 @@
+/* C and D: the shared second-order part of the summaries (docs/algorithm.md, level 0). */
+#include "base/arena.h"
+#include "base/assert.h"
+#include "base/half.h"
+#include "index/head.h"
+#include "index/linalg.h"
+
+#include <math.h>
+#include <string.h>
+
+#define RANK_MAX 16u
+#define CHUNK_ROWS 512u      /* residuals are formed so many rows at a time; a block has at most 255 */
+#define REFRESH_GROWTH 1.25  /* C and D are made anew when the rows behind them have grown by this factor */
+
+static uint32_t rank_of(uint32_t d)
+{
+    uint32_t rank = d / 4;
+    return rank < RANK_MAX ? rank : RANK_MAX;
+}
+
+uint64_t hri_shape_bytes(const struct hri_index_options *o, uint32_t n_blocks)
+{
+    uint64_t rank_c = rank_of(o->k_dim), rank_d = rank_of(o->k_dim < o->v_dim ? o->k_dim : o->v_dim);
+    return rank_c * (o->k_dim + sizeof(float)) + rank_d * (o->k_dim + o->v_dim + 2 * sizeof(float)) +
+           o->v_dim * sizeof(float) + n_blocks * sizeof(uint16_t);
+}
+
+hr_status_t hri_shape_create(struct hri_index_head *head)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_shape *s = &head->shape;
+    size_t width = o->k_dim + o->v_dim;
+    uint32_t rank_c = rank_of(o->k_dim), rank_d = rank_of(o->k_dim < o->v_dim ? o->k_dim : o->v_dim);
+    s->f = hri_calloc(o->device, rank_c, o->k_dim);
+    s->f_scale = hri_calloc(o->device, rank_c, sizeof(float));
+    s->w = hri_calloc(o->device, rank_d, o->k_dim);
+    s->u = hri_calloc(o->device, rank_d, o->v_dim);
+    s->w_scale = hri_calloc(o->device, rank_d, sizeof(float));
+    s->u_scale = hri_calloc(o->device, rank_d, sizeof(float));
+    s->v_mean = hri_calloc(o->device, o->v_dim, sizeof(float));
+    s->spread = hri_array(o->device, o->blocks_max, sizeof(uint16_t));
+    s->joint = hri_aligned_zero(o->scratch, 64, width * width * sizeof(float));
+    s->v_sum = hri_calloc(o->scratch, o->v_dim, sizeof(double));
+    if (!s->f || !s->f_scale || !s->w || !s->u || !s->w_scale || !s->u_scale || !s->v_mean || !s->spread || !s->joint ||
+        !s->v_sum) {
+        hri_shape_destroy(head);
+        return hri_alloc_status();
+    }
+    s->rank_c = rank_c;
+    s->rank_d = rank_d;
+    return HR_OK;
+}
+
+void hri_shape_destroy(struct hri_index_head *head)
+{
+    struct hri_shape *s = &head->shape;
+    struct hri_alloc *device = head->options.device, *scratch = head->options.scratch;
+    hri_free(device, s->f);
+    hri_free(device, s->f_scale);
+    hri_free(device, s->w);
+    hri_free(device, s->u);
+    hri_free(device, s->w_scale);
+    hri_free(device, s->u_scale);
+    hri_free(device, s->v_mean);
+    hri_free(device, s->spread);
+    hri_free(scratch, s->joint);
+    hri_free(scratch, s->v_sum);
+    *s = (struct hri_shape){0};
+}
+
+struct work {
+    float *residuals;  /* [CHUNK_ROWS][k_dim + v_dim] */
+    float *keys;       /* [CHUNK_ROWS][k_dim] */
+    float *turned;     /* [CHUNK_ROWS][k_dim] keys in the metric */
+    double *a, *b;     /* [dim][dim] */
+    double *values;    /* [dim] */
+    void *eigen;
+};
+
+static size_t work_dim(const struct hri_index_options *o)
+{
+    return o->k_dim > o->v_dim ? o->k_dim : o->v_dim;
+}
+
+size_t hri_shape_work_bytes(const struct hri_index_options *o)
+{
+    size_t dim = work_dim(o);
+    return CHUNK_ROWS * ((size_t)3 * o->k_dim + o->v_dim) * sizeof(float) + (2 * dim * dim + dim) * sizeof(double) +
+           hri_eigen_work_bytes(o->k_dim) + 8 * 64;
+}
+
+static struct work take_work(const struct hri_index_options *o, void *memory)
+{
+    struct hri_arena arena;
+    size_t dim = work_dim(o);
+    hri_arena_init_buffer(&arena, memory, hri_shape_work_bytes(o));
+    struct work w = {0};
+    w.residuals = hri_arena_array(&arena, CHUNK_ROWS, (o->k_dim + o->v_dim) * sizeof(float));
+    w.keys = hri_arena_array(&arena, CHUNK_ROWS, o->k_dim * sizeof(float));
+    w.turned = hri_arena_array(&arena, CHUNK_ROWS, o->k_dim * sizeof(float));
+    w.a = hri_arena_array(&arena, dim * dim, sizeof(double));
+    w.b = hri_arena_array(&arena, dim * dim, sizeof(double));
+    w.values = hri_arena_array(&arena, dim, sizeof(double));
+    w.eigen = hri_arena_array(&arena, hri_eigen_work_bytes(o->k_dim), 1);
+    HRI_ASSERT(w.eigen != NULL);
+    return w;
+}
+
+/* residuals [i] = (k - m | v - v_m) of one block, keys [i] = k - m. */
+static void block_residuals(const struct hri_index_head *head, uint32_t b, const float *k, const float *v, const uint32_t *rows,
+                            uint32_t n, float *residuals, float *keys)
+{
+    uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
+    float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
+    hri_summary_centers(head, b, k_center, v_center);
+    for (uint32_t i = 0; i < n; i++) {
+        float *row = residuals + (size_t)i * (dk + dv);
+        for (uint32_t j = 0; j < dk; j++)
+            keys[(size_t)i * dk + j] = row[j] = k[(size_t)rows[i] * dk + j] - k_center[j];
+        for (uint32_t j = 0; j < dv; j++)
+            row[dk + j] = v[(size_t)rows[i] * dv + j] - v_center[j];
+    }
+}
+
+static void add_values(struct hri_shape *s, const float *v, uint32_t dv, const uint32_t *rows, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < dv; j++) {
+            double x = v[(size_t)rows[i] * dv + j];
+            s->v_sum[j] += x;
+            s->v_square_sum += x * x;
+        }
+    s->rows += n;
+}
+
+/* Spreads of the blocks whose rows lie in turned, one after the other. */
+static void write_spreads(struct hri_index_head *head, uint32_t first_block, const uint32_t *block_rows, uint32_t n_blocks,
+                          const float *turned)
+{
+    uint32_t dk = head->options.k_dim;
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        double sum = 0;
+        for (size_t i = 0; i < (size_t)block_rows[b] * dk; i++)
+            sum += (double)turned[i] * turned[i];
+        head->shape.spread[first_block + b] = hri_bf16_from_f32((float)(sum / block_rows[b]));
+        head->shape.spread_sum += sum;
+        turned += (size_t)block_rows[b] * dk;
+    }
+}
+
+/* Codes a column as int8; returns its scale. */
+static float code_column(const double *x, uint32_t d, int8_t *codes)
+{
+    double most = 0;
+    for (uint32_t j = 0; j < d; j++)
+        most = fmax(most, fabs(x[j]));
+    float scale = (float)(most / 127);
+    for (uint32_t j = 0; j < d; j++)
+        codes[j] = scale > 0 ? (int8_t)lrint(x[j] / scale) : 0;
+    return scale;
+}
+
+/* The i-th row of the metric and its inverse have the same direction: rows of p are eigenvectors times root values. */
+static double row_square(const float *p, uint32_t d, uint32_t i)
+{
+    double sum = 0;
+    for (uint32_t j = 0; j < d; j++)
+        sum += (double)p[(size_t)i * d + j] * p[(size_t)i * d + j];
+    return sum;
+}
+
+/* out[j] = sum_i z[i] p_ij / |p_i|^2: takes a direction from the whitened queries' space back to that of queries. */
+static void unwhiten(const float *p, uint32_t d, const double *z, double *out)
+{
+    memset(out, 0, d * sizeof *out);
+    for (uint32_t i = 0; i < d; i++) {
+        double t = z[i] / fmax(row_square(p, d, i), 1e-30);
+        for (uint32_t j = 0; j < d; j++)
+            out[j] += t * p[(size_t)i * d + j];
+    }
+}
+
+/* w.a = P C P' (side = d) from the joint sums. */
+static void metric_of_c(const struct hri_index_head *head, const float *p, double scale, struct work *w)
+{
+    uint32_t d = head->options.k_dim, width = d + head->options.v_dim;
+    const float *joint = head->shape.joint;
+    for (uint32_t i = 0; i < d; i++) /* b = P C */
+        for (uint32_t j = 0; j < d; j++) {
+            double sum = 0;
+            for (uint32_t l = 0; l < d; l++)
+                sum += (double)p[(size_t)i * d + l] * joint[(size_t)j * width + l];
+            w->b[(size_t)i * d + j] = sum * scale;
+        }
+    for (uint32_t i = 0; i < d; i++)
+        for (uint32_t j = 0; j < d; j++) {
+            double sum = 0;
+            for (uint32_t l = 0; l < d; l++)
+                sum += w->b[(size_t)i * d + l] * p[(size_t)j * d + l];
+            w->a[(size_t)i * d + j] = sum;
+        }
+}
+
+/* F: columns sqrt(value) * direction of the largest eigenvalues of P C P', taken back to queries. */
+static hr_status_t refresh_c(struct hri_index_head *head, const float *p, double scale, struct work *w)
+{
+    struct hri_shape *s = &head->shape;
+    uint32_t d = head->options.k_dim;
+    double column[HR_HEAD_DIM_MAX];
+    metric_of_c(head, p, scale, w);
+    hr_status_t status = hri_eigen(w->a, d, w->values, w->eigen);
+    if (status != HR_OK)
+        return status;
+    double kept = 0, all = 0;
+    for (uint32_t i = 0; i < d; i++) {
+        all += fmax(w->values[i], 0);
+        kept += i >= d - s->rank_c ? fmax(w->values[i], 0) : 0;
+    }
+    /* What the low rank leaves out is spread over what it keeps, so that the expected variance is right. */
+    double swell = kept > 0 ? sqrt(all / kept) : 0;
+    for (uint32_t r = 0; r < s->rank_c; r++) {
+        uint32_t i = d - 1 - r;
+        unwhiten(p, d, w->a + (size_t)i * d, column);
+        for (uint32_t j = 0; j < d; j++)
+            column[j] *= swell * sqrt(fmax(w->values[i], 0));
+        s->f_scale[r] = code_column(column, d, s->f + (size_t)r * d);
+    }
+    return HR_OK;
+}
+
+/* w.b = D P' [v_dim][k_dim], w.a = b'b. */
+static void metric_of_d(const struct hri_index_head *head, const float *p, double scale, struct work *w)
+{
+    uint32_t dk = head->options.k_dim, dv = head->options.v_dim, width = dk + dv;
+    for (uint32_t i = 0; i < dv; i++)
+        for (uint32_t j = 0; j < dk; j++) {
+            const float *d_row = head->shape.joint + (size_t)(dk + i) * width;
+            double sum = 0;
+            for (uint32_t l = 0; l < dk; l++)
+                sum += (double)d_row[l] * p[(size_t)j * dk + l];
+            w->b[(size_t)i * dk + j] = sum * scale;
+        }
+    memset(w->a, 0, (size_t)dk * dk * sizeof *w->a);
+    for (uint32_t l = 0; l < dv; l++)
+        for (uint32_t i = 0; i < dk; i++)
+            for (uint32_t j = 0; j < dk; j++)
+                w->a[(size_t)i * dk + j] += w->b[(size_t)l * dk + i] * w->b[(size_t)l * dk + j];
+}
+
+/* D = U W': W from the largest right singular vectors of D P', U = D P' times them. */
+static hr_status_t refresh_d(struct hri_index_head *head, const float *p, double scale, struct work *w)
+{
+    struct hri_shape *s = &head->shape;
+    uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
+    double column[HR_HEAD_DIM_MAX];
+    metric_of_d(head, p, scale, w);
+    hr_status_t status = hri_eigen(w->a, dk, w->values, w->eigen);
+    if (status != HR_OK)
+        return status;
+    for (uint32_t r = 0; r < s->rank_d; r++) {
+        const double *z = w->a + (size_t)(dk - 1 - r) * dk;
+        unwhiten(p, dk, z, column);
+        s->w_scale[r] = code_column(column, dk, s->w + (size_t)r * dk);
+        for (uint32_t i = 0; i < dv; i++) {
+            column[i] = 0;
+            for (uint32_t j = 0; j < dk; j++)
+                column[i] += w->b[(size_t)i * dk + j] * z[j];
+        }
+        s->u_scale[r] = code_column(column, dv, s->u + (size_t)r * dv);
+    }
+    return HR_OK;
+}
+
+static hr_status_t refresh(struct hri_index_head *head, const float *p, struct work *w)
+{
+    struct hri_shape *s = &head->shape;
+    uint32_t dv = head->options.v_dim;
+    double mean_square = 0, scale = s->spread_sum > 0 ? 1 / s->spread_sum : 0;
+    for (uint32_t j = 0; j < dv; j++) {
+        s->v_mean[j] = (float)(s->v_sum[j] / s->rows);
+        mean_square += (double)s->v_mean[j] * s->v_mean[j];
+    }
+    s->v_variance = (float)fmax(s->v_square_sum / s->rows - mean_square, 0);
+    hr_status_t status = refresh_c(head, p, scale, w);
+    if (status == HR_OK)
+        status = refresh_d(head, p, scale, w);
+    if (status == HR_OK)
+        s->rows_at_refresh = (uint64_t)s->rows;
+    return status;
+}
+
+hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const float *v, const uint32_t *order,
+                          const uint32_t *block_rows, uint32_t n_blocks, const float *p, void *memory)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_shape *s = &head->shape;
+    struct work w = take_work(o, memory);
+    uint32_t width = o->k_dim + o->v_dim, first = 0, b = 0;
+    while (b < n_blocks) {
+        uint32_t held = 0, begin = b;
+        for (; b < n_blocks && held + block_rows[b] <= CHUNK_ROWS; b++) {
+            block_residuals(head, head->n_blocks + b, k, v, order + first, block_rows[b], w.residuals + (size_t)held * width,
+                            w.keys + (size_t)held * o->k_dim);
+            add_values(s, v, o->v_dim, order + first, block_rows[b]);
+            held += block_rows[b];
+            first += block_rows[b];
+        }
+        o->kernels->matmul_nt(w.keys, held, o->k_dim, p, o->k_dim, w.turned);
+        o->kernels->second_moment(w.residuals, held, width, s->joint);
+        write_spreads(head, head->n_blocks + begin, block_rows + begin, b - begin, w.turned);
+    }
+    return s->rows > REFRESH_GROWTH * (double)s->rows_at_refresh ? refresh(head, p, &w) : HR_OK;
+}
+
+static float dot_i8(const float *q, const int8_t *codes, uint32_t d)
+{
+    float sum = 0;
+    for (uint32_t j = 0; j < d; j++)
+        sum += q[j] * codes[j];
+    return sum;
+}
+
+void hri_shape_query(const struct hri_index_head *head, const float *q, float *variance_out, float *shift_out)
+{
+    const struct hri_shape *s = &head->shape;
+    uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
+    float variance = 0;
+    for (uint32_t r = 0; r < s->rank_c; r++) {
+        float t = s->f_scale[r] * dot_i8(q, s->f + (size_t)r * dk, dk);
+        variance += t * t;
+    }
+    *variance_out = variance;
+    memset(shift_out, 0, dv * sizeof *shift_out);
+    for (uint32_t r = 0; r < s->rank_d; r++) {
+        float t = s->w_scale[r] * s->u_scale[r] * dot_i8(q, s->w + (size_t)r * dk, dk);
+        for (uint32_t j = 0; j < dv; j++)
+            shift_out[j] += t * s->u[(size_t)r * dv + j];
+    }
+}
