@@ -20,11 +20,12 @@ struct piece_header {
     uint32_t mark;
 };
 
-#define PIECE_LIVE     0x68726c76u
-#define PIECE_FREED    0x68726672u
+#define PIECE_LIVE      0x68726c76u
+#define PIECE_FREED     0x68726672u
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
-_Static_assert(sizeof(struct piece_header) == 16, "the smallest alignment leaves room for the header");
+_Static_assert(sizeof(struct piece_header) == 16,
+               "the smallest alignment leaves room for the header");
 
 static _Thread_local hr_status_t last_refusal = HR_ERR_NOMEM;
 
@@ -75,8 +76,8 @@ static void *refuse(struct hri_alloc *alloc, hr_status_t status)
 
 static void *refuse_memory(struct hri_alloc *alloc, uint64_t bytes)
 {
-    hri_error_set(HR_ERR_NOMEM, "%s: no memory for %llu bytes", alloc != NULL ? alloc->name : "memory",
-                  (unsigned long long)bytes);
+    hri_error_set(HR_ERR_NOMEM, "%s: no memory for %llu bytes",
+                  alloc != NULL ? alloc->name : "memory", (unsigned long long)bytes);
     return refuse(alloc, HR_ERR_NOMEM);
 }
 
@@ -100,7 +101,8 @@ bool hri_alloc_charge(struct hri_alloc *alloc, uint64_t bytes)
     do {
         bool overflow = __builtin_add_overflow(live, bytes, &after);
         if (overflow || (alloc->cap_bytes != 0 && after > alloc->cap_bytes)) {
-            hri_error_set(HR_ERR_BUDGET, "%s: %llu bytes more than the %llu in use would exceed the cap of %llu",
+            hri_error_set(HR_ERR_BUDGET,
+                          "%s: %llu bytes more than the %llu in use would exceed the cap of %llu",
                           alloc->name, (unsigned long long)bytes, (unsigned long long)live,
                           (unsigned long long)alloc->cap_bytes);
             refuse(alloc, HR_ERR_BUDGET);
@@ -144,8 +146,10 @@ static struct piece_header *header_of(void *ptr)
 
 void *hri_aligned(struct hri_alloc *alloc, size_t alignment, size_t bytes)
 {
-    HRI_ASSERT(alignment != 0 && (alignment & (alignment - 1)) == 0 && alignment <= HUGE_PAGE_BYTES);
-    size_t offset = alignment < sizeof(struct piece_header) ? sizeof(struct piece_header) : alignment;
+    HRI_ASSERT(alignment != 0 && (alignment & (alignment - 1)) == 0 &&
+               alignment <= HUGE_PAGE_BYTES);
+    size_t offset =
+        alignment < sizeof(struct piece_header) ? sizeof(struct piece_header) : alignment;
     size_t whole_bytes;
     if (__builtin_add_overflow(bytes, offset, &whole_bytes) || whole_bytes > PTRDIFF_MAX)
         return refuse_memory(alloc, bytes);
@@ -211,7 +215,10 @@ void *hri_calloc(struct hri_alloc *alloc, size_t count, size_t item_bytes)
 
 void *hri_realloc(struct hri_alloc *alloc, void *ptr, size_t bytes)
 {
-    /* Old and new piece exist together for a moment and both count: that is what the memory really does. */
+    /*
+     * Old and new piece exist together for a moment and both count: that is what the memory
+     * really does.
+     */
     void *moved = hri_malloc(alloc, bytes);
     if (moved == NULL || ptr == NULL)
         return moved;
@@ -249,7 +256,10 @@ hr_status_t hri_region_alloc(struct hri_alloc *alloc, size_t bytes, struct hri_r
     if (!hri_alloc_charge(alloc, usable_bytes))
         return HR_ERR_BUDGET;
 
-    /* mmap aligns to small pages only: one huge page more leaves room to align ourselves. It is never touched. */
+    /*
+     * mmap aligns to small pages only: one huge page more leaves room to align ourselves. It is
+     * never touched.
+     */
     bool huge = usable_bytes >= HUGE_PAGE_BYTES;
     size_t mapping_bytes = usable_bytes + (huge ? HUGE_PAGE_BYTES : 0);
     void *mapping =

@@ -1,11 +1,13 @@
 /*
- * Memory with a count, a cap and a way to fail on purpose. One struct hri_alloc stands for one budget (a handle's bookkeeping, the
- * device tier, the host tier); every function is safe from any thread. The allocator must outlive what it handed out.
+ * Memory with a count, a cap and a way to fail on purpose. One struct hri_alloc stands for one
+ * budget (a handle's bookkeeping, the device tier, the host tier); every function is safe from
+ * any thread. The allocator must outlive what it handed out.
  *
- * Counted are the bytes asked for (whole pages for regions), not the 16 to `alignment` bytes of header before each piece.
+ * Counted are the bytes asked for (whole pages for regions), not the 16 to `alignment` bytes of
+ * header before each piece.
  *
- * Every function accepts alloc == NULL: plain memory of the C library, neither counted nor capped. Pieces must be freed with the
- * allocator they came from.
+ * Every function accepts alloc == NULL: plain memory of the C library, neither counted nor
+ * capped. Pieces must be freed with the allocator they came from.
  */
 #ifndef HRI_BASE_ALLOC_H
 #define HRI_BASE_ALLOC_H
@@ -26,14 +28,14 @@ struct hri_alloc_hooks {
 
 struct hri_alloc {
     struct hri_alloc_hooks hooks;
-    const char *name;              /* names the budget in messages, such as "host tier" */
-    uint64_t cap_bytes;            /* 0: no cap. Going over it fails with HR_ERR_BUDGET */
+    const char *name;   /* names the budget in messages, such as "host tier" */
+    uint64_t cap_bytes; /* 0: no cap. Going over it fails with HR_ERR_BUDGET */
     _Atomic uint64_t live_bytes;
     _Atomic uint64_t peak_bytes;
-    _Atomic uint64_t alloc_count;  /* successful allocations since init; the step path must leave it alone */
+    _Atomic uint64_t alloc_count; /* that succeeded since init; the step path leaves it alone */
     _Atomic uint64_t free_count;
-    _Atomic uint64_t fail_count;   /* allocations refused for any reason */
-    _Atomic int64_t fail_countdown; /* tests: < 0 never; n lets n allocations pass, then every one fails */
+    _Atomic uint64_t fail_count;    /* allocations refused for any reason */
+    _Atomic int64_t fail_countdown; /* < 0: never; n: n allocations pass, all after them fail */
 };
 
 /* hooks NULL: the C library's memory. name must outlive the allocator; NULL reads "memory". */
@@ -44,38 +46,51 @@ void hri_alloc_init(struct hri_alloc *alloc, const char *name, uint64_t cap_byte
 void hri_alloc_fail_after(struct hri_alloc *alloc, int64_t n);
 
 /*
- * NULL on failure, with the message recorded for hr_last_error(); use hri_alloc_status() for the code to return. Zero bytes
- * give a valid pointer that must be freed. Alignment of hri_malloc and hri_calloc is 16.
+ * NULL on failure, with the message recorded for hr_last_error(); use hri_alloc_status() for the
+ * code to return. Zero bytes give a valid pointer that must be freed. Everything is aligned to 16
+ * at least. The two that take a count check the product for overflow; hri_calloc zeroes,
+ * hri_array does not.
  */
 void *hri_malloc(struct hri_alloc *alloc, size_t bytes);
-void *hri_calloc(struct hri_alloc *alloc, size_t count, size_t item_bytes); /* zeroed; overflow checked */
-void *hri_aligned(struct hri_alloc *alloc, size_t alignment, size_t bytes); /* power of two <= 2 MiB */
-void *hri_aligned_zero(struct hri_alloc *alloc, size_t alignment, size_t bytes);
-void *hri_array(struct hri_alloc *alloc, size_t count, size_t item_bytes);  /* not zeroed; overflow checked */
-void *hri_realloc(struct hri_alloc *alloc, void *ptr, size_t bytes);        /* of hri_malloc; ptr may be NULL */
+void *hri_calloc(struct hri_alloc *alloc, size_t count, size_t item_bytes);
+void *hri_array(struct hri_alloc *alloc, size_t count, size_t item_bytes);
 char *hri_strdup(struct hri_alloc *alloc, const char *text);
-void hri_free(struct hri_alloc *alloc, void *ptr);                          /* ptr may be NULL */
+
+/* alignment: a power of two up to 2 MiB. */
+void *hri_aligned(struct hri_alloc *alloc, size_t alignment, size_t bytes);
+void *hri_aligned_zero(struct hri_alloc *alloc, size_t alignment, size_t bytes);
+
+/* ptr is of hri_malloc, or NULL; on failure it stays as it was. The result is aligned to 16. */
+void *hri_realloc(struct hri_alloc *alloc, void *ptr, size_t bytes);
+
+/* ptr may be NULL. */
+void hri_free(struct hri_alloc *alloc, void *ptr);
 
 /* HR_ERR_BUDGET if the last refusal on this thread was the cap's, else HR_ERR_NOMEM. */
 hr_status_t hri_alloc_status(void);
 
-/* Takes bytes from the budget without memory behind them, for what is allocated elsewhere; false over the cap. */
+/*
+ * Takes bytes from the budget without memory behind them, for what is allocated elsewhere; false
+ * over the cap.
+ */
 bool hri_alloc_charge(struct hri_alloc *alloc, uint64_t bytes);
 void hri_alloc_refund(struct hri_alloc *alloc, uint64_t bytes);
 
 /*
- * A big, zeroed run of pages of its own. From 2 MiB up it starts on a huge-page boundary and asks for huge pages.
- * hooks are not used: the pages come from mmap.
+ * A big, zeroed run of pages of its own. From 2 MiB up it starts on a huge-page boundary and asks
+ * for huge pages. hooks are not used: the pages come from mmap.
  */
 struct hri_region {
-    void *base;         /* NULL: empty */
-    size_t bytes;       /* usable and counted: what was asked for, rounded up to pages */
-    void *mapping;      /* what munmap needs */
+    void *base;    /* NULL: empty */
+    size_t bytes;  /* usable and counted: what was asked for, rounded up to pages */
+    void *mapping; /* what munmap needs */
     size_t mapping_bytes;
 };
 
 hr_status_t hri_region_alloc(struct hri_alloc *alloc, size_t bytes, struct hri_region *region_out);
-void hri_region_free(struct hri_alloc *alloc, struct hri_region *region); /* empty is fine; empties it */
+
+/* Empties the region; an empty one is fine. */
+void hri_region_free(struct hri_alloc *alloc, struct hri_region *region);
 
 /* The machine's page size; alignment that direct I/O and regions share. */
 size_t hri_page_bytes(void);

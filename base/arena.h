@@ -1,6 +1,6 @@
 /*
- * A bump allocator over one fixed buffer: scratch of a step, taken piece by piece and given back all at once. Never grows.
- * One thread at a time.
+ * A bump allocator over one fixed buffer: scratch of a step, taken piece by piece and given back
+ * all at once. Never grows. One thread at a time.
  */
 #ifndef HRI_BASE_ARENA_H
 #define HRI_BASE_ARENA_H

@@ -1,6 +1,7 @@
 /*
- * Assertions are for invariants of our own code, never for what a user passed in. They are on in debug and sanitizer builds and
- * in tests; elsewhere the condition is compiled and not evaluated, so variables used only in it raise no warning.
+ * Assertions are for invariants of our own code, never for what a user passed in. They are on in
+ * debug and sanitizer builds and in tests; elsewhere the condition is compiled and not evaluated,
+ * so variables used only in it raise no warning.
  */
 #ifndef HRI_BASE_ASSERT_H
 #define HRI_BASE_ASSERT_H
@@ -15,7 +16,7 @@
 #define HRI_ASSERT(condition) ((void)sizeof((condition) ? 1 : 0))
 #endif
 
-#define HRI_LIKELY(x) __builtin_expect(!!(x), 1)
+#define HRI_LIKELY(x)   __builtin_expect(!!(x), 1)
 #define HRI_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 #endif

@@ -8,7 +8,10 @@
 
 #define CRC32C_POLYNOMIAL 0x82f63b78u /* Castagnoli, bits reversed */
 
-/* One nibble at a time: 64 bytes of table that can be checked by eye. Only machines without better use it. */
+/*
+ * One nibble at a time: 64 bytes of table that can be checked by eye. Only machines without
+ * better use it.
+ */
 static uint32_t table_update(uint32_t crc, const unsigned char *data, size_t bytes)
 {
     uint32_t table[16];
@@ -55,8 +58,8 @@ const char *hri_crc32c_backend(void)
 
 #include <nmmintrin.h>
 
-__attribute__((target("sse4.2"))) static uint32_t sse42_update(uint32_t seed, const unsigned char *data,
-                                                               size_t bytes)
+__attribute__((target("sse4.2"))) static uint32_t
+sse42_update(uint32_t seed, const unsigned char *data, size_t bytes)
 {
     uint64_t crc = seed;
     for (; bytes >= 8; bytes -= 8, data += 8) {

@@ -6,8 +6,8 @@
 #include <stdint.h>
 
 /*
- * Standard CRC-32C of the bytes; "123456789" gives 0xe3069283. seed is 0 to begin with, or the checksum of what came before:
- * crc(crc(0, a), b) == crc(0, ab).
+ * Standard CRC-32C of the bytes; "123456789" gives 0xe3069283. seed is 0 to begin with, or the
+ * checksum of what came before: crc(crc(0, a), b) == crc(0, ab).
  */
 uint32_t hri_crc32c(uint32_t seed, const void *data, size_t bytes);
 

@@ -43,14 +43,18 @@ static void detect_brand(struct hri_cpu *cpu)
     if ((unsigned)__get_cpuid_max(0x80000000u, NULL) < 0x80000004u)
         return;
     for (unsigned i = 0; i < 3; i++)
-        __cpuid(0x80000002u + i, words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
+        __cpuid(0x80000002u + i, words[4 * i], words[4 * i + 1], words[4 * i + 2],
+                words[4 * i + 3]);
     char text[sizeof words + 1];
     memcpy(text, words, sizeof words);
     text[sizeof words] = '\0';
     snprintf(cpu->brand, sizeof cpu->brand, "%s", text + strspn(text, " "));
 }
 
-/* Leaf 7 and what stands behind it; xcr0 says what the operating system saves at a context switch. */
+/*
+ * Leaf 7 and what stands behind it; xcr0 says what the operating system saves at a context
+ * switch.
+ */
 static void detect_leaf7(struct hri_cpu *cpu, uint64_t xcr0)
 {
     uint32_t a, b, c, d;
@@ -141,11 +145,12 @@ hr_status_t hri_cpu_detect_level(const char *level, struct hri_cpu *cpu_out)
         while (wanted <= HRI_CPU_AVX512 && strcmp(level, hri_cpu_level_name(wanted)) != 0)
             wanted++;
         if (wanted > HRI_CPU_AVX512)
-            return hri_error_set(HR_ERR_INVALID, "HEADRACE_CPU is '%.40s'; it must be ref, avx2 or avx512",
-                                 level);
+            return hri_error_set(HR_ERR_INVALID,
+                                 "HEADRACE_CPU is '%.40s'; it must be ref, avx2 or avx512", level);
         if (wanted > best)
-            return hri_error_set(HR_ERR_UNSUPPORTED, "HEADRACE_CPU is %s, but this processor has only %s",
-                                 level, hri_cpu_level_name(best));
+            return hri_error_set(HR_ERR_UNSUPPORTED,
+                                 "HEADRACE_CPU is %s, but this processor has only %s", level,
+                                 hri_cpu_level_name(best));
     }
     lower(&cpu, wanted);
     if (cpu.amx_tile && !hri_cpu_request_amx())

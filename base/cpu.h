@@ -1,4 +1,7 @@
-/* What the processor can do. Read once when a runtime is created and passed on; nothing here is remembered. */
+/*
+ * What the processor can do. Read once when a runtime is created and passed on; nothing here is
+ * remembered.
+ */
 #ifndef HRI_BASE_CPU_H
 #define HRI_BASE_CPU_H
 
@@ -25,15 +28,18 @@ struct hri_cpu {
 };
 
 /*
- * Environment variable HEADRACE_CPU=ref|avx2|avx512 lowers the level; asking for more than the machine has is HR_ERR_UNSUPPORTED,
- * another word HR_ERR_INVALID.
+ * Environment variable HEADRACE_CPU=ref|avx2|avx512 lowers the level; asking for more than the
+ * machine has is HR_ERR_UNSUPPORTED, another word HR_ERR_INVALID.
  */
 hr_status_t hri_cpu_detect(struct hri_cpu *cpu_out);
 
 /* The same with the level given: NULL or "" for the best. */
 hr_status_t hri_cpu_detect_level(const char *level, struct hri_cpu *cpu_out);
 
-/* AMX needs the kernel's permission once per process; false where it is refused. Called by detect. */
+/*
+ * AMX needs the kernel's permission once per process; false where it is refused. Called by
+ * detect.
+ */
 bool hri_cpu_request_amx(void);
 
 const char *hri_cpu_level_name(enum hri_cpu_level level);

@@ -1,4 +1,7 @@
-/* Numbers for people. hr_format_bytes is public; the others are for logs and reports inside the library. */
+/*
+ * Numbers for people. hr_format_bytes is public; the others are for logs and reports inside the
+ * library.
+ */
 #ifndef HRI_BASE_FMT_H
 #define HRI_BASE_FMT_H
 

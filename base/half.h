@@ -1,4 +1,7 @@
-/* 16-bit floating point, one number at a time: the definition the vector kernels are held to. Round to nearest, ties to even. */
+/*
+ * 16-bit floating point, one number at a time: the definition the vector kernels are held to.
+ * Round to nearest, ties to even.
+ */
 #ifndef HRI_BASE_HALF_H
 #define HRI_BASE_HALF_H
 
@@ -55,7 +58,8 @@ static inline uint16_t hri_f16_from_f32(float value)
         return (uint16_t)(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
     if (magnitude >= 0x477ff000u) /* 65520 and above round to infinity */
         return (uint16_t)(sign | 0x7c00u);
-    if (magnitude < 0x38800000u) { /* below 2^-14: adding 0.5 leaves the multiple of 2^-24 in the low bits */
+    if (magnitude <
+        0x38800000u) { /* below 2^-14: adding 0.5 leaves the multiple of 2^-24 in the low bits */
         float shifted = hri_f32_from_bits(magnitude) + 0.5f;
         return (uint16_t)(sign | (hri_f32_bits(shifted) - 0x3f000000u));
     }

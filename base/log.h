@@ -1,6 +1,7 @@
 /*
- * Logging through a callback. A struct hri_log belongs to a handle and is passed around by pointer; the library prints nothing
- * by itself. Messages are lower case, one line, without a newline.
+ * Logging through a callback. A struct hri_log belongs to a handle and is passed around by
+ * pointer; the library prints nothing by itself. Messages are lower case, one line, without a
+ * newline.
  */
 #ifndef HRI_BASE_LOG_H
 #define HRI_BASE_LOG_H
@@ -27,7 +28,10 @@ struct hri_log {
     int level_max; /* enum hri_log_level; messages above it are dropped before they are formatted */
 };
 
-/* True where a message of this level would be seen: guards work that is only done for a message. log may be NULL. */
+/*
+ * True where a message of this level would be seen: guards work that is only done for a message.
+ * log may be NULL.
+ */
 static inline int hri_log_on(const struct hri_log *log, int level)
 {
     return log != NULL && log->fn != NULL && level <= log->level_max;
@@ -37,8 +41,8 @@ void hri_log_write(const struct hri_log *log, int level, const char *format, ...
     __attribute__((format(printf, 3, 4)));
 
 #define hri_log_error(log, ...) hri_log_write((log), HRI_LOG_ERROR, __VA_ARGS__)
-#define hri_log_warn(log, ...) hri_log_write((log), HRI_LOG_WARN, __VA_ARGS__)
-#define hri_log_info(log, ...) hri_log_write((log), HRI_LOG_INFO, __VA_ARGS__)
+#define hri_log_warn(log, ...)  hri_log_write((log), HRI_LOG_WARN, __VA_ARGS__)
+#define hri_log_info(log, ...)  hri_log_write((log), HRI_LOG_INFO, __VA_ARGS__)
 #define hri_log_debug(log, ...) hri_log_write((log), HRI_LOG_DEBUG, __VA_ARGS__)
 #define hri_log_trace(log, ...) hri_log_write((log), HRI_LOG_TRACE, __VA_ARGS__)
 

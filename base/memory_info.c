@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "base/topology.h"
 
-#define PATH_BYTES_MAX 1024
+#define PATH_BYTES_MAX   1024
 #define CGROUP_DEPTH_MAX 32
 
 /* A v1 group without a limit reports a number near 2^63. */
@@ -53,8 +53,8 @@ static bool read_number(const char *path, uint64_t *value_out)
 }
 
 /*
- * The process's folder below the hierarchy's mount, from /proc/self/cgroup: the line "0::/path" for version 2, or the one that
- * lists the controller for version 1.
+ * The process's folder below the hierarchy's mount, from /proc/self/cgroup: the line "0::/path"
+ * for version 2, or the one that lists the controller for version 1.
  */
 static bool group_path(const char *root, const char *controller, char path[PATH_BYTES_MAX])
 {
@@ -115,10 +115,12 @@ struct group_files {
 };
 
 /*
- * The tightest limit of the group and all groups above it. Inside a container the path in /proc may not exist below the
- * mount, which then shows the container's own group at its top; walking up ends there too.
+ * The tightest limit of the group and all groups above it. Inside a container the path in /proc
+ * may not exist below the mount, which then shows the container's own group at its top; walking
+ * up ends there too.
  */
-static bool read_group(const char *root, const struct group_files *files, struct hri_memory_info *info)
+static bool read_group(const char *root, const struct group_files *files,
+                       struct hri_memory_info *info)
 {
     char path[PATH_BYTES_MAX], name[PATH_BYTES_MAX];
     if (!group_path(root, files->controller, path))
@@ -155,9 +157,14 @@ static bool read_group(const char *root, const struct group_files *files, struct
 
 hr_status_t hri_memory_read(const char *root, struct hri_memory_info *info_out)
 {
-    static const struct group_files v2 = {2, NULL, "", "memory.max", "memory.current", "inactive_file"};
-    static const struct group_files v1 = {1, "memory", "/memory", "memory.limit_in_bytes",
-                                          "memory.usage_in_bytes", "total_inactive_file"};
+    static const struct group_files v2 = {
+        2, NULL, "", "memory.max", "memory.current", "inactive_file"};
+    static const struct group_files v1 = {1,
+                                          "memory",
+                                          "/memory",
+                                          "memory.limit_in_bytes",
+                                          "memory.usage_in_bytes",
+                                          "total_inactive_file"};
     struct hri_memory_info info = {0};
     char name[PATH_BYTES_MAX];
     if (root == NULL)

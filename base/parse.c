@@ -11,8 +11,9 @@
 #include "base/error.h"
 
 /*
- * strtod and strtoull take signs, blanks, hexadecimal, "inf" and the locale's decimal point. None of that is wanted here, so a number
- * is recognised first: digits, then optionally '.' and digits. Returns the end of it, or NULL.
+ * strtod and strtoull take signs, blanks, hexadecimal, "inf" and the locale's decimal point. None
+ * of that is wanted here, so a number is recognised first: digits, then optionally '.' and
+ * digits. Returns the end of it, or NULL.
  */
 static const char *number_end(const char *text, bool *whole_out)
 {
@@ -32,7 +33,10 @@ static const char *number_end(const char *text, bool *whole_out)
     return cursor;
 }
 
-/* The value of the digits in [text, end) in long double: exact for whole numbers below 2^64, on any locale. */
+/*
+ * The value of the digits in [text, end) in long double: exact for whole numbers below 2^64, on
+ * any locale.
+ */
 static long double number_value(const char *text, const char *end)
 {
     long double value = 0, place = 1;
@@ -103,10 +107,10 @@ static hr_status_t parse_scaled(const char *text, const struct unit *units, size
 hr_status_t hr_parse_bytes(const char *text, uint64_t *bytes_out)
 {
     static const struct unit units[] = {
-        {"", 1},          {"b", 1},         {"k", 1e3},       {"kb", 1e3},      {"m", 1e6},
-        {"mb", 1e6},      {"g", 1e9},       {"gb", 1e9},      {"t", 1e12},      {"tb", 1e12},
-        {"ki", 0x1p10},   {"kib", 0x1p10},  {"mi", 0x1p20},   {"mib", 0x1p20},  {"gi", 0x1p30},
-        {"gib", 0x1p30},  {"ti", 0x1p40},   {"tib", 0x1p40},
+        {"", 1},         {"b", 1},        {"k", 1e3},      {"kb", 1e3},     {"m", 1e6},
+        {"mb", 1e6},     {"g", 1e9},      {"gb", 1e9},     {"t", 1e12},     {"tb", 1e12},
+        {"ki", 0x1p10},  {"kib", 0x1p10}, {"mi", 0x1p20},  {"mib", 0x1p20}, {"gi", 0x1p30},
+        {"gib", 0x1p30}, {"ti", 0x1p40},  {"tib", 0x1p40},
     };
     return parse_scaled(text, units, sizeof units / sizeof units[0],
                         "a size; write it like 8388608, 8MB or 8MiB", bytes_out);
@@ -139,7 +143,8 @@ hr_status_t hr_parse_fraction(const char *text, double *fraction_out)
     long double value = number_value(begin, end);
     double fraction = (double)(unit->scale == 1 ? value : value / 100);
     if (!(fraction <= 1))
-        return hri_error_set(HR_ERR_INVALID, "'%.80s' is more than the whole; a share is at most 100%%", text);
+        return hri_error_set(HR_ERR_INVALID,
+                             "'%.80s' is more than the whole; a share is at most 100%%", text);
     *fraction_out = fraction;
     return HR_OK;
 }
@@ -158,8 +163,8 @@ hr_status_t hr_parse_count(const char *text, uint64_t min, uint64_t max, uint64_
             return hri_error_set(HR_ERR_INVALID, "'%.80s' is too large", text);
     }
     if (value < min || value > max)
-        return hri_error_set(HR_ERR_INVALID, "'%.80s' is out of range; %llu to %llu is possible", text,
-                             (unsigned long long)min, (unsigned long long)max);
+        return hri_error_set(HR_ERR_INVALID, "'%.80s' is out of range; %llu to %llu is possible",
+                             text, (unsigned long long)min, (unsigned long long)max);
     *count_out = value;
     return HR_OK;
 }
@@ -202,8 +207,8 @@ hr_status_t hri_parse_list_next(const char **cursor, char item[HRI_PARSE_ITEM_BY
     if (length == 0)
         return hri_error_set(HR_ERR_INVALID, "a list has an empty item");
     if (length >= HRI_PARSE_ITEM_BYTES_MAX)
-        return hri_error_set(HR_ERR_INVALID, "'%.80s' has an item of more than %d characters", *cursor,
-                             HRI_PARSE_ITEM_BYTES_MAX - 1);
+        return hri_error_set(HR_ERR_INVALID, "'%.80s' has an item of more than %d characters",
+                             *cursor, HRI_PARSE_ITEM_BYTES_MAX - 1);
     memcpy(item, begin, length);
     item[length] = '\0';
     *cursor = comma != NULL ? comma + 1 : NULL;

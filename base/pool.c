@@ -3,8 +3,8 @@
 #include "base/assert.h"
 #include "base/error.h"
 
-hr_status_t hri_object_pool_init(struct hri_object_pool *pool, struct hri_alloc *alloc, uint32_t capacity,
-                                 size_t object_bytes, size_t alignment)
+hr_status_t hri_object_pool_init(struct hri_object_pool *pool, struct hri_alloc *alloc,
+                                 uint32_t capacity, size_t object_bytes, size_t alignment)
 {
     if (capacity == 0 || object_bytes == 0)
         return hri_error_set(HR_ERR_INVALID, "an object pool needs a capacity and an object size");

@@ -9,8 +9,8 @@
 static hr_status_t ring_capacity(uint32_t capacity, uint32_t item_bytes, uint32_t *capacity_out)
 {
     if (capacity == 0 || capacity > RING_CAPACITY_MAX || item_bytes == 0)
-        return hri_error_set(HR_ERR_INVALID, "a ring of %u items of %u bytes is not possible", capacity,
-                             item_bytes);
+        return hri_error_set(HR_ERR_INVALID, "a ring of %u items of %u bytes is not possible",
+                             capacity, item_bytes);
     uint32_t power = 1;
     while (power < capacity)
         power *= 2;
@@ -78,8 +78,8 @@ uint32_t hri_spsc_count(const struct hri_spsc *ring)
 }
 
 /*
- * A cell's turn says whose it is: turn == position means free for the push of that position, position + 1 means filled, and the pop sets
- * it to position + capacity, the next round's push.
+ * A cell's turn says whose it is: turn == position means free for the push of that position,
+ * position + 1 means filled, and the pop sets it to position + capacity, the next round's push.
  */
 struct mpsc_cell {
     _Atomic uint32_t turn;
@@ -101,7 +101,8 @@ hr_status_t hri_mpsc_init(struct hri_mpsc *ring, struct hri_alloc *alloc, uint32
     HRI_TRY(ring_capacity(capacity, item_bytes, &power));
     if (power == 1)
         power = 2; /* with one cell, filled and free-for-the-next-round would be the same turn */
-    uint32_t cell_bytes = (uint32_t)hri_round_up(sizeof(struct mpsc_cell) + (uint64_t)item_bytes, 8);
+    uint32_t cell_bytes =
+        (uint32_t)hri_round_up(sizeof(struct mpsc_cell) + (uint64_t)item_bytes, 8);
     unsigned char *cells = hri_array(alloc, power, cell_bytes);
     if (cells == NULL)
         return hri_alloc_status();

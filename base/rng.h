@@ -1,4 +1,7 @@
-/* Small, seeded random numbers: xoshiro256** started by splitmix64. Not for secrets. The same seed gives the same run anywhere. */
+/*
+ * Small, seeded random numbers: xoshiro256** started by splitmix64. Not for secrets. The same
+ * seed gives the same run anywhere.
+ */
 #ifndef HRI_BASE_RNG_H
 #define HRI_BASE_RNG_H
 

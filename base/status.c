@@ -14,7 +14,8 @@ static const struct {
 
 /* The list is dense and begins at 0, so a status is its own row. */
 #define STATUS_CHECK(code, number, words)                                                          \
-    _Static_assert((number) >= 0 && (unsigned)(number) < STATUS_COUNT, "status numbers are dense");
+    _Static_assert((number) >= 0 && (unsigned)(number) < STATUS_COUNT, "status numbers are "       \
+                                                                       "dense");
 HR_STATUS_LIST(STATUS_CHECK)
 #undef STATUS_CHECK
 

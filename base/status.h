@@ -4,7 +4,10 @@
 
 #include <headrace/status.h>
 
-/* Returns the status of expr from the calling function when it is not HR_OK. Only where there is nothing to undo. */
+/*
+ * Returns the status of expr from the calling function when it is not HR_OK. Only where there is
+ * nothing to undo.
+ */
 #define HRI_TRY(expr)                                                                              \
     do {                                                                                           \
         hr_status_t hri_try_status = (expr);                                                       \

@@ -37,11 +37,12 @@ static inline void pause_cpu(void)
 }
 
 /*
- * How a run works. `claim` holds the run's number in its upper half and the tasks nobody has taken in the lower. A thread takes a task by
- * lowering the count with a compare-and-swap on the whole word. When that succeeds the word did not change since it was read, so
- * the task belongs to the run of that number, and that run cannot end, nor fn, ctx and task_count change, before the task is counted in
- * `done`. So a worker that wakes late finds either nothing to take or a task of the run that is going on; the caller never waits for a
- * worker that took nothing.
+ * How a run works. `claim` holds the run's number in its upper half and the tasks nobody has
+ * taken in the lower. A thread takes a task by lowering the count with a compare-and-swap on the
+ * whole word. When that succeeds the word did not change since it was read, so the task belongs
+ * to the run of that number, and that run cannot end, nor fn, ctx and task_count change, before
+ * the task is counted in `done`. So a worker that wakes late finds either nothing to take or a
+ * task of the run that is going on; the caller never waits for a worker that took nothing.
  */
 struct hri_pool {
     _Alignas(64) _Atomic uint64_t claim;
@@ -74,8 +75,8 @@ static void run_tasks(struct hri_pool *pool, unsigned worker)
 {
     uint64_t word = atomic_load_explicit(&pool->claim, memory_order_acquire);
     while (CLAIM_LEFT(word) != 0) {
-        if (!atomic_compare_exchange_weak_explicit(&pool->claim, &word, word - 1, memory_order_acq_rel,
-                                                   memory_order_acquire))
+        if (!atomic_compare_exchange_weak_explicit(&pool->claim, &word, word - 1,
+                                                   memory_order_acq_rel, memory_order_acquire))
             continue;
         unsigned task_count = pool->task_count;
         pool->fn(pool->ctx, task_count - CLAIM_LEFT(word), worker);
@@ -147,7 +148,8 @@ static void stop_workers(struct hri_pool *pool, unsigned started)
         pthread_join(pool->threads[i], NULL);
 }
 
-hr_status_t hri_pool_create(struct hri_alloc *alloc, unsigned thread_count, struct hri_pool **pool_out)
+hr_status_t hri_pool_create(struct hri_alloc *alloc, unsigned thread_count,
+                            struct hri_pool **pool_out)
 {
     unsigned cpu_count = hri_cpu_usable_count();
     if (thread_count == 0)
@@ -211,7 +213,8 @@ static void wait_for_tasks(struct hri_pool *pool, unsigned task_count)
 {
     uint64_t spin_ns = atomic_load_explicit(&pool->spin_ns, memory_order_relaxed);
     uint64_t begin_ns = 0;
-    for (unsigned turn = 1; atomic_load_explicit(&pool->done, memory_order_acquire) != task_count; turn++) {
+    for (unsigned turn = 1; atomic_load_explicit(&pool->done, memory_order_acquire) != task_count;
+         turn++) {
         pause_cpu();
         if (turn % SPIN_PAUSES != 0)
             continue;

@@ -59,7 +59,8 @@ static hr_status_t load(struct hri_topology *topology, const char *synthetic)
         return hri_error_set(HR_ERR_NOMEM, "hwloc cannot start: %s", strerror(errno));
     topology->synthetic = synthetic != NULL;
     if (synthetic != NULL && hwloc_topology_set_synthetic(topology->hwloc, synthetic) != 0) {
-        hri_error_set(HR_ERR_INVALID, "'%.120s' is not a topology that hwloc understands", synthetic);
+        hri_error_set(HR_ERR_INVALID, "'%.120s' is not a topology that hwloc understands",
+                      synthetic);
         goto err_topology;
     }
     if (hwloc_topology_load(topology->hwloc) != 0) {
@@ -153,7 +154,8 @@ hr_status_t hri_topology_unbind_thread(struct hri_topology *topology)
     return bind_thread(topology, hwloc_topology_get_topology_cpuset(topology->hwloc));
 }
 
-hr_status_t hri_topology_bind_memory(struct hri_topology *topology, void *base, size_t bytes, unsigned node)
+hr_status_t hri_topology_bind_memory(struct hri_topology *topology, void *base, size_t bytes,
+                                     unsigned node)
 {
     hwloc_obj_t object = node_object(topology, node);
     if (object == NULL)
@@ -185,7 +187,8 @@ hr_status_t hri_topology_create(struct hri_alloc *alloc, const char *synthetic,
                                 struct hri_topology **topology_out)
 {
     if (synthetic != NULL)
-        return hri_error_set(HR_ERR_UNSUPPORTED, "a synthetic topology needs hwloc, which this build lacks");
+        return hri_error_set(HR_ERR_UNSUPPORTED,
+                             "a synthetic topology needs hwloc, which this build lacks");
     struct hri_topology *topology = hri_calloc(alloc, 1, sizeof *topology);
     if (topology == NULL)
         return hri_alloc_status();
@@ -250,7 +253,8 @@ hr_status_t hri_topology_unbind_thread(struct hri_topology *topology)
     return HR_OK;
 }
 
-hr_status_t hri_topology_bind_memory(struct hri_topology *topology, void *base, size_t bytes, unsigned node)
+hr_status_t hri_topology_bind_memory(struct hri_topology *topology, void *base, size_t bytes,
+                                     unsigned node)
 {
     (void)topology;
     (void)base;

@@ -24,7 +24,7 @@ struct hri_worker {
     bool stop;
     char name[16];
     unsigned capacity;
-    struct worker_job *jobs;  /* [capacity], job of ticket t at (t - 1) % capacity */
+    struct worker_job *jobs; /* [capacity], job of ticket t at (t - 1) % capacity */
     struct hri_alloc *alloc;
     pthread_t thread;
 };
@@ -75,7 +75,8 @@ hr_status_t hri_worker_create(struct hri_alloc *alloc, const char *name, unsigne
     pthread_cond_init(&worker->finished, NULL);
     int code = pthread_create(&worker->thread, NULL, worker_main, worker);
     if (code != 0) {
-        status = hri_error_set(HR_ERR_NOMEM, "cannot start thread %s: %s", worker->name, strerror(code));
+        status =
+            hri_error_set(HR_ERR_NOMEM, "cannot start thread %s: %s", worker->name, strerror(code));
         goto err_sync;
     }
     *worker_out = worker;
@@ -107,7 +108,8 @@ void hri_worker_destroy(struct hri_worker *worker)
     hri_free(worker->alloc, worker);
 }
 
-hr_status_t hri_worker_submit(struct hri_worker *worker, hri_job_fn fn, void *ctx, uint64_t *ticket_out)
+hr_status_t hri_worker_submit(struct hri_worker *worker, hri_job_fn fn, void *ctx,
+                              uint64_t *ticket_out)
 {
     pthread_mutex_lock(&worker->mutex);
     uint64_t done = atomic_load_explicit(&worker->done_count, memory_order_relaxed);

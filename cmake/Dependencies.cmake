@@ -1,8 +1,9 @@
-# Looks for every package once and gives each an INTERFACE target hr_dep_<name>, which is empty where the package is
-# missing, and a variable HR_HAVE_<NAME> (0 or 1), which is also a macro for the sources.
+# Looks for every package once and gives each an INTERFACE target hr_dep_<name>, which is empty
+# where the package is missing, and a variable HR_HAVE_<NAME> (0 or 1), which is also a macro for
+# the sources.
 #
-#   hr_dep_threads hr_dep_math hr_dep_hwloc hr_dep_isal hr_dep_xxhash hr_dep_uring hr_dep_faiss hr_dep_blas
-#   hr_dep_cjson hr_dep_zstd hr_dep_cmocka hr_dep_cuda
+#   hr_dep_threads hr_dep_math hr_dep_hwloc hr_dep_isal hr_dep_xxhash hr_dep_uring hr_dep_faiss
+#   hr_dep_blas hr_dep_cjson hr_dep_zstd hr_dep_cmocka hr_dep_cuda
 include(CheckCSourceCompiles)
 find_package(PkgConfig QUIET)
 
@@ -38,7 +39,8 @@ hr_find_pkg(XXHASH libxxhash)
 hr_find_pkg(CJSON libcjson)
 hr_find_pkg(ZSTD libzstd)
 hr_find_pkg(CMOCKA cmocka)
-# Debian's openblas.pc is an alternative that may be absent; cblas.h with libopenblas is what is needed.
+# Debian's openblas.pc is an alternative that may be absent; cblas.h with libopenblas is what is
+# needed.
 hr_find_pkg(BLAS openblas)
 
 if(HEADRACE_IO_URING)
@@ -79,6 +81,28 @@ if(NOT HEADRACE_CUDA STREQUAL "OFF")
         set(HR_HAVE_CUDA 1)
         target_link_libraries(hr_dep_cuda INTERFACE CUDA::cudart_static)
     elseif(HEADRACE_CUDA STREQUAL "ON")
-        message(FATAL_ERROR "HEADRACE_CUDA is ON but no CUDA compiler was found; set CUDACXX or use AUTO")
+        message(FATAL_ERROR
+            "HEADRACE_CUDA is ON but no CUDA compiler was found; set CUDACXX or use AUTO")
     endif()
+endif()
+
+# Reference scripts of the tests want Python with NumPy; the virtual environment that
+# tools/deps.sh makes comes first. Empty: none.
+if(HEADRACE_TESTS AND NOT HEADRACE_PYTHON)
+    if(DEFINED ENV{HEADRACE_CACHE})
+        set(hr_cache $ENV{HEADRACE_CACHE})
+    elseif(DEFINED ENV{XDG_CACHE_HOME})
+        set(hr_cache $ENV{XDG_CACHE_HOME}/headrace)
+    else()
+        set(hr_cache $ENV{HOME}/.cache/headrace)
+    endif()
+    foreach(candidate $ENV{HEADRACE_PYTHON} ${hr_cache}/venv/bin/python3 /usr/bin/python3 python3)
+        execute_process(COMMAND ${candidate} -c "import numpy"
+            RESULT_VARIABLE hr_result OUTPUT_QUIET ERROR_QUIET)
+        if(hr_result EQUAL 0)
+            set(HEADRACE_PYTHON ${candidate}
+                CACHE STRING "Python with NumPy, for reference scripts of the tests" FORCE)
+            break()
+        endif()
+    endforeach()
 endif()

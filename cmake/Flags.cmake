@@ -32,7 +32,8 @@ if(HEADRACE_WERROR)
     list(APPEND hr_warnings -Werror)
     list(APPEND hr_warnings_c -Werror)
 endif()
-# Nobody reads errno of a mathematical function or traps on one; without these flags sqrtf and friends do not vectorise.
+# Nobody reads errno of a mathematical function or traps on one; without these flags sqrtf and
+# friends do not vectorise.
 target_compile_options(hr_flags INTERFACE
     "$<$<COMPILE_LANGUAGE:C>:${hr_warnings_c};-fno-math-errno;-fno-trapping-math>"
     "$<$<COMPILE_LANGUAGE:CXX>:${hr_warnings};-fno-math-errno;-fno-trapping-math>")

@@ -17,7 +17,8 @@ if(NOT HEADRACE_CUDA MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "HEADRACE_CUDA is '${HEADRACE_CUDA}'; it must be AUTO, ON or OFF")
 endif()
 if(NOT HEADRACE_SANITIZE MATCHES "^(|address|thread)$")
-    message(FATAL_ERROR "HEADRACE_SANITIZE is '${HEADRACE_SANITIZE}'; it must be address, thread or empty")
+    message(FATAL_ERROR
+        "HEADRACE_SANITIZE is '${HEADRACE_SANITIZE}'; it must be address, thread or empty")
 endif()
 
 # Compilations are cached where ccache is there and the user did not choose a launcher.

@@ -1,9 +1,11 @@
 /*
- * Sizes, shares and durations as people write them. The tool, the recipes and the tests all read them through these functions,
- * so that "24MiB" means the same everywhere. Pure functions, safe from any thread.
+ * Sizes, shares and durations as people write them. The tool, the recipes and the tests all read
+ * them through these functions, so that "24MiB" means the same everywhere. Pure functions, safe
+ * from any thread.
  *
- * All of them reject empty text, trailing junk, signs, NaN, infinity and overflow with HR_ERR_INVALID and a message that
- * quotes the text and says what was expected; outputs are written only on success.
+ * All of them reject empty text, trailing junk, signs, NaN, infinity and overflow with
+ * HR_ERR_INVALID and a message that quotes the text and says what was expected; outputs are
+ * written only on success.
  */
 #ifndef HEADRACE_PARSE_H
 #define HEADRACE_PARSE_H
@@ -18,8 +20,9 @@ extern "C" {
 #endif
 
 /*
- * Bytes: "8388608", "8MB" (10^6), "8MiB" or "8Mi" (2^20), "24 MiB", "1.5GiB"; k, K, M, G, T with B or iB, case of the
- * prefix does not matter. A fraction is allowed with a unit and is rounded down to whole bytes.
+ * Bytes: "8388608", "8MB" (10^6), "8MiB" or "8Mi" (2^20), "24 MiB", "1.5GiB"; k, K, M, G, T with
+ * B or iB, case of the prefix does not matter. A fraction is allowed with a unit and is rounded
+ * down to whole bytes.
  */
 HR_API hr_status_t hr_parse_bytes(const char *text, uint64_t *bytes_out);
 
@@ -27,7 +30,8 @@ HR_API hr_status_t hr_parse_bytes(const char *text, uint64_t *bytes_out);
 HR_API hr_status_t hr_parse_fraction(const char *text, double *fraction_out);
 
 /* A whole number of at least `min` and at most `max`, decimal. */
-HR_API hr_status_t hr_parse_count(const char *text, uint64_t min, uint64_t max, uint64_t *count_out);
+HR_API hr_status_t hr_parse_count(const char *text, uint64_t min, uint64_t max,
+                                  uint64_t *count_out);
 
 /* A finite number, sign and exponent allowed. */
 HR_API hr_status_t hr_parse_real(const char *text, double *real_out);

@@ -1,8 +1,9 @@
 /*
  * Status codes: what every function of the library that can fail returns.
  *
- * A code says what kind of thing went wrong; hr_last_error() says exactly what, in one line, for the last failure on the
- * calling thread. Codes never change their number; new ones are added at the end.
+ * A code says what kind of thing went wrong; hr_last_error() says exactly what, in one line, for
+ * the last failure on the calling thread. Codes never change their number; new ones are added at
+ * the end.
  */
 #ifndef HEADRACE_STATUS_H
 #define HEADRACE_STATUS_H
@@ -44,15 +45,19 @@ typedef enum hr_status {
 #undef HR_STATUS_ENUM
 } hr_status_t;
 
-/* The code's own name, such as "HR_ERR_IO", or "HR_ERR_?" for a number that is no status. Never NULL. */
+/*
+ * The code's own name, such as "HR_ERR_IO", or "HR_ERR_?" for a number that is no status. Never
+ * NULL.
+ */
 HR_API const char *hr_status_name(hr_status_t status);
 
 /* What the code means, in a few words and lower case. Never NULL. */
 HR_API const char *hr_status_text(hr_status_t status);
 
 /*
- * The message of the last failure on the calling thread, or "" if there was none. Valid until the next call into the
- * library on the same thread. Successful calls leave it alone, so look at it only after a failure.
+ * The message of the last failure on the calling thread, or "" if there was none. Valid until the
+ * next call into the library on the same thread. Successful calls leave it alone, so look at it
+ * only after a failure.
  */
 HR_API const char *hr_last_error(void);
 

@@ -67,7 +67,8 @@ static void test_bf16(void **state)
     assert_int_equal(hri_bf16_from_f32(hri_f32_from_bits(0x3f808000)), 0x3f80); /* tie to even */
     assert_int_equal(hri_bf16_from_f32(hri_f32_from_bits(0x3f818000)), 0x3f82);
     assert_int_equal(hri_bf16_from_f32(hri_f32_from_bits(0x3f808001)), 0x3f81);
-    assert_int_equal(hri_bf16_from_f32(hri_f32_from_bits(0x7f7fffff)), 0x7f80); /* overflow to infinity */
+    assert_int_equal(hri_bf16_from_f32(hri_f32_from_bits(0x7f7fffff)),
+                     0x7f80); /* overflow to infinity */
     assert_true(isnan(hri_f32_from_bf16(hri_bf16_from_f32(hri_f32_from_bits(0x7f800001)))));
 }
 

@@ -12,7 +12,8 @@ static void write_file(const char *path, const char *text)
 {
     char name[512];
     snprintf(name, sizeof name, "%s/%s", root, path);
-    for (char *slash = strchr(name + strlen(root) + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
+    for (char *slash = strchr(name + strlen(root) + 1, '/'); slash != NULL;
+         slash = strchr(slash + 1, '/')) {
         *slash = '\0';
         mkdir(name, 0777);
         *slash = '/';
@@ -131,7 +132,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_no_group, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_version_2_takes_the_tightest_of_the_path, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_version_2_takes_the_tightest_of_the_path, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_version_2_inside_a_container, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_version_1, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_over_its_limit, set_up, tear_down),

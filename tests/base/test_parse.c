@@ -38,8 +38,9 @@ static void test_bytes_that_are_none(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "",     " ",    "MiB",   "-1",     "+1",  "1.5",    "1.5B",   ".5MiB",  "1.MiB",   "1..5MiB", "8MiBx",
-        "8 8",  "8XiB", "0x10",  "1e6",    "nan", "inf",    "1,5MiB", "8M iB",  "8 MiB 9", "--1",     "1-",
+        "",      " ",       "MiB",   "-1",      "+1",   "1.5",  "1.5B", ".5MiB",
+        "1.MiB", "1..5MiB", "8MiBx", "8 8",     "8XiB", "0x10", "1e6",  "nan",
+        "inf",   "1,5MiB",  "8M iB", "8 MiB 9", "--1",  "1-",
     };
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         uint64_t bytes = 77;
@@ -48,9 +49,11 @@ static void test_bytes_that_are_none(void **state)
         assert_int_equal(bytes, 77);
     }
     uint64_t bytes;
-    assert_fails(hr_parse_bytes("8XB", &bytes), HR_ERR_INVALID, "'8XB' is not a size; write it like 8388608, 8MB or 8MiB");
+    assert_fails(hr_parse_bytes("8XB", &bytes), HR_ERR_INVALID,
+                 "'8XB' is not a size; write it like 8388608, 8MB or 8MiB");
     assert_fails(hr_parse_bytes("18446744073709551616", &bytes), HR_ERR_INVALID, "too large");
-    assert_fails(hr_parse_bytes("99999999999999999999999999GiB", &bytes), HR_ERR_INVALID, "too large");
+    assert_fails(hr_parse_bytes("99999999999999999999999999GiB", &bytes), HR_ERR_INVALID,
+                 "too large");
     assert_fails(hr_parse_bytes("16777216TiB", &bytes), HR_ERR_INVALID, "too large");
     assert_fails(hr_parse_bytes(NULL, &bytes), HR_ERR_INVALID, "not a size");
 }
@@ -60,7 +63,8 @@ static void check_fraction(const char *text, double expected)
     double fraction = -1;
     hr_status_t status = hr_parse_fraction(text, &fraction);
     if (status != HR_OK || fraction != expected)
-        fail_msg("'%s' gave %s, %.17g, not %.17g", text, hr_status_name(status), fraction, expected);
+        fail_msg("'%s' gave %s, %.17g, not %.17g", text, hr_status_name(status), fraction,
+                 expected);
 }
 
 static void test_fractions(void **state)
@@ -81,7 +85,8 @@ static void test_fractions(void **state)
 static void test_fractions_that_are_none(void **state)
 {
     (void)state;
-    static const char *const texts[] = {"", "%", "-1%", "1%%", "1% x", "nan", "1e-2", "0x1", "101%", "1.01", "inf", "."};
+    static const char *const texts[] = {"",     "%",   "-1%",  "1%%",  "1% x", "nan",
+                                        "1e-2", "0x1", "101%", "1.01", "inf",  "."};
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         double fraction = 77;
         if (hr_parse_fraction(texts[i], &fraction) != HR_ERR_INVALID)
@@ -118,7 +123,8 @@ static void test_counts(void **state)
     assert_ok(hr_parse_count("18446744073709551615", 0, UINT64_MAX, &count));
     assert_true(count == UINT64_MAX);
     assert_fails(hr_parse_count("0", 1, 9, &count), HR_ERR_INVALID, "1 to 9");
-    assert_fails(hr_parse_count("18446744073709551616", 0, UINT64_MAX, &count), HR_ERR_INVALID, "too large");
+    assert_fails(hr_parse_count("18446744073709551616", 0, UINT64_MAX, &count), HR_ERR_INVALID,
+                 "too large");
     assert_fails(hr_parse_count("-1", 0, 9, &count), HR_ERR_INVALID, "whole number");
     assert_fails(hr_parse_count("1.5", 0, 9, &count), HR_ERR_INVALID, "whole number");
     assert_fails(hr_parse_count("1x", 0, 9, &count), HR_ERR_INVALID, "whole number");
@@ -132,13 +138,15 @@ static void test_reals(void **state)
     static const struct {
         const char *text;
         double value;
-    } cases[] = {{"0.7", 0.7}, {"-2.5", -2.5}, {"+1", 1}, {"1e-3", 1e-3}, {"2.5E2", 250}, {" 3 ", 3}, {"1e-999", 0}};
+    } cases[] = {{"0.7", 0.7},   {"-2.5", -2.5}, {"+1", 1},    {"1e-3", 1e-3},
+                 {"2.5E2", 250}, {" 3 ", 3},     {"1e-999", 0}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         double value = 77;
         assert_ok(hr_parse_real(cases[i].text, &value));
         assert_true(value == cases[i].value);
     }
-    static const char *const texts[] = {"", "-", "nan", "inf", "1e", "1e+", "1x", "0x1p3", "--1", "1e9999", "1 2"};
+    static const char *const texts[] = {"",   "-",     "nan", "inf",    "1e", "1e+",
+                                        "1x", "0x1p3", "--1", "1e9999", "1 2"};
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         double value = 77;
         if (hr_parse_real(texts[i], &value) != HR_ERR_INVALID)
@@ -179,14 +187,10 @@ static void test_lists(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bytes),
-        cmocka_unit_test(test_bytes_that_are_none),
-        cmocka_unit_test(test_fractions),
-        cmocka_unit_test(test_fractions_that_are_none),
-        cmocka_unit_test(test_durations),
-        cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_reals),
-        cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_bytes),     cmocka_unit_test(test_bytes_that_are_none),
+        cmocka_unit_test(test_fractions), cmocka_unit_test(test_fractions_that_are_none),
+        cmocka_unit_test(test_durations), cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_reals),     cmocka_unit_test(test_lists),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,8 @@ struct item {
 
 static struct item make_item(uint32_t producer, uint32_t number)
 {
-    return (struct item){producer, number, ((uint64_t)producer << 32 | number) * 0x9e3779b97f4a7c15u};
+    return (struct item){producer, number,
+                         ((uint64_t)producer << 32 | number) * 0x9e3779b97f4a7c15u};
 }
 
 static void check_item(const struct item *item)

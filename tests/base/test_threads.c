@@ -51,7 +51,10 @@ static void test_every_task_once(void **state)
     }
 }
 
-/* Plain, not atomic: TSan sees it if a run ended before its tasks did, or a late worker ran a task of an old run. */
+/*
+ * Plain, not atomic: TSan sees it if a run ended before its tasks did, or a late worker ran a
+ * task of an old run.
+ */
 static void plain_task(void *ctx, unsigned task, unsigned worker)
 {
     (void)worker;
@@ -185,12 +188,9 @@ static void test_cost_of_a_run(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_task_once),
-        cmocka_unit_test(test_many_short_runs),
-        cmocka_unit_test(test_several_callers),
-        cmocka_unit_test(test_without_a_pool),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_split),
+        cmocka_unit_test(test_every_task_once), cmocka_unit_test(test_many_short_runs),
+        cmocka_unit_test(test_several_callers), cmocka_unit_test(test_without_a_pool),
+        cmocka_unit_test(test_memory),          cmocka_unit_test(test_split),
         cmocka_unit_test(test_cost_of_a_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -56,7 +56,8 @@ static void test_synthetic(void **state)
     assert_fails(hri_topology_bind_thread_cpu(topology, 32), HR_ERR_INVALID, "cpu 32");
     assert_fails(hri_topology_bind_memory(topology, NULL, 0, 5), HR_ERR_INVALID, "node 5");
     hri_topology_destroy(topology);
-    assert_fails(hri_topology_create(NULL, "no such thing", &topology), HR_ERR_INVALID, "no such thing");
+    assert_fails(hri_topology_create(NULL, "no such thing", &topology), HR_ERR_INVALID,
+                 "no such thing");
 }
 #else
 static void test_synthetic(void **state)

@@ -1,0 +1,32 @@
+#!/bin/sh
+# The main job, from nothing: a language model reads a text of about 7,500 tokens and answers,
+# while 24 MiB of its 180 MiB of KV cache are in the fast tier, 64 MiB in host memory, and all of
+# it in a file.
+#
+#   usage: demo.sh [OPTION OF headrace run...]
+#
+# Installs what is missing, builds, fetches the model into the cache folder; done once, not done
+# again.
+set -eu
+# shellcheck source=tools/common.sh
+. "$(dirname -- "$0")/common.sh"
+cd "$root"
+
+sh tools/deps.sh build
+configure_and_build release -DHEADRACE_TESTS=OFF -- headrace_cli
+headrace=$root/build/release/bin/headrace
+
+tiers=$cache/demo-tiers
+mkdir -p "$tiers"
+model=$(sh tools/fetch_model.sh) || {
+    say "running the same job on the embedded model"
+    exec "$headrace" run --model tiny --tokens 48 --recipe headrace --moved 1% \
+        --device-bytes 24MiB --host-bytes 64MiB --file-dir "$tiers" --file-bytes 512MiB \
+        --seed 1 "$@"
+}
+
+text=$cache/demo.txt
+[ -s "$text" ] || sh tools/make_text.sh "$text"
+say "the text: $text, $(wc -w < "$text") words; its last line is the question"
+exec "$headrace" run --model "$model" --file "$text" --chat --tokens 64 \
+    --recipe headrace --moved 1% --device-bytes 24MiB --host-bytes 64MiB --file-dir "$tiers" --file-bytes 512MiB --seed 1 "$@"

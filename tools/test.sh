@@ -1,0 +1,56 @@
+#!/bin/sh
+# Sets up, builds and runs every test: the release build with all of them, then the fast ones
+# under AddressSanitizer and UndefinedBehaviorSanitizer, then the threaded ones under
+# ThreadSanitizer. Ends with ctest's summaries; non-zero when anything failed.
+#
+#   HEADRACE_TEST_QUICK=1       only the fast tests of the release build
+#   HEADRACE_TEST_SANITIZERS=0  no sanitizer builds
+#   HEADRACE_CACHE=DIR          where the model is kept; without it the tests that need it skip
+set -eu
+# shellcheck source=tools/common.sh
+. "$(dirname -- "$0")/common.sh"
+cd "$root"
+
+failed=
+summaries=
+
+# run_tests PRESET [CTEST ARGUMENT...]
+run_tests() {
+    preset=$1
+    shift
+    log=build/$preset-tests.log
+    status=0
+    # ctest's code is kept in a file, because sh has no pipefail.
+    { ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$jobs" "$@" 2>&1 ||
+        echo $? > "build/$preset-tests.code"; } | tee "$log" | grep -v -E '^ *Start +[0-9]+: |^Internal ctest' || true
+    if [ -f "build/$preset-tests.code" ]; then
+        status=$(cat "build/$preset-tests.code")
+        rm -f "build/$preset-tests.code"
+    fi
+    summaries="$summaries
+--- $preset $*
+$(sed -n '/tests passed/,$p' "$log")
+"
+    [ "$status" -eq 0 ] || failed="$failed $preset"
+}
+
+sh tools/deps.sh test
+export HEADRACE_CACHE="$cache"
+HEADRACE_MODEL=$(sh tools/fetch_model.sh) || say "the tests that need the model will be skipped"
+export HEADRACE_MODEL
+
+configure_and_build release
+if [ "${HEADRACE_TEST_QUICK:-0}" = 1 ]; then
+    run_tests release -L fast
+else
+    run_tests release
+    if [ "${HEADRACE_TEST_SANITIZERS:-1}" != 0 ]; then
+        configure_and_build asan
+        run_tests asan -L fast
+        configure_and_build tsan -- hr_tests_threads
+        run_tests tsan -L threads
+    fi
+fi
+
+printf '%s\n' "$summaries"
+[ -z "$failed" ] || die "tests failed under:$failed"
