@@ -9,11 +9,12 @@
 
 struct source {
     const struct hr_tensor *k, *v;
-    uint32_t first;             /* token number of the tensors' first row */
+    uint32_t first; /* token number of the tensors' first row */
 };
 
 /* The exact row of a new token: converted, K then V. */
-static void row_load(const hr_sequence_t *s, const struct source *src, uint32_t token, uint32_t head, unsigned char *dst)
+static void row_load(const hr_sequence_t *s, const struct source *src, uint32_t token,
+                     uint32_t head, unsigned char *dst)
 {
     const struct hri_kernels *kern = s->runtime->kernels;
     const struct hr_tensor *t[2] = {src->k, src->v};
@@ -43,8 +44,9 @@ static hr_status_t rows_check(const hr_sequence_t *s, const struct source *src, 
             size_t bad = kern->find_nonfinite(row, s->dtype, s->dk + s->dv);
             if (bad < s->dk + s->dv) {
                 bool key = bad < s->dk;
-                return hri_error_set(HR_ERR_NONFINITE, "%s: token %u, head %u, dimension %zu is not finite in %s", key ? "k" : "v", i, h,
-                                     key ? bad : bad - s->dk, hr_dtype_name(s->dtype));
+                return hri_error_set(
+                    HR_ERR_NONFINITE, "%s: token %u, head %u, dimension %zu is not finite in %s",
+                    key ? "k" : "v", i, h, key ? bad : bad - s->dk, hr_dtype_name(s->dtype));
             }
         }
     }
@@ -52,7 +54,8 @@ static hr_status_t rows_check(const hr_sequence_t *s, const struct source *src, 
 }
 
 /* Writes all whole pages of [n_logged, end) to the log. */
-static hr_status_t log_pages(hr_sequence_t *s, struct hri_layer *l, const struct source *src, uint32_t end)
+static hr_status_t log_pages(hr_sequence_t *s, struct hri_layer *l, const struct source *src,
+                             uint32_t end)
 {
     uint32_t n_pages = end / HRI_LOG_ROWS - l->n_logged / HRI_LOG_ROWS;
     if (n_pages == 0) {
@@ -90,7 +93,8 @@ static hr_status_t log_pages(hr_sequence_t *s, struct hri_layer *l, const struct
 }
 
 /* First token the tail must keep once the sequence has `end` tokens of which n_logged are in the log. */
-static uint32_t tail_first_for(const hr_sequence_t *s, const struct hri_layer *l, uint32_t end, uint32_t n_logged)
+static uint32_t tail_first_for(const hr_sequence_t *s, const struct hri_layer *l, uint32_t end,
+                               uint32_t n_logged)
 {
     if (end - l->tail_first <= s->tail_max) {
         return l->tail_first;
@@ -100,20 +104,23 @@ static uint32_t tail_first_for(const hr_sequence_t *s, const struct hri_layer *l
     return first < n_logged ? first : n_logged;
 }
 
-static void tail_extend(hr_sequence_t *s, struct hri_layer *l, const struct source *src, uint32_t end, uint32_t n_logged)
+static void tail_extend(hr_sequence_t *s, struct hri_layer *l, const struct source *src,
+                        uint32_t end, uint32_t n_logged)
 {
     uint32_t first = tail_first_for(s, l, end, n_logged);
     if (first > l->tail_first) {
         uint32_t kept = first < l->n_tokens ? l->n_tokens - first : 0;
         for (uint32_t h = 0; h < s->n_kv && kept > 0; h++) {
             unsigned char *base = l->tail + (size_t)h * s->tail_max * s->row_bytes;
-            memmove(base, base + (size_t)(first - l->tail_first) * s->row_bytes, (size_t)kept * s->row_bytes);
+            memmove(base, base + (size_t)(first - l->tail_first) * s->row_bytes,
+                    (size_t)kept * s->row_bytes);
         }
         l->tail_first = first;
     }
     for (uint32_t t = src->first > first ? src->first : first; t < end; t++) {
         for (uint32_t h = 0; h < s->n_kv; h++) {
-            row_load(s, src, t, h, l->tail + ((size_t)h * s->tail_max + (t - first)) * s->row_bytes);
+            row_load(s, src, t, h,
+                     l->tail + ((size_t)h * s->tail_max + (t - first)) * s->row_bytes);
         }
     }
     for (uint32_t t = src->first; t < end && t < s->n_sink; t++) {
@@ -132,12 +139,13 @@ static void body_slide(const hr_sequence_t *s, struct hri_layer *l)
     }
 }
 
-hr_status_t hr_sequence_append(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *k, const struct hr_tensor *v,
-                               hr_stream_t stream)
+hr_status_t hr_sequence_append(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *k,
+                               const struct hr_tensor *v, hr_stream_t stream)
 {
     (void)stream;
     if (s == NULL || layer >= s->n_layers) {
-        return hri_error_set(HR_ERR_INVALID, "hr_sequence_append: %s", s == NULL ? "no sequence" : "no such layer");
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_append: %s",
+                             s == NULL ? "no sequence" : "no such layer");
     }
     uint32_t n = k != NULL ? k->shape[0] : 0;
     hr_status_t status = hri_tensor_check(k, "k", n, s->n_kv, s->dk);
@@ -149,7 +157,8 @@ hr_status_t hr_sequence_append(hr_sequence_t *s, uint32_t layer, const struct hr
     }
     struct hri_layer *l = &s->layers[layer];
     if (n > s->tokens_max - l->n_tokens) {
-        return hri_error_set(HR_ERR_FULL, "layer %u has %u tokens; %u more exceed tokens_max %u", layer, l->n_tokens, n, s->tokens_max);
+        return hri_error_set(HR_ERR_FULL, "layer %u has %u tokens; %u more exceed tokens_max %u",
+                             layer, l->n_tokens, n, s->tokens_max);
     }
     struct source src = {.k = k, .v = v, .first = l->n_tokens};
     uint64_t t0 = hri_now_ns();
@@ -164,7 +173,8 @@ hr_status_t hr_sequence_append(hr_sequence_t *s, uint32_t layer, const struct hr
         char message[HRI_ERROR_BYTES_MAX];
         hri_error_get(message, sizeof message);
         (void)hri_lane_truncate(l->log_lane, cells);
-        return hri_error_set(status, "layer %u, tokens %u to %u not appended: %s", layer, src.first, end - 1, message);
+        return hri_error_set(status, "layer %u, tokens %u to %u not appended: %s", layer, src.first,
+                             end - 1, message);
     }
     uint64_t t2 = hri_now_ns();
     uint32_t n_logged = end / HRI_LOG_ROWS * HRI_LOG_ROWS;

@@ -11,9 +11,9 @@
 struct exact {
     hr_sequence_t *s;
     struct hri_layer *layer;
-    const float *q;            /* [n_kv][vectors][dk] */
+    const float *q; /* [n_kv][vectors][dk] */
     uint32_t nq, position, vectors;
-    uint32_t groups;           /* tasks per kv-head: groups of query vectors, or of tiles for few vectors */
+    uint32_t groups; /* tasks per kv-head: groups of query vectors, or of tiles for few vectors */
     struct hri_partial *parts; /* few vectors: [n_kv][groups], each of `vectors`; else [n_kv] */
     unsigned char *tile_scratch;
     size_t tile_scratch_bytes;
@@ -22,17 +22,19 @@ struct exact {
 
 static struct hri_partial partial_at(const struct hri_partial *p, uint32_t first, uint32_t dv)
 {
-    return (struct hri_partial){.m = p->m + first, .l = p->l + first, .o = p->o + (size_t)first * dv};
+    return (struct hri_partial){
+        .m = p->m + first, .l = p->l + first, .o = p->o + (size_t)first * dv};
 }
 
 /* Which rows of a tile each query vector sees; false if none sees any. */
-static bool ranges_fill(const struct exact *e, uint32_t v0, uint32_t nv, uint32_t token, uint32_t rows, uint32_t *first,
-                        uint32_t *last)
+static bool ranges_fill(const struct exact *e, uint32_t v0, uint32_t nv, uint32_t token,
+                        uint32_t rows, uint32_t *first, uint32_t *last)
 {
     bool any = false;
     for (uint32_t v = 0; v < nv; v++) {
         uint32_t p = e->position + (v0 + v) / e->s->g;
-        uint32_t low = e->layer->sliding != 0 && p + 1 > e->layer->sliding ? p + 1 - e->layer->sliding : 0;
+        uint32_t low =
+            e->layer->sliding != 0 && p + 1 > e->layer->sliding ? p + 1 - e->layer->sliding : 0;
         uint32_t end = p + 1 > token ? p + 1 - token : 0;
         last[v] = end < rows ? end : rows;
         first[v] = low > token ? low - token : 0;
@@ -58,9 +60,12 @@ static void tile_task(void *context, unsigned task, unsigned worker)
         if (!ranges_fill(e, v0, nv, e->tiles->token[i], e->tiles->rows[i], first, last)) {
             continue;
         }
-        struct hri_rows rows = {.base = e->tiles->base[i * s->n_kv + head], .stride_bytes = s->row_bytes,
-                                .n = e->tiles->rows[i], .dtype = s->dtype};
-        s->runtime->kernels->attend_tile(q, nv, s->dk, s->dv, rows, first, last, s->soft_cap, scratch, &part);
+        struct hri_rows rows = {.base = e->tiles->base[i * s->n_kv + head],
+                                .stride_bytes = s->row_bytes,
+                                .n = e->tiles->rows[i],
+                                .dtype = s->dtype};
+        s->runtime->kernels->attend_tile(q, nv, s->dk, s->dv, rows, first, last, s->soft_cap,
+                                         scratch, &part);
     }
 }
 
@@ -76,8 +81,10 @@ static void rows_task(void *context, unsigned task, unsigned worker)
     uint64_t begin, end;
     hri_split(e->tiles->n, e->groups, group, &begin, &end);
     for (uint64_t i = begin; i < end; i++) {
-        struct hri_rows rows = {.base = e->tiles->base[i * s->n_kv + head], .stride_bytes = s->row_bytes,
-                                .n = e->tiles->rows[i], .dtype = s->dtype};
+        struct hri_rows rows = {.base = e->tiles->base[i * s->n_kv + head],
+                                .stride_bytes = s->row_bytes,
+                                .n = e->tiles->rows[i],
+                                .dtype = s->dtype};
         s->runtime->kernels->attend_rows(q, s->g, s->dk, s->dv, rows, s->soft_cap, part);
     }
 }
@@ -86,10 +93,12 @@ static void exact_visit(void *context, const struct hri_tiles *tiles)
 {
     struct exact *e = context;
     e->tiles = tiles;
-    hri_pool_run(e->s->runtime->pool, e->nq == 1 ? rows_task : tile_task, e, e->s->n_kv * e->groups);
+    hri_pool_run(e->s->runtime->pool, e->nq == 1 ? rows_task : tile_task, e,
+                 e->s->n_kv * e->groups);
 }
 
-static void partials_lay(struct hri_partial *parts, uint32_t n, uint32_t vectors, uint32_t dv, float *memory)
+static void partials_lay(struct hri_partial *parts, uint32_t n, uint32_t vectors, uint32_t dv,
+                         float *memory)
 {
     for (uint32_t i = 0; i < n; i++) {
         parts[i].m = memory;
@@ -100,17 +109,22 @@ static void partials_lay(struct hri_partial *parts, uint32_t n, uint32_t vectors
     }
 }
 
-hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq, uint32_t position, float *out,
-                             struct hr_attend_report *report)
+hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq,
+                             uint32_t position, float *out, struct hr_attend_report *report)
 {
     struct hr_runtime *rt = s->runtime;
-    struct exact e = {.s = s, .layer = layer, .q = q, .nq = nq, .position = position, .vectors = nq * s->g};
-    e.groups = nq == 1 ? (2 * rt->n_workers + s->n_kv - 1) / s->n_kv : (e.vectors + HRI_TILE_QUERIES - 1) / HRI_TILE_QUERIES;
+    struct exact e = {
+        .s = s, .layer = layer, .q = q, .nq = nq, .position = position, .vectors = nq * s->g};
+    e.groups = nq == 1 ? (2 * rt->n_workers + s->n_kv - 1) / s->n_kv
+                       : (e.vectors + HRI_TILE_QUERIES - 1) / HRI_TILE_QUERIES;
     uint32_t n_parts = nq == 1 ? s->n_kv * e.groups : s->n_kv;
-    e.tile_scratch_bytes = hri_round_up(hri_tile_scratch_bytes(HRI_TILE_QUERIES, s->dk, s->dv, HRI_LOG_ROWS), 64);
+    e.tile_scratch_bytes =
+        hri_round_up(hri_tile_scratch_bytes(HRI_TILE_QUERIES, s->dk, s->dv, HRI_LOG_ROWS), 64);
     size_t parts_bytes = hri_round_up(n_parts * sizeof(struct hri_partial), 64);
-    size_t state_bytes = hri_round_up((size_t)n_parts * e.vectors * (s->dv + 2) * sizeof(float), 64);
-    unsigned char *memory = hri_scratch_get(&rt->tiles, parts_bytes + state_bytes + rt->n_workers * e.tile_scratch_bytes);
+    size_t state_bytes =
+        hri_round_up((size_t)n_parts * e.vectors * (s->dv + 2) * sizeof(float), 64);
+    unsigned char *memory = hri_scratch_get(&rt->tiles, parts_bytes + state_bytes +
+                                                            rt->n_workers * e.tile_scratch_bytes);
     if (memory == NULL) {
         return hri_alloc_status();
     }
@@ -118,7 +132,8 @@ hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const fl
     e.tile_scratch = memory + parts_bytes + state_bytes;
     partials_lay(e.parts, n_parts, e.vectors, s->dv, (float *)(void *)(memory + parts_bytes));
 
-    uint32_t first = layer->sliding != 0 && position + 1 > layer->sliding ? position + 1 - layer->sliding : 0;
+    uint32_t first =
+        layer->sliding != 0 && position + 1 > layer->sliding ? position + 1 - layer->sliding : 0;
     uint32_t end = position + nq;
     hr_status_t status = hri_stream_rows(s, layer, first, end, exact_visit, &e, report);
     if (status != HR_OK) {
@@ -152,8 +167,10 @@ static void score_task(void *context, unsigned head, unsigned worker)
     hr_sequence_t *s = c->s;
     float *out = s->row_scores + (size_t)head * s->g * s->tokens_max;
     for (uint32_t i = 0; i < c->tiles->n; i++) {
-        struct hri_rows rows = {.base = c->tiles->base[i * s->n_kv + head], .stride_bytes = s->row_bytes,
-                                .n = c->tiles->rows[i], .dtype = s->dtype};
+        struct hri_rows rows = {.base = c->tiles->base[i * s->n_kv + head],
+                                .stride_bytes = s->row_bytes,
+                                .n = c->tiles->rows[i],
+                                .dtype = s->dtype};
         s->runtime->kernels->score_rows(s->steps[head].q, s->g, s->dk, rows, s->soft_cap,
                                         out + (c->tiles->token[i] - s->n_sink), s->tokens_max);
     }
@@ -166,10 +183,12 @@ static void score_visit(void *context, const struct hri_tiles *tiles)
     hri_pool_run(c->s->runtime->pool, score_task, c, c->s->n_kv);
 }
 
-hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer, struct hr_attend_report *report)
+hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer,
+                           struct hr_attend_report *report)
 {
     struct scores c = {.s = s, .layer = layer};
-    struct hr_attend_report unseen = {0}; /* an oracle's reading is not what it would move; only the selection counts */
+    struct hr_attend_report unseen = {
+        0}; /* an oracle's reading is not what it would move; only the selection counts */
     (void)report;
     return hri_stream_rows(s, layer, s->n_sink, layer->body_end, score_visit, &c, &unseen);
 }
@@ -182,17 +201,20 @@ void hr_attend_options_init(struct hr_attend_options *options)
     options->struct_size = sizeof *options;
 }
 
-static void outputs_store(hr_sequence_t *s, const float *src, uint32_t nq, struct hr_tensor *out, uint32_t token)
+static void outputs_store(hr_sequence_t *s, const float *src, uint32_t nq, struct hr_tensor *out,
+                          uint32_t token)
 {
     for (uint32_t i = 0; i < nq; i++) {
         for (uint32_t h = 0; h < s->n_q; h++) {
-            hri_out_store(s, out, token + i, h, src + (((size_t)(h / s->g) * nq + i) * s->g + h % s->g) * s->dv);
+            hri_out_store(s, out, token + i, h,
+                          src + (((size_t)(h / s->g) * nq + i) * s->g + h % s->g) * s->dv);
         }
     }
 }
 
-static hr_status_t exact_pass(hr_sequence_t *s, struct hri_layer *l, const struct hr_tensor *q, struct hr_tensor *out, uint32_t first,
-                              uint32_t n, uint32_t position, struct hr_attend_report *report)
+static hr_status_t exact_pass(hr_sequence_t *s, struct hri_layer *l, const struct hr_tensor *q,
+                              struct hr_tensor *out, uint32_t first, uint32_t n, uint32_t position,
+                              struct hr_attend_report *report)
 {
     size_t vectors = (size_t)n * s->n_q;
     float *qf = hri_scratch_get(&s->runtime->queries, vectors * (s->dk + s->dv) * sizeof(float));
@@ -214,8 +236,8 @@ static hr_status_t exact_pass(hr_sequence_t *s, struct hri_layer *l, const struc
     return HR_OK;
 }
 
-static hr_status_t exact_many(hr_sequence_t *s, struct hri_layer *l, const struct hr_tensor *q, struct hr_tensor *out, uint32_t nq,
-                              struct hr_attend_report *report)
+static hr_status_t exact_many(hr_sequence_t *s, struct hri_layer *l, const struct hr_tensor *q,
+                              struct hr_tensor *out, uint32_t nq, struct hr_attend_report *report)
 {
     uint64_t t0 = hri_now_ns();
     for (uint32_t i = 0; i < nq; i += HRI_QUERY_TOKENS_MAX) {
@@ -230,7 +252,8 @@ static hr_status_t exact_many(hr_sequence_t *s, struct hri_layer *l, const struc
 }
 
 /* Relative distance of two outputs, per query head: mean and largest. */
-static void error_compare(const hr_sequence_t *s, const float *got, const float *exact, struct hr_attend_report *report)
+static void error_compare(const hr_sequence_t *s, const float *got, const float *exact,
+                          struct hr_attend_report *report)
 {
     double sum = 0.0, largest = 0.0;
     for (uint32_t h = 0; h < s->n_q; h++) {
@@ -248,11 +271,13 @@ static void error_compare(const hr_sequence_t *s, const float *got, const float 
     report->true_error_max = largest;
 }
 
-static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q, struct hr_tensor *out, uint32_t row,
-                               uint32_t position, bool check, struct hr_attend_report *report)
+static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
+                               struct hr_tensor *out, uint32_t row, uint32_t position, bool check,
+                               struct hr_attend_report *report)
 {
     struct hri_layer *l = &s->layers[layer];
-    float *qf = hri_scratch_get(&s->runtime->queries, (size_t)s->n_q * (s->dk + 2 * s->dv) * sizeof(float));
+    float *qf =
+        hri_scratch_get(&s->runtime->queries, (size_t)s->n_q * (s->dk + 2 * s->dv) * sizeof(float));
     if (qf == NULL) {
         return hri_alloc_status();
     }
@@ -293,12 +318,14 @@ static void report_add(struct hr_attend_report *sum, const struct hr_attend_repo
     }
 }
 
-static hr_status_t recipe_many(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q, struct hr_tensor *out, uint32_t nq,
-                               bool check, struct hr_attend_report *report)
+static hr_status_t recipe_many(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
+                               struct hr_tensor *out, uint32_t nq, bool check,
+                               struct hr_attend_report *report)
 {
     for (uint32_t i = 0; i < nq; i++) {
         struct hr_attend_report one = {.true_error = -1.0, .true_error_max = -1.0};
-        hr_status_t status = recipe_pass(s, layer, q, out, i, s->layers[layer].n_tokens - nq + i, check, &one);
+        hr_status_t status =
+            recipe_pass(s, layer, q, out, i, s->layers[layer].n_tokens - nq + i, check, &one);
         if (status != HR_OK) {
             return status;
         }
@@ -311,13 +338,17 @@ static hr_status_t attend_check(const hr_sequence_t *s, uint32_t layer, const st
                                 const struct hr_attend_options *o, const struct hr_tensor *out)
 {
     if (s == NULL || layer >= s->n_layers) {
-        return hri_error_set(HR_ERR_INVALID, "hr_sequence_attend: %s", s == NULL ? "no sequence" : "no such layer");
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_attend: %s",
+                             s == NULL ? "no sequence" : "no such layer");
     }
     if (o != NULL && o->struct_size != sizeof *o) {
-        return hri_error_set(HR_ERR_VERSION, "attend options: struct_size %zu where this library has %zu", o->struct_size, sizeof *o);
+        return hri_error_set(HR_ERR_VERSION,
+                             "attend options: struct_size %zu where this library has %zu",
+                             o->struct_size, sizeof *o);
     }
     if (o != NULL && (unsigned)o->mode > HR_ATTEND_RECIPE) {
-        return hri_error_set(HR_ERR_INVALID, "attend options: mode %d does not exist", (int)o->mode);
+        return hri_error_set(HR_ERR_INVALID, "attend options: mode %d does not exist",
+                             (int)o->mode);
     }
     uint32_t n = q != NULL ? q->shape[0] : 0;
     hr_status_t status = hri_tensor_check(q, "q", n, s->n_q, s->dk);
@@ -325,13 +356,15 @@ static hr_status_t attend_check(const hr_sequence_t *s, uint32_t layer, const st
         status = hri_tensor_check(out, "out", n, s->n_q, s->dv);
     }
     if (status == HR_OK && n > s->layers[layer].n_tokens) {
-        status = hri_error_set(HR_ERR_STATE, "layer %u has %u tokens; %u queries are more", layer, s->layers[layer].n_tokens, n);
+        status = hri_error_set(HR_ERR_STATE, "layer %u has %u tokens; %u queries are more", layer,
+                               s->layers[layer].n_tokens, n);
     }
     return status;
 }
 
-hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q, const struct hr_attend_options *options,
-                               struct hr_tensor *out, struct hr_attend_report *report_out, hr_stream_t stream)
+hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
+                               const struct hr_attend_options *options, struct hr_tensor *out,
+                               struct hr_attend_report *report_out, hr_stream_t stream)
 {
     (void)stream;
     hr_status_t status = attend_check(s, layer, q, options, out);
@@ -346,7 +379,8 @@ hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr
     if (exact) {
         status = exact_many(s, l, q, out, nq, &report);
     } else {
-        status = recipe_many(s, layer, q, out, nq, options != NULL && options->check_exact, &report);
+        status =
+            recipe_many(s, layer, q, out, nq, options != NULL && options->check_exact, &report);
     }
     if (status != HR_OK) {
         return status;
@@ -364,8 +398,8 @@ hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr
     return HR_OK;
 }
 
-hr_status_t hr_batch_attend(struct hr_batch_item *items, size_t n_items, uint32_t layer, const struct hr_attend_options *options,
-                            hr_stream_t stream)
+hr_status_t hr_batch_attend(struct hr_batch_item *items, size_t n_items, uint32_t layer,
+                            const struct hr_attend_options *options, hr_stream_t stream)
 {
     if (items == NULL && n_items > 0) {
         return hri_error_set(HR_ERR_INVALID, "hr_batch_attend: no items");
@@ -374,7 +408,8 @@ hr_status_t hr_batch_attend(struct hr_batch_item *items, size_t n_items, uint32_
     char message[HRI_ERROR_BYTES_MAX] = "";
     for (size_t i = 0; i < n_items; i++) {
         struct hr_batch_item *it = &items[i];
-        it->status = hr_sequence_attend(it->sequence, layer, &it->q, options, &it->out, &it->report, stream);
+        it->status =
+            hr_sequence_attend(it->sequence, layer, &it->q, options, &it->out, &it->report, stream);
         if (it->status != HR_OK && first == HR_OK) {
             first = it->status;
             hri_error_get(message, sizeof message);

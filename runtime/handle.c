@@ -9,16 +9,18 @@
 #include <string.h>
 
 #define STRINGIFY2(x) #x
-#define STRINGIFY(x) STRINGIFY2(x)
+#define STRINGIFY(x)  STRINGIFY2(x)
 
 const char *hr_version(void)
 {
-    return STRINGIFY(HR_VERSION_MAJOR) "." STRINGIFY(HR_VERSION_MINOR) "." STRINGIFY(HR_VERSION_PATCH);
+    return STRINGIFY(HR_VERSION_MAJOR) "." STRINGIFY(HR_VERSION_MINOR) "." STRINGIFY(
+        HR_VERSION_PATCH);
 }
 
 const char *hr_stage_name(unsigned stage)
 {
-    static const char *const names[HR_STAGES] = {"append", "store", "index", "select", "fetch", "attend"};
+    static const char *const names[HR_STAGES] = {"append", "store", "index",
+                                                 "select", "fetch", "attend"};
     return stage < HR_STAGES ? names[stage] : "?";
 }
 
@@ -71,20 +73,26 @@ static void log_forward(void *context, int level, const char *message)
 static hr_status_t options_check(const struct hr_runtime_options *o)
 {
     if (o->struct_size != sizeof *o) {
-        return hri_error_set(HR_ERR_VERSION, "runtime options: struct_size %zu where this library has %zu (use the _init function)",
-                             o->struct_size, sizeof *o);
+        return hri_error_set(
+            HR_ERR_VERSION,
+            "runtime options: struct_size %zu where this library has %zu (use the _init function)",
+            o->struct_size, sizeof *o);
     }
     if ((unsigned)o->io_mode > HR_IO_THREADS) {
-        return hri_error_set(HR_ERR_INVALID, "runtime options: io_mode %d does not exist", (int)o->io_mode);
+        return hri_error_set(HR_ERR_INVALID, "runtime options: io_mode %d does not exist",
+                             (int)o->io_mode);
     }
     if (o->file_dir != NULL && o->file_bytes == 0) {
-        return hri_error_set(HR_ERR_INVALID, "runtime options: file_bytes is 0; a file tier needs a cap");
+        return hri_error_set(HR_ERR_INVALID,
+                             "runtime options: file_bytes is 0; a file tier needs a cap");
     }
     if (o->n_threads > HRI_POOL_THREADS_MAX) {
-        return hri_error_set(HR_ERR_INVALID, "runtime options: n_threads %u, at most %d", o->n_threads, HRI_POOL_THREADS_MAX);
+        return hri_error_set(HR_ERR_INVALID, "runtime options: n_threads %u, at most %d",
+                             o->n_threads, HRI_POOL_THREADS_MAX);
     }
     if ((o->alloc == NULL) != (o->free == NULL)) {
-        return hri_error_set(HR_ERR_INVALID, "runtime options: alloc and free must be set together");
+        return hri_error_set(HR_ERR_INVALID,
+                             "runtime options: alloc and free must be set together");
     }
     return HR_OK;
 }
@@ -92,7 +100,8 @@ static hr_status_t options_check(const struct hr_runtime_options *o)
 static hr_status_t kernels_choose(struct hr_runtime *rt, const char *level_name)
 {
     struct hri_cpu cpu;
-    hr_status_t status = level_name != NULL ? hri_cpu_detect_level(level_name, &cpu) : hri_cpu_detect(&cpu);
+    hr_status_t status =
+        level_name != NULL ? hri_cpu_detect_level(level_name, &cpu) : hri_cpu_detect(&cpu);
     if (status != HR_OK) {
         return status;
     }
@@ -116,14 +125,16 @@ static hr_status_t store_open(struct hr_runtime *rt, const struct hr_runtime_opt
 hr_status_t hr_runtime_create(const struct hr_runtime_options *options, hr_runtime_t **runtime_out)
 {
     if (options == NULL || runtime_out == NULL) {
-        return hri_error_set(HR_ERR_INVALID, "hr_runtime_create: no options or no place for the runtime");
+        return hri_error_set(HR_ERR_INVALID,
+                             "hr_runtime_create: no options or no place for the runtime");
     }
     hr_status_t status = options_check(options);
     if (status != HR_OK) {
         return status;
     }
-    struct hr_runtime *rt = options->alloc != NULL ? options->alloc(options->alloc_context, sizeof *rt, 64)
-                                                   : aligned_alloc(64, hri_round_up(sizeof *rt, 64));
+    struct hr_runtime *rt = options->alloc != NULL
+                                ? options->alloc(options->alloc_context, sizeof *rt, 64)
+                                : aligned_alloc(64, hri_round_up(sizeof *rt, 64));
     if (rt == NULL) {
         return hri_error_set(HR_ERR_NOMEM, "hr_runtime_create: out of memory");
     }
@@ -137,7 +148,8 @@ hr_status_t hr_runtime_create(const struct hr_runtime_options *options, hr_runti
     hri_alloc_init(&rt->device, "device tier", options->device_bytes, hooks);
     rt->log_fn = options->log;
     rt->log_context = options->log_context;
-    rt->log = (struct hri_log){.fn = options->log != NULL ? log_forward : NULL, .ctx = rt, .level_max = HRI_LOG_DEBUG};
+    rt->log = (struct hri_log){
+        .fn = options->log != NULL ? log_forward : NULL, .ctx = rt, .level_max = HRI_LOG_DEBUG};
     rt->host_bytes = options->host_bytes;
     rt->file_bytes = options->file_dir != NULL ? options->file_bytes : 0;
     struct hri_scratch *scratch[] = {&rt->stream, &rt->queries, &rt->tiles, &rt->rows, &rt->group};
@@ -177,7 +189,8 @@ hr_status_t hr_runtime_destroy(hr_runtime_t *rt)
         return HR_OK;
     }
     if (rt->n_sequences != 0) {
-        return hri_error_set(HR_ERR_STATE, "hr_runtime_destroy: %u of its sequences still exist", rt->n_sequences);
+        return hri_error_set(HR_ERR_STATE, "hr_runtime_destroy: %u of its sequences still exist",
+                             rt->n_sequences);
     }
     hri_store_destroy(rt->store);
     hri_pool_destroy(rt->pool);
@@ -197,16 +210,19 @@ hr_status_t hr_runtime_destroy(hr_runtime_t *rt)
 hr_status_t hr_runtime_stats(const hr_runtime_t *rt, struct hr_runtime_stats *stats_out)
 {
     if (rt == NULL || stats_out == NULL) {
-        return hri_error_set(HR_ERR_INVALID, "hr_runtime_stats: no runtime or no place for the figures");
+        return hri_error_set(HR_ERR_INVALID,
+                             "hr_runtime_stats: no runtime or no place for the figures");
     }
     if (stats_out->struct_size != sizeof *stats_out) {
-        return hri_error_set(HR_ERR_VERSION, "hr_runtime_stats: struct_size %zu where this library has %zu",
+        return hri_error_set(HR_ERR_VERSION,
+                             "hr_runtime_stats: struct_size %zu where this library has %zu",
                              stats_out->struct_size, sizeof *stats_out);
     }
     struct hri_store_stats st;
     hri_store_stats(rt->store, &st);
-    stats_out->tier[HR_TIER_DEVICE] = (struct hr_tier_stats){
-        .bytes_held = rt->device.live_bytes, .bytes_peak = rt->device.peak_bytes, .bytes_cap = rt->device.cap_bytes};
+    stats_out->tier[HR_TIER_DEVICE] = (struct hr_tier_stats){.bytes_held = rt->device.live_bytes,
+                                                             .bytes_peak = rt->device.peak_bytes,
+                                                             .bytes_cap = rt->device.cap_bytes};
     stats_out->tier[HR_TIER_HOST] = st.host;
     stats_out->tier[HR_TIER_FILE] = st.file;
     stats_out->scratch_bytes = rt->alloc.live_bytes;

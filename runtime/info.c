@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/utsname.h>
 
-#define INFO_BYTES_MAX 16384
+#define INFO_BYTES_MAX  16384
 #define PROBE_BYTES_MAX 4096
 
 struct text {
@@ -79,9 +79,12 @@ static void put_topology(struct text *t)
         return;
     }
     const struct hri_topology_info *i = hri_topology_info(topology);
-    put(t, "\"topology\":{\"cpus\":%u,\"cores\":%u,\"packages\":%u,\"numa_nodes\":%u,\"l1d_bytes\":%zu,\"l2_bytes\":%zu,"
-        "\"l3_bytes\":%zu,\"line_bytes\":%zu,", i->cpu_count, i->core_count, i->package_count, i->node_count, i->l1d_bytes,
-        i->l2_bytes, i->l3_bytes, i->line_bytes);
+    put(t,
+        "\"topology\":{\"cpus\":%u,\"cores\":%u,\"packages\":%u,\"numa_nodes\":%u,\"l1d_bytes\":%"
+        "zu,\"l2_bytes\":%zu,"
+        "\"l3_bytes\":%zu,\"line_bytes\":%zu,",
+        i->cpu_count, i->core_count, i->package_count, i->node_count, i->l1d_bytes, i->l2_bytes,
+        i->l3_bytes, i->line_bytes);
     put_string(t, "source", i->source);
     put(t, "},");
     hri_topology_destroy(topology);
@@ -96,8 +99,10 @@ static void put_memory(struct text *t)
         put(t, "},");
         return;
     }
-    put(t, "\"memory\":{\"total_bytes\":%" PRIu64 ",\"available_bytes\":%" PRIu64 ",\"cgroup_limit_bytes\":%" PRIu64
-        ",\"cgroup_version\":%u,", m.total_bytes, m.available_bytes, m.cgroup_limit_bytes, m.cgroup_version);
+    put(t,
+        "\"memory\":{\"total_bytes\":%" PRIu64 ",\"available_bytes\":%" PRIu64
+        ",\"cgroup_limit_bytes\":%" PRIu64 ",\"cgroup_version\":%u,",
+        m.total_bytes, m.available_bytes, m.cgroup_limit_bytes, m.cgroup_version);
     if (m.memlock_bytes == UINT64_MAX) {
         put(t, "\"memlock_bytes\":null},");
     } else {

@@ -6,7 +6,8 @@
 #include <math.h>
 #include <string.h>
 
-#define FRAME_STEPS 8.0    /* frames for this many tokens' worth of refined bytes; more gains little (docs/decisions) */
+#define FRAME_STEPS                                                                                \
+    8.0 /* frames for this many tokens' worth of refined bytes; more gains little (docs/decisions) */
 
 void hr_sequence_options_init(struct hr_sequence_options *options)
 {
@@ -30,8 +31,9 @@ static double param_or(const struct hri_recipe *recipe, const char *key, double 
 static hr_status_t dim_check(const char *name, uint32_t dim)
 {
     if (dim < HR_HEAD_DIM_MIN || dim > HR_HEAD_DIM_MAX || dim % 8 != 0) {
-        return hri_error_set(HR_ERR_INVALID, "sequence options: %s is %u; it must be a multiple of 8 from %d to %d", name, dim,
-                             HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
+        return hri_error_set(HR_ERR_INVALID,
+                             "sequence options: %s is %u; it must be a multiple of 8 from %d to %d",
+                             name, dim, HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
     }
     return HR_OK;
 }
@@ -43,14 +45,19 @@ static hr_status_t rope_check(const struct hr_sequence_options *o)
         if (r->layout == HR_ROPE_NONE) {
             continue;
         }
-        if ((unsigned)r->layout > HR_ROPE_INTERLEAVED || r->n_rot == 0 || r->n_rot % 2 != 0 || r->n_rot > o->k_dim ||
-            r->frequencies == NULL) {
-            return hri_error_set(HR_ERR_INVALID, "sequence options: rope of layer %u: layout %d, n_rot %u (even, at most k_dim %u), "
-                                 "frequencies %s", i, (int)r->layout, r->n_rot, o->k_dim, r->frequencies ? "given" : "missing");
+        if ((unsigned)r->layout > HR_ROPE_INTERLEAVED || r->n_rot == 0 || r->n_rot % 2 != 0 ||
+            r->n_rot > o->k_dim || r->frequencies == NULL) {
+            return hri_error_set(
+                HR_ERR_INVALID,
+                "sequence options: rope of layer %u: layout %d, n_rot %u (even, at most k_dim %u), "
+                "frequencies %s",
+                i, (int)r->layout, r->n_rot, o->k_dim, r->frequencies ? "given" : "missing");
         }
         for (uint32_t j = 0; j < r->n_rot / 2; j++) {
             if (!isfinite(r->frequencies[j])) {
-                return hri_error_set(HR_ERR_INVALID, "sequence options: rope of layer %u: frequency %u is not finite", i, j);
+                return hri_error_set(
+                    HR_ERR_INVALID,
+                    "sequence options: rope of layer %u: frequency %u is not finite", i, j);
             }
         }
     }
@@ -60,17 +67,22 @@ static hr_status_t rope_check(const struct hr_sequence_options *o)
 static hr_status_t options_check(const struct hr_sequence_options *o)
 {
     if (o->struct_size != sizeof *o) {
-        return hri_error_set(HR_ERR_VERSION, "sequence options: struct_size %zu where this library has %zu (use the _init function)",
-                             o->struct_size, sizeof *o);
+        return hri_error_set(
+            HR_ERR_VERSION,
+            "sequence options: struct_size %zu where this library has %zu (use the _init function)",
+            o->struct_size, sizeof *o);
     }
     if (o->n_layers == 0 || o->n_layers > HR_LAYERS_MAX) {
-        return hri_error_set(HR_ERR_INVALID, "sequence options: n_layers is %u; 1 to %d", o->n_layers, HR_LAYERS_MAX);
+        return hri_error_set(HR_ERR_INVALID, "sequence options: n_layers is %u; 1 to %d",
+                             o->n_layers, HR_LAYERS_MAX);
     }
-    if (o->n_kv_heads == 0 || o->n_q_heads == 0 || o->n_q_heads > HR_HEADS_MAX || o->n_q_heads % o->n_kv_heads != 0 ||
-        o->n_q_heads / o->n_kv_heads > HR_GROUP_MAX) {
-        return hri_error_set(HR_ERR_INVALID, "sequence options: n_q_heads %u, n_kv_heads %u: the first must be a multiple of the "
-                             "second, at most %d of it and at most %d in all", o->n_q_heads, o->n_kv_heads, HR_GROUP_MAX,
-                             HR_HEADS_MAX);
+    if (o->n_kv_heads == 0 || o->n_q_heads == 0 || o->n_q_heads > HR_HEADS_MAX ||
+        o->n_q_heads % o->n_kv_heads != 0 || o->n_q_heads / o->n_kv_heads > HR_GROUP_MAX) {
+        return hri_error_set(
+            HR_ERR_INVALID,
+            "sequence options: n_q_heads %u, n_kv_heads %u: the first must be a multiple of the "
+            "second, at most %d of it and at most %d in all",
+            o->n_q_heads, o->n_kv_heads, HR_GROUP_MAX, HR_HEADS_MAX);
     }
     hr_status_t status = dim_check("k_dim", o->k_dim);
     if (status == HR_OK) {
@@ -80,20 +92,26 @@ static hr_status_t options_check(const struct hr_sequence_options *o)
         return status;
     }
     if (hr_dtype_bytes(o->dtype) == 0) {
-        return hri_error_set(HR_ERR_DTYPE, "sequence options: dtype %d is none of f32, f16, bf16", (int)o->dtype);
+        return hri_error_set(HR_ERR_DTYPE, "sequence options: dtype %d is none of f32, f16, bf16",
+                             (int)o->dtype);
     }
     if (!isfinite(o->scale) || o->scale < 0 || !isfinite(o->soft_cap) || o->soft_cap < 0) {
-        return hri_error_set(HR_ERR_INVALID, "sequence options: scale %g, soft_cap %g: finite and not negative", (double)o->scale,
-                             (double)o->soft_cap);
+        return hri_error_set(HR_ERR_INVALID,
+                             "sequence options: scale %g, soft_cap %g: finite and not negative",
+                             (double)o->scale, (double)o->soft_cap);
     }
     if (o->tokens_max == 0 || o->tokens_max > HR_TOKENS_MAX) {
-        return hri_error_set(HR_ERR_INVALID, "sequence options: tokens_max is %u; 1 to %u", o->tokens_max, HR_TOKENS_MAX);
+        return hri_error_set(HR_ERR_INVALID, "sequence options: tokens_max is %u; 1 to %u",
+                             o->tokens_max, HR_TOKENS_MAX);
     }
     if (!(o->moved > 0.0) || o->moved > 1.0) {
-        return hri_error_set(HR_ERR_INVALID, "sequence options: moved is %g; it must be above 0 and at most 1 (100 %%)", o->moved);
+        return hri_error_set(
+            HR_ERR_INVALID,
+            "sequence options: moved is %g; it must be above 0 and at most 1 (100 %%)", o->moved);
     }
     if (!(o->tolerance >= 0.0) || o->tolerance >= 1.0) {
-        return hri_error_set(HR_ERR_INVALID, "sequence options: tolerance is %g; 0 (none) or below 1", o->tolerance);
+        return hri_error_set(
+            HR_ERR_INVALID, "sequence options: tolerance is %g; 0 (none) or below 1", o->tolerance);
     }
     return rope_check(o);
 }
@@ -127,12 +145,15 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
     s->segment = blocks ? (uint32_t)param_or(r, "segment", 8192) : 0;
     s->decode_segment = blocks ? (uint32_t)param_or(r, "decode_segment", 256) : 0;
     s->tail_max = s->n_window + s->decode_segment + 2 * HRI_LOG_ROWS;
-    s->log_cell_bytes = (uint32_t)hri_round_up((uint64_t)HRI_LOG_ROWS * s->row_bytes, HRI_PAGE_BYTES);
+    s->log_cell_bytes =
+        (uint32_t)hri_round_up((uint64_t)HRI_LOG_ROWS * s->row_bytes, HRI_PAGE_BYTES);
     s->code_bytes = r->selector->codec == HRI_CODEC_I8 ? s->dk + s->dv : s->row_bytes;
-    uint64_t budget_rows = (uint64_t)ceil(s->moved * s->tokens_max * s->row_bytes / s->code_bytes) + 1;
+    uint64_t budget_rows =
+        (uint64_t)ceil(s->moved * s->tokens_max * s->row_bytes / s->code_bytes) + 1;
     if (blocks) {
         s->block_rows_max = hri_index_block_rows_max(r, s->dk, s->dv);
-        s->block_cell_bytes = (uint32_t)hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, HRI_PAGE_BYTES);
+        s->block_cell_bytes =
+            (uint32_t)hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, HRI_PAGE_BYTES);
         uint32_t segments = s->tokens_max / s->decode_segment + 2;
         s->blocks_max = hri_index_blocks_bound(r, s->dk, s->dv, s->tokens_max, segments);
         uint64_t items = 2 * budget_rows * 4 / s->block_rows_max + 32;
@@ -165,7 +186,8 @@ static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
     hri_lane_destroy(l->block_lane);
 }
 
-static hr_status_t layer_copy_options(hr_sequence_t *s, struct hri_layer *l, uint32_t i, const struct hr_sequence_options *o)
+static hr_status_t layer_copy_options(hr_sequence_t *s, struct hri_layer *l, uint32_t i,
+                                      const struct hr_sequence_options *o)
 {
     struct hri_alloc *scratch = &s->runtime->alloc;
     l->sliding = o->sliding_window != NULL ? o->sliding_window[i] : 0;
@@ -194,7 +216,8 @@ static hr_status_t layer_copy_options(hr_sequence_t *s, struct hri_layer *l, uin
     return HR_OK;
 }
 
-static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l, struct hri_index_options *io)
+static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l,
+                               struct hri_index_options *io)
 {
     memset(io, 0, sizeof *io);
     io->recipe = s->recipe;
@@ -246,9 +269,11 @@ static hr_status_t layer_create(hr_sequence_t *s, uint32_t i, const struct hr_se
         return status;
     }
     if (s->n_sink > 0) {
-        l->sink = hri_aligned_zero(&s->runtime->device, 64, (size_t)s->n_kv * s->n_sink * s->row_bytes);
+        l->sink =
+            hri_aligned_zero(&s->runtime->device, 64, (size_t)s->n_kv * s->n_sink * s->row_bytes);
     }
-    l->tail = hri_aligned_zero(&s->runtime->device, 64, (size_t)s->n_kv * s->tail_max * s->row_bytes);
+    l->tail =
+        hri_aligned_zero(&s->runtime->device, 64, (size_t)s->n_kv * s->tail_max * s->row_bytes);
     if (l->tail == NULL || (s->n_sink > 0 && l->sink == NULL)) {
         return hri_alloc_status();
     }
@@ -292,8 +317,9 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
     st->read_block = hri_array(a, n, sizeof *st->read_block);
     st->late = hri_array(a, n, sizeof *st->late);
     st->select_scratch = hri_aligned(a, 64, select_bytes > 0 ? select_bytes : 64);
-    if (!st->q || !st->part.m || !st->part.l || !st->part.o || !st->items || !st->resident || !st->address || !st->where ||
-        !st->reads || !st->read_block || !st->late || !st->select_scratch) {
+    if (!st->q || !st->part.m || !st->part.l || !st->part.o || !st->items || !st->resident ||
+        !st->address || !st->where || !st->reads || !st->read_block || !st->late ||
+        !st->select_scratch) {
         return hri_alloc_status();
     }
     return HR_OK;
@@ -367,18 +393,22 @@ static hr_status_t frames_create(hr_sequence_t *s)
         .device = device,
         .store = s->runtime->store,
     };
-    uint64_t live = device->live_bytes, left = device->cap_bytes > live ? device->cap_bytes - live : 0;
+    uint64_t live = device->live_bytes,
+             left = device->cap_bytes > live ? device->cap_bytes - live : 0;
     uint64_t fixed = hri_frames_bytes(&fo);
     fo.n_frames = 1024;
     uint64_t each = (hri_frames_bytes(&fo) - fixed) / 1024 + 1;
     uint64_t need = (uint64_t)s->n_kv * (s->items_max / 2 + 1);
-    double want = FRAME_STEPS * s->moved * s->tokens_max * s->row_bytes * s->n_kv * s->n_layers / fo.frame_bytes;
+    double want = FRAME_STEPS * s->moved * s->tokens_max * s->row_bytes * s->n_kv * s->n_layers /
+                  fo.frame_bytes;
     uint64_t fit = left > fixed ? (left - fixed) / each : 0;
     hr_status_t status = HR_OK;
     if (fit < need) {
-        status = hri_error_set(HR_ERR_BUDGET, "device tier: %" PRIu64 " bytes are not enough for this sequence; it needs at least "
-                               "%" PRIu64 " (windows and summaries %" PRIu64 ", frames for one step %" PRIu64 ")",
-                               device->cap_bytes, live + fixed + need * each, live, fixed + need * each);
+        status = hri_error_set(
+            HR_ERR_BUDGET,
+            "device tier: %" PRIu64 " bytes are not enough for this sequence; it needs at least "
+            "%" PRIu64 " (windows and summaries %" PRIu64 ", frames for one step %" PRIu64 ")",
+            device->cap_bytes, live + fixed + need * each, live, fixed + need * each);
     } else {
         uint64_t n = want < (double)need ? need : want > (double)fit ? fit : (uint64_t)want;
         uint64_t whole = (uint64_t)n_lanes * s->blocks_max;
@@ -399,17 +429,26 @@ static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
     index_options_fill(s, &none, &io);
     uint64_t heads = (uint64_t)s->n_layers * s->n_kv;
     uint64_t near_bytes = heads * (s->n_sink + s->tail_max) * s->row_bytes;
-    uint64_t summaries = s->recipe.selector->unit == HRI_UNIT_BLOCKS ? heads * hri_index_device_bytes(&io) : 0;
-    uint64_t frames = (uint64_t)s->n_kv * (s->items_max / 2 + 1) * s->block_rows_max * s->code_bytes;
-    return hri_error_set(status, "device tier: %" PRIu64 " bytes are not enough for this sequence; it needs at least about %" PRIu64
-                         " (sink and window %" PRIu64 ", summaries %" PRIu64 ", frames for one step %" PRIu64 ")",
-                         s->runtime->device.cap_bytes, near_bytes + summaries + frames, near_bytes, summaries, frames);
+    uint64_t summaries =
+        s->recipe.selector->unit == HRI_UNIT_BLOCKS ? heads * hri_index_device_bytes(&io) : 0;
+    uint64_t frames =
+        (uint64_t)s->n_kv * (s->items_max / 2 + 1) * s->block_rows_max * s->code_bytes;
+    return hri_error_set(status,
+                         "device tier: %" PRIu64
+                         " bytes are not enough for this sequence; it needs at least about %" PRIu64
+                         " (sink and window %" PRIu64 ", summaries %" PRIu64
+                         ", frames for one step %" PRIu64 ")",
+                         s->runtime->device.cap_bytes, near_bytes + summaries + frames, near_bytes,
+                         summaries, frames);
 }
 
-hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_options *o, hr_sequence_t **sequence_out)
+hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_options *o,
+                               hr_sequence_t **sequence_out)
 {
     if (rt == NULL || o == NULL || sequence_out == NULL) {
-        return hri_error_set(HR_ERR_INVALID, "hr_sequence_create: no runtime, no options or no place for the sequence");
+        return hri_error_set(
+            HR_ERR_INVALID,
+            "hr_sequence_create: no runtime, no options or no place for the sequence");
     }
     hr_status_t status = options_check(o);
     if (status != HR_OK) {
@@ -428,7 +467,8 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
     }
     shape_fill(s, o);
     if (s->log_cell_bytes > HRI_CELL_BYTES_MAX || s->block_cell_bytes > HRI_CELL_BYTES_MAX) {
-        status = hri_error_set(HR_ERR_INVALID, "sequence options: rows of %u bytes are too large", s->row_bytes);
+        status = hri_error_set(HR_ERR_INVALID, "sequence options: rows of %u bytes are too large",
+                               s->row_bytes);
         goto err;
     }
     s->layers = hri_calloc(&rt->alloc, s->n_layers, sizeof *s->layers);
@@ -486,11 +526,13 @@ uint32_t hr_sequence_length(const hr_sequence_t *s, uint32_t layer)
 hr_status_t hr_sequence_stats(const hr_sequence_t *s, struct hr_sequence_stats *out)
 {
     if (s == NULL || out == NULL) {
-        return hri_error_set(HR_ERR_INVALID, "hr_sequence_stats: no sequence or no place for the figures");
+        return hri_error_set(HR_ERR_INVALID,
+                             "hr_sequence_stats: no sequence or no place for the figures");
     }
     if (out->struct_size != sizeof *out) {
-        return hri_error_set(HR_ERR_VERSION, "hr_sequence_stats: struct_size %zu where this library has %zu", out->struct_size,
-                             sizeof *out);
+        return hri_error_set(HR_ERR_VERSION,
+                             "hr_sequence_stats: struct_size %zu where this library has %zu",
+                             out->struct_size, sizeof *out);
     }
     struct hr_sequence_stats st = {.struct_size = sizeof st};
     for (uint32_t i = 0; i < s->n_layers; i++) {
@@ -505,14 +547,17 @@ hr_status_t hr_sequence_stats(const hr_sequence_t *s, struct hr_sequence_stats *
             st.blocks += hri_index_blocks(l->heads[h]);
         }
         uint64_t cells = (uint64_t)hri_lane_cells(l->log_lane) * s->log_cell_bytes;
-        cells += l->block_lane != NULL ? (uint64_t)hri_lane_cells(l->block_lane) * s->block_cell_bytes : 0;
+        cells += l->block_lane != NULL
+                     ? (uint64_t)hri_lane_cells(l->block_lane) * s->block_cell_bytes
+                     : 0;
         *(s->runtime->file_bytes > 0 ? &st.file_bytes : &st.host_bytes) += cells;
     }
     st.body_bytes = st.body_rows * s->row_bytes;
     if (s->frames != NULL) {
         struct hri_frames_stats fs;
         hri_frames_stats(s->frames, &fs);
-        st.frame_bytes = (uint64_t)fs.n_frames * hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, 64);
+        st.frame_bytes =
+            (uint64_t)fs.n_frames * hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, 64);
     }
     st.index_ns = s->index_ns;
     *out = st;

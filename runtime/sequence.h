@@ -21,10 +21,13 @@
 #include "offload/store.h"
 #include <headrace/headrace.h>
 
-#define HRI_LOG_ROWS 64u            /* tokens in a cell of the log; cells stay near 16-64 KiB for all head dims */
-#define HRI_STREAM_BYTES (2u << 20) /* one of the two buffers through which exact attention streams */
-#define HRI_QUERY_TOKENS_MAX 512u   /* queries attended in one pass over the rows */
-#define HRI_TILE_QUERIES 192u       /* query vectors of one tile task: their state stays in the L2 cache */
+#define HRI_LOG_ROWS                                                                               \
+    64u /* tokens in a cell of the log; cells stay near 16-64 KiB for all head dims */
+#define HRI_STREAM_BYTES                                                                           \
+    (2u << 20)                    /* one of the two buffers through which exact attention streams */
+#define HRI_QUERY_TOKENS_MAX 512u /* queries attended in one pass over the rows */
+#define HRI_TILE_QUERIES                                                                           \
+    192u /* query vectors of one tile task: their state stays in the L2 cache */
 
 enum hri_stage { HRI_APPEND, HRI_STORE, HRI_INDEX, HRI_SELECT, HRI_FETCH, HRI_ATTEND };
 
@@ -34,12 +37,13 @@ struct hri_scratch {
     void *base;
     size_t bytes;
 };
-void *hri_scratch_get(struct hri_scratch *scratch, size_t bytes); /* page aligned; NULL: out of memory */
+void *hri_scratch_get(struct hri_scratch *scratch,
+                      size_t bytes); /* page aligned; NULL: out of memory */
 void hri_scratch_fini(struct hri_scratch *scratch);
 
 struct hr_runtime {
-    struct hri_alloc alloc;         /* scratch: everything outside the tiers */
-    struct hri_alloc device;        /* the device tier's budget */
+    struct hri_alloc alloc;  /* scratch: everything outside the tiers */
+    struct hri_alloc device; /* the device tier's budget */
     struct hri_log log;
     hr_log_fn log_fn;
     void *log_context;
@@ -56,32 +60,32 @@ struct hr_runtime {
     void *user_context;
 };
 
-struct hri_place {                  /* where a block's bytes lie in its layer's block lane */
+struct hri_place { /* where a block's bytes lie in its layer's block lane */
     uint32_t cell, offset;
 };
 
 struct hri_layer {
-    uint32_t n_tokens;              /* length */
-    uint32_t body_end;              /* tokens [n_sink, body_end) are the body */
-    uint32_t tail_first;            /* first token the tail holds */
-    uint32_t n_logged;              /* tokens in the log, a multiple of HRI_LOG_ROWS */
-    uint32_t sliding;               /* tokens seen, 0: all */
-    bool indexed;                   /* the recipe works on blocks here (no sliding window, selector has blocks) */
-    bool exact;                     /* the recipe attends everything here: full, or a sliding window */
+    uint32_t n_tokens;   /* length */
+    uint32_t body_end;   /* tokens [n_sink, body_end) are the body */
+    uint32_t tail_first; /* first token the tail holds */
+    uint32_t n_logged;   /* tokens in the log, a multiple of HRI_LOG_ROWS */
+    uint32_t sliding;    /* tokens seen, 0: all */
+    bool indexed; /* the recipe works on blocks here (no sliding window, selector has blocks) */
+    bool exact;   /* the recipe attends everything here: full, or a sliding window */
     struct hr_rope rope;
     float *rope_frequencies;
-    const float *log_n;             /* [n_q_heads] or NULL */
+    const float *log_n; /* [n_q_heads] or NULL */
     struct hri_lane *log_lane;
-    struct hri_lane *block_lane;    /* NULL unless indexed */
-    unsigned char *sink;            /* [n_kv][n_sink][row_bytes] */
-    unsigned char *tail;            /* [n_kv][tail_max][row_bytes] */
-    struct hri_index_head **heads;  /* [n_kv], NULL unless indexed or selecting rows */
-    struct hri_place **places;      /* [n_kv][blocks_max] */
+    struct hri_lane *block_lane;   /* NULL unless indexed */
+    unsigned char *sink;           /* [n_kv][n_sink][row_bytes] */
+    unsigned char *tail;           /* [n_kv][tail_max][row_bytes] */
+    struct hri_index_head **heads; /* [n_kv], NULL unless indexed or selecting rows */
+    struct hri_place **places;     /* [n_kv][blocks_max] */
 };
 
 /* One kv-head's part of a step. */
 struct hri_head_step {
-    float *q;                       /* [G][k_dim], scaled */
+    float *q; /* [G][k_dim], scaled */
     struct hri_partial part;
     struct hri_select_in in;
     struct hri_select_out out;
@@ -103,8 +107,8 @@ struct hr_sequence {
     hr_runtime_t *runtime;
     uint32_t n_layers, n_q, n_kv, g, dk, dv;
     hr_dtype_t dtype;
-    uint32_t row_bytes;             /* exact row, K and V */
-    uint32_t code_bytes;            /* a row as the blocks store it */
+    uint32_t row_bytes;  /* exact row, K and V */
+    uint32_t code_bytes; /* a row as the blocks store it */
     float scale, soft_cap;
     uint32_t tokens_max;
     struct hri_recipe recipe;
@@ -113,20 +117,21 @@ struct hr_sequence {
     uint32_t log_cell_bytes, block_cell_bytes, block_rows_max, blocks_max;
     double moved, tolerance;
     struct hri_layer *layers;
-    struct hri_frames *frames;      /* NULL where the recipe has no blocks */
-    struct hri_head_step *steps;    /* [n_kv] */
+    struct hri_frames *frames;   /* NULL where the recipe has no blocks */
+    struct hri_head_step *steps; /* [n_kv] */
     uint32_t items_max;
-    uint64_t body_rows;             /* summed over layers and kv-heads */
+    uint64_t body_rows; /* summed over layers and kv-heads */
     uint64_t index_ns;
-    float *row_scores;              /* [n_kv][G][tokens_max] for true top-k, else NULL */
-    unsigned char *row_buffer;      /* [n_kv][items_max][row_bytes] for selectors of rows */
-    unsigned char *cell_buffer;     /* one log cell per kv-head, for rows read from the file */
-    uint64_t time_ns[HR_STAGES];    /* of append/store/index since the last report */
+    float *row_scores;           /* [n_kv][G][tokens_max] for true top-k, else NULL */
+    unsigned char *row_buffer;   /* [n_kv][items_max][row_bytes] for selectors of rows */
+    unsigned char *cell_buffer;  /* one log cell per kv-head, for rows read from the file */
+    uint64_t time_ns[HR_STAGES]; /* of append/store/index since the last report */
     uint64_t serial;
 };
 
 /* -- shared steps -- */
-static inline const unsigned char *hri_tail_row(const hr_sequence_t *s, const struct hri_layer *l, uint32_t head, uint32_t token)
+static inline const unsigned char *hri_tail_row(const hr_sequence_t *s, const struct hri_layer *l,
+                                                uint32_t head, uint32_t token)
 {
     return l->tail + ((size_t)head * s->tail_max + (token - l->tail_first)) * s->row_bytes;
 }
@@ -144,36 +149,42 @@ struct hri_tiles {
 };
 typedef void (*hri_tiles_fn)(void *context, const struct hri_tiles *tiles);
 /* Brings rows [first, end) of a layer past visit in token order, from the log (read ahead while visit works) and the tail. */
-hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t first, uint32_t end, hri_tiles_fn visit,
-                            void *context, struct hr_attend_report *report);
+hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t first, uint32_t end,
+                            hri_tiles_fn visit, void *context, struct hr_attend_report *report);
 
 /* Exact causal attention of nq query tokens, the first at `position`. q: [n_kv][nq][G][dk], scaled; out: [n_kv][nq][G][dv]. */
-hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq, uint32_t position,
-                             float *out, struct hr_attend_report *report);
+hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq,
+                             uint32_t position, float *out, struct hr_attend_report *report);
 /* Logits of the body's rows for one query token, into s->row_scores. */
-hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer, struct hr_attend_report *report);
+hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer,
+                           struct hr_attend_report *report);
 
 /* Groups pending rows into blocks, in segments: while at least `least` wait and, with near, while the tail lacks any of them. */
 hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least, bool near);
 
 /* One query token by the recipe. q: [n_kv][G][dk], scaled; out: [n_kv][G][dv]. */
-hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position, float *out,
-                     struct hr_attend_report *report);
+hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position,
+                     float *out, struct hr_attend_report *report);
 
 /* q tensor rows -> [n_kv][n][G][dk] float, scaled, log-n applied. Finds non-finite numbers. */
-hr_status_t hri_queries_load(hr_sequence_t *s, const struct hri_layer *layer, const struct hr_tensor *q, uint32_t first,
-                             uint32_t n, uint32_t position, float *dst);
-void hri_out_store(const hr_sequence_t *s, struct hr_tensor *out, uint32_t token, uint32_t head, const float *src);
+hr_status_t hri_queries_load(hr_sequence_t *s, const struct hri_layer *layer,
+                             const struct hr_tensor *q, uint32_t first, uint32_t n,
+                             uint32_t position, float *dst);
+void hri_out_store(const hr_sequence_t *s, struct hr_tensor *out, uint32_t token, uint32_t head,
+                   const float *src);
 
-hr_status_t hri_tensor_check(const struct hr_tensor *t, const char *name, uint32_t n_tokens, uint32_t n_heads, uint32_t dim);
-static inline const unsigned char *hri_tensor_row(const struct hr_tensor *t, uint32_t token, uint32_t head)
+hr_status_t hri_tensor_check(const struct hr_tensor *t, const char *name, uint32_t n_tokens,
+                             uint32_t n_heads, uint32_t dim);
+static inline const unsigned char *hri_tensor_row(const struct hr_tensor *t, uint32_t token,
+                                                  uint32_t head)
 {
     int64_t s0 = t->strides[0], s1 = t->strides[1];
     if (s0 == 0 && s1 == 0) {
         s1 = t->shape[2];
         s0 = (int64_t)t->shape[1] * t->shape[2];
     }
-    return (const unsigned char *)t->data + (int64_t)hr_dtype_bytes(t->dtype) * (s0 * token + s1 * head);
+    return (const unsigned char *)t->data +
+           (int64_t)hr_dtype_bytes(t->dtype) * (s0 * token + s1 * head);
 }
 
 #endif

@@ -9,10 +9,10 @@
 
 /* Working memory of one head of a segment. */
 struct group_slot {
-    float *k, *v;                /* [n][dk], [n][dv] */
+    float *k, *v; /* [n][dk], [n][dv] */
     void *workspace;
     uint32_t *order, *block_rows;
-    unsigned char *cells;        /* the blocks, packed */
+    unsigned char *cells; /* the blocks, packed */
     uint32_t n_blocks, n_cells;
     hr_status_t status;
     char message[HRI_ERROR_BYTES_MAX];
@@ -21,10 +21,10 @@ struct group_slot {
 struct segment {
     hr_sequence_t *s;
     struct hri_layer *layer;
-    uint32_t first, n;           /* tokens */
-    unsigned char *rows;         /* [n_kv][n][row_bytes] */
+    uint32_t first, n;   /* tokens */
+    unsigned char *rows; /* [n_kv][n][row_bytes] */
     struct group_slot *slots;
-    uint32_t head0;              /* of the wave */
+    uint32_t head0; /* of the wave */
 };
 
 static void copy_visit(void *context, const struct hri_tiles *tiles)
@@ -33,7 +33,8 @@ static void copy_visit(void *context, const struct hri_tiles *tiles)
     hr_sequence_t *s = g->s;
     for (uint32_t i = 0; i < tiles->n; i++) {
         for (uint32_t h = 0; h < s->n_kv; h++) {
-            unsigned char *dst = g->rows + ((size_t)h * g->n + (tiles->token[i] - g->first)) * s->row_bytes;
+            unsigned char *dst =
+                g->rows + ((size_t)h * g->n + (tiles->token[i] - g->first)) * s->row_bytes;
             memcpy(dst, tiles->base[i * s->n_kv + h], (size_t)tiles->rows[i] * s->row_bytes);
         }
     }
@@ -59,7 +60,8 @@ static void blocks_pack(const hr_sequence_t *s, struct group_slot *slot, struct 
     for (uint32_t b = 0; b < slot->n_blocks; b++) {
         uint32_t bytes = slot->block_rows[b] * s->code_bytes, best = OPEN_CELLS, fullest = 0;
         for (uint32_t i = 0; i < n_open; i++) {
-            if (used[i] + bytes <= s->block_cell_bytes && (best == OPEN_CELLS || used[i] > used[best])) {
+            if (used[i] + bytes <= s->block_cell_bytes &&
+                (best == OPEN_CELLS || used[i] > used[best])) {
                 best = i;
             }
             fullest = used[i] > used[fullest] ? i : fullest;
@@ -75,8 +77,9 @@ static void blocks_pack(const hr_sequence_t *s, struct group_slot *slot, struct 
 }
 
 /* Level 2: differences from the block's centre, one step for K and one for V. */
-static void block_encode(const struct segment *g, struct group_slot *slot, struct hri_index_head *head, uint32_t block,
-                         const uint32_t *rows, uint32_t n, unsigned char *dst)
+static void block_encode(const struct segment *g, struct group_slot *slot,
+                         struct hri_index_head *head, uint32_t block, const uint32_t *rows,
+                         uint32_t n, unsigned char *dst)
 {
     const hr_sequence_t *s = g->s;
     const struct hri_kernels *kern = s->runtime->kernels;
@@ -90,25 +93,28 @@ static void block_encode(const struct segment *g, struct group_slot *slot, struc
         for (uint32_t i = 0; i < n; i++) {
             memcpy(wide + (size_t)i * d, x + (size_t)rows[i] * d, d * sizeof(float));
         }
-        steps[part] = kern->quantise_i8(wide, d, n, d, center, (int8_t *)dst + (part == 0 ? 0 : s->dk), s->dk + s->dv);
+        steps[part] = kern->quantise_i8(wide, d, n, d, center,
+                                        (int8_t *)dst + (part == 0 ? 0 : s->dk), s->dk + s->dv);
     }
     hri_index_set_steps(head, block, steps[0], steps[1]);
 }
 
-static void blocks_encode(const struct segment *g, struct group_slot *slot, uint32_t head, const struct hri_place *places,
-                          uint32_t first_block)
+static void blocks_encode(const struct segment *g, struct group_slot *slot, uint32_t head,
+                          const struct hri_place *places, uint32_t first_block)
 {
     const hr_sequence_t *s = g->s;
     const uint32_t *rows = slot->order;
     memset(slot->cells, 0, (size_t)slot->n_cells * s->block_cell_bytes);
     for (uint32_t b = 0; b < slot->n_blocks; b++) {
-        unsigned char *dst = slot->cells + (size_t)places[b].cell * s->block_cell_bytes + places[b].offset;
+        unsigned char *dst =
+            slot->cells + (size_t)places[b].cell * s->block_cell_bytes + places[b].offset;
         uint32_t n = slot->block_rows[b];
         if (s->recipe.selector->codec == HRI_CODEC_I8) {
             block_encode(g, slot, g->layer->heads[head], first_block + b, rows, n, dst);
         } else {
             for (uint32_t i = 0; i < n; i++) {
-                memcpy(dst + (size_t)i * s->row_bytes, g->rows + ((size_t)head * g->n + rows[i]) * s->row_bytes, s->row_bytes);
+                memcpy(dst + (size_t)i * s->row_bytes,
+                       g->rows + ((size_t)head * g->n + rows[i]) * s->row_bytes, s->row_bytes);
             }
         }
         rows += n;
@@ -123,8 +129,8 @@ static void group_task(void *context, unsigned task, unsigned worker)
     struct group_slot *slot = &g->slots[task];
     uint32_t head = g->head0 + task, first_block = hri_index_blocks(g->layer->heads[head]);
     rows_to_float(g, head, slot);
-    slot->status = hri_index_add(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens, slot->workspace, slot->order,
-                                 slot->block_rows, &slot->n_blocks);
+    slot->status = hri_index_add(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
+                                 slot->workspace, slot->order, slot->block_rows, &slot->n_blocks);
     if (slot->status != HR_OK) {
         hri_error_get(slot->message, sizeof slot->message);
         return;
@@ -148,7 +154,8 @@ static hr_status_t segment_group(struct segment *g)
                 return hri_error_set(slot->status, "%s", slot->message);
             }
             uint32_t first_cell, head = g->head0 + i;
-            hr_status_t status = hri_lane_append(g->layer->block_lane, slot->cells, slot->n_cells, &first_cell);
+            hr_status_t status =
+                hri_lane_append(g->layer->block_lane, slot->cells, slot->n_cells, &first_cell);
             if (status != HR_OK) {
                 return status;
             }
@@ -173,15 +180,24 @@ static hr_status_t segment_memory(struct segment *g)
 {
     hr_sequence_t *s = g->s;
     uint32_t n = g->n, wave = s->runtime->n_workers < s->n_kv ? s->runtime->n_workers : s->n_kv;
-    struct hri_index_options io = {.recipe = s->recipe, .g = s->g, .k_dim = s->dk, .v_dim = s->dv, .dtype = s->dtype,
-                                   .rope = g->layer->rope, .blocks_max = s->blocks_max, .kernels = s->runtime->kernels};
+    struct hri_index_options io = {.recipe = s->recipe,
+                                   .g = s->g,
+                                   .k_dim = s->dk,
+                                   .v_dim = s->dv,
+                                   .dtype = s->dtype,
+                                   .rope = g->layer->rope,
+                                   .blocks_max = s->blocks_max,
+                                   .kernels = s->runtime->kernels};
     uint32_t blocks = hri_index_blocks_bound(&s->recipe, s->dk, s->dv, n, 1);
     size_t workspace = hri_index_workspace_bytes(&io, n), size = 0;
-    size_t rows = take(&size, (size_t)s->n_kv * n * s->row_bytes), slots = take(&size, wave * sizeof(struct group_slot));
+    size_t rows = take(&size, (size_t)s->n_kv * n * s->row_bytes),
+           slots = take(&size, wave * sizeof(struct group_slot));
     size_t first = size;
-    size_t k = take(&size, (size_t)n * s->dk * sizeof(float)), v = take(&size, (size_t)n * s->dv * sizeof(float));
+    size_t k = take(&size, (size_t)n * s->dk * sizeof(float)),
+           v = take(&size, (size_t)n * s->dv * sizeof(float));
     size_t ws = take(&size, workspace), order = take(&size, n * sizeof(uint32_t));
-    size_t block_rows = take(&size, (blocks + 1) * sizeof(uint32_t)), cells = take(&size, (size_t)blocks * s->block_cell_bytes);
+    size_t block_rows = take(&size, (blocks + 1) * sizeof(uint32_t)),
+           cells = take(&size, (size_t)blocks * s->block_cell_bytes);
     size_t each = size - first;
     unsigned char *base = hri_scratch_get(&s->runtime->group, first + wave * each);
     if (base == NULL) {
@@ -191,9 +207,12 @@ static hr_status_t segment_memory(struct segment *g)
     g->slots = (struct group_slot *)(void *)(base + slots);
     for (uint32_t i = 0; i < wave; i++) {
         unsigned char *b = base + i * each;
-        g->slots[i] = (struct group_slot){
-            .k = (float *)(void *)(b + k), .v = (float *)(void *)(b + v), .workspace = b + ws,
-            .order = (uint32_t *)(void *)(b + order), .block_rows = (uint32_t *)(void *)(b + block_rows), .cells = b + cells};
+        g->slots[i] = (struct group_slot){.k = (float *)(void *)(b + k),
+                                          .v = (float *)(void *)(b + v),
+                                          .workspace = b + ws,
+                                          .order = (uint32_t *)(void *)(b + order),
+                                          .block_rows = (uint32_t *)(void *)(b + block_rows),
+                                          .cells = b + cells};
     }
     return HR_OK;
 }
@@ -222,8 +241,8 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
             hri_index_truncate(layer->heads[h], before[h]);
         }
         (void)hri_lane_truncate(layer->block_lane, cells);
-        return hri_error_set(status, "layer %u: tokens %u to %u not indexed: %s", (unsigned)(layer - s->layers), g.first,
-                             g.first + n - 1, message);
+        return hri_error_set(status, "layer %u: tokens %u to %u not indexed: %s",
+                             (unsigned)(layer - s->layers), g.first, g.first + n - 1, message);
     }
     layer->body_end += n;
     return HR_OK;
@@ -256,7 +275,8 @@ hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least
 hr_status_t hr_sequence_settle(hr_sequence_t *s, uint32_t layer)
 {
     if (s == NULL || layer >= s->n_layers) {
-        return hri_error_set(HR_ERR_INVALID, "hr_sequence_settle: %s", s == NULL ? "no sequence" : "no such layer");
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_settle: %s",
+                             s == NULL ? "no sequence" : "no such layer");
     }
     struct hri_layer *l = &s->layers[layer];
     return l->indexed ? hri_settle(s, l, s->decode_segment, true) : HR_OK;

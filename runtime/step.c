@@ -12,21 +12,23 @@
 #include "base/error.h"
 #include <string.h>
 
-#define PARALLEL_WORK (2u << 20) /* multiply-adds of scoring below which waking workers costs more than it saves */
+#define PARALLEL_WORK                                                                              \
+    (2u << 20) /* multiply-adds of scoring below which waking workers costs more than it saves */
 
 struct step {
     hr_sequence_t *s;
     struct hri_layer *layer;
     uint32_t layer_index, position;
-    uint64_t budget_bytes;       /* of one kv-head */
-    uint64_t time_ns;            /* of the current move */
+    uint64_t budget_bytes; /* of one kv-head */
+    uint64_t time_ns;      /* of the current move */
     struct hr_attend_report *report;
 };
 
 static void heads_run(struct step *st, hri_task_fn task)
 {
     hr_sequence_t *s = st->s;
-    uint64_t blocks = st->layer->indexed ? hri_index_blocks(st->layer->heads[0]) : st->layer->n_tokens;
+    uint64_t blocks =
+        st->layer->indexed ? hri_index_blocks(st->layer->heads[0]) : st->layer->n_tokens;
     bool parallel = s->n_kv > 1 && blocks * s->dk * s->g * s->n_kv > PARALLEL_WORK;
     hri_pool_run(parallel ? s->runtime->pool : NULL, task, st, s->n_kv);
 }
@@ -63,7 +65,8 @@ static void near_attend(const struct step *st, uint32_t head)
 
 static void resident_fill(const struct step *st, uint32_t head, struct hri_head_step *hs)
 {
-    uint32_t n = hri_index_blocks(st->layer->heads[head]), lane = st->layer_index * st->s->n_kv + head;
+    uint32_t n = hri_index_blocks(st->layer->heads[head]),
+             lane = st->layer_index * st->s->n_kv + head;
     for (uint32_t b = 0; b < n; b++) {
         hs->resident[b] = hri_frames_peek(st->s->frames, lane, b) != NULL;
     }
@@ -87,7 +90,8 @@ static void select_task(void *context, unsigned head, unsigned worker)
         .budget_bytes = st->budget_bytes,
         .tolerance = s->tolerance,
         .row_bytes = s->code_bytes,
-        .row_scores = s->row_scores != NULL ? s->row_scores + (size_t)head * s->g * s->tokens_max : NULL,
+        .row_scores =
+            s->row_scores != NULL ? s->row_scores + (size_t)head * s->g * s->tokens_max : NULL,
         .row_scores_stride = s->tokens_max,
         .n_rows = st->layer->body_end > s->n_sink ? st->layer->body_end - s->n_sink : 0,
         .scratch = hs->select_scratch,
@@ -109,12 +113,18 @@ static hr_status_t blocks_fetch(struct step *st, uint32_t head)
         uint32_t b = hs->items[i];
         const struct hri_place *place = &st->layer->places[head][b];
         hs->address[i] = (struct hri_block_address){
-            .block = b, .cell = place->cell, .offset = place->offset,
+            .block = b,
+            .cell = place->cell,
+            .offset = place->offset,
             .bytes = hri_index_block_rows(st->layer->heads[head], b) * s->code_bytes};
     }
-    hs->fetch = (struct hri_fetch){
-        .lane_index = st->layer_index * s->n_kv + head, .lane = st->layer->block_lane, .blocks = hs->address,
-        .n_blocks = hs->out.n_items, .where = hs->where, .reads = hs->reads, .read_block = hs->read_block};
+    hs->fetch = (struct hri_fetch){.lane_index = st->layer_index * s->n_kv + head,
+                                   .lane = st->layer->block_lane,
+                                   .blocks = hs->address,
+                                   .n_blocks = hs->out.n_items,
+                                   .where = hs->where,
+                                   .reads = hs->reads,
+                                   .read_block = hs->read_block};
     return hri_frames_fetch_begin(s->frames, &hs->fetch);
 }
 
@@ -130,15 +140,21 @@ static hr_status_t rows_fetch(struct step *st, uint32_t head)
         hs->where[i] = dst;
         if (token >= st->layer->tail_first) {
             memcpy(dst, hri_tail_row(s, st->layer, head, token), s->row_bytes);
-            st->report->bytes_from_host += s->row_bytes; /* selected rows count as moved wherever they happen to lie */
+            st->report->bytes_from_host +=
+                s->row_bytes; /* selected rows count as moved wherever they happen to lie */
             continue;
         }
-        hs->reads[hs->fetch.batch.n_reads++] = (struct hri_read){
-            .lane = st->layer->log_lane, .cell = hri_log_cell(s, token, head), .n_cells = 1,
-            .offset = token % HRI_LOG_ROWS * s->row_bytes, .bytes = s->row_bytes, .dst = dst};
+        hs->reads[hs->fetch.batch.n_reads++] =
+            (struct hri_read){.lane = st->layer->log_lane,
+                              .cell = hri_log_cell(s, token, head),
+                              .n_cells = 1,
+                              .offset = token % HRI_LOG_ROWS * s->row_bytes,
+                              .bytes = s->row_bytes,
+                              .dst = dst};
     }
     hs->fetch.n_misses = hs->fetch.batch.n_reads;
-    return hs->fetch.batch.n_reads > 0 ? hri_store_read_begin(s->runtime->store, &hs->fetch.batch) : HR_OK;
+    return hs->fetch.batch.n_reads > 0 ? hri_store_read_begin(s->runtime->store, &hs->fetch.batch)
+                                       : HR_OK;
 }
 
 static hr_status_t fetch_begin(struct step *st)
@@ -189,7 +205,8 @@ static void block_attend(const struct step *st, uint32_t head, uint32_t item)
     uint32_t block = hs->items[item], n = hri_index_block_rows(index, block);
     hs->refined_rows += n;
     if (s->recipe.selector->codec == HRI_CODEC_EXACT) {
-        struct hri_rows rows = {.base = hs->where[item], .stride_bytes = s->row_bytes, .n = n, .dtype = s->dtype};
+        struct hri_rows rows = {
+            .base = hs->where[item], .stride_bytes = s->row_bytes, .n = n, .dtype = s->dtype};
         s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, &hs->part);
         return;
     }
@@ -244,7 +261,8 @@ static void rows_task(void *context, unsigned head, unsigned worker)
     const struct step *st = context;
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
-    s->runtime->kernels->attend_gather(hs->q, s->g, s->dk, s->dv, hs->where, hs->out.n_items, s->dtype, s->soft_cap, &hs->part);
+    s->runtime->kernels->attend_gather(hs->q, s->g, s->dk, s->dv, hs->where, hs->out.n_items,
+                                       s->dtype, s->soft_cap, &hs->part);
     hs->refined_rows = hs->out.n_items;
 }
 
@@ -255,7 +273,8 @@ static void report_fill(struct step *st)
     const hr_sequence_t *s = st->s;
     const struct hri_layer *l = st->layer;
     struct hr_attend_report *r = st->report;
-    uint32_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0, near = st->position + 1 - body;
+    uint32_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0,
+             near = st->position + 1 - body;
     unsigned level = l->indexed && s->recipe.selector->codec == HRI_CODEC_I8 ? 2 : 3;
     r->rows_device = (uint64_t)near * s->n_kv;
     r->bytes_by_level[3] += r->rows_device * s->row_bytes;
@@ -278,7 +297,9 @@ static void report_fill(struct step *st)
         }
         for (uint32_t g = 0; g < s->g; g++) {
             sum += hs->out.predicted[g];
-            r->predicted_error_max = hs->out.predicted[g] > r->predicted_error_max ? hs->out.predicted[g] : r->predicted_error_max;
+            r->predicted_error_max = hs->out.predicted[g] > r->predicted_error_max
+                                         ? hs->out.predicted[g]
+                                         : r->predicted_error_max;
         }
     }
     r->predicted_error = sum / s->n_q;
@@ -295,8 +316,10 @@ static hr_status_t step_begin(struct step *st, const float *q)
         }
     }
     if (st->position + 1 < l->body_end) {
-        return hri_error_set(HR_ERR_STATE, "layer %u: the query of token %u is older than the window (tokens from %u on)",
-                             st->layer_index, st->position, l->body_end);
+        return hri_error_set(
+            HR_ERR_STATE,
+            "layer %u: the query of token %u is older than the window (tokens from %u on)",
+            st->layer_index, st->position, l->body_end);
     }
     uint64_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
     st->budget_bytes = (uint64_t)(s->moved * (double)body * s->row_bytes);
@@ -330,10 +353,14 @@ static hr_status_t select_move(struct step *st)
     return status;
 }
 
-hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position, float *out,
-                     struct hr_attend_report *report)
+hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position,
+                     float *out, struct hr_attend_report *report)
 {
-    struct step st = {.s = s, .layer = &s->layers[layer_index], .layer_index = layer_index, .position = position, .report = report};
+    struct step st = {.s = s,
+                      .layer = &s->layers[layer_index],
+                      .layer_index = layer_index,
+                      .position = position,
+                      .report = report};
     hr_status_t status = step_begin(&st, q);
     if (status != HR_OK) {
         return status;

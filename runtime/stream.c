@@ -15,8 +15,8 @@ struct chunk {
 struct stream {
     hr_sequence_t *s;
     struct hri_layer *layer;
-    uint32_t first, end;       /* tokens asked from the log */
-    uint32_t pages_max;        /* of a chunk */
+    uint32_t first, end; /* tokens asked from the log */
+    uint32_t pages_max;  /* of a chunk */
     struct chunk chunk[2];
 };
 
@@ -25,14 +25,16 @@ static hr_status_t stream_init(struct stream *st)
     hr_sequence_t *s = st->s;
     size_t page_bytes = (size_t)s->n_kv * s->log_cell_bytes;
     uint32_t pages = (uint32_t)(HRI_STREAM_BYTES / page_bytes);
-    uint32_t asked = st->end > st->first ? (st->end - 1) / HRI_LOG_ROWS - st->first / HRI_LOG_ROWS + 1 : 1;
+    uint32_t asked =
+        st->end > st->first ? (st->end - 1) / HRI_LOG_ROWS - st->first / HRI_LOG_ROWS + 1 : 1;
     uint32_t tail = s->tail_max / HRI_LOG_ROWS + 1;
     pages = pages < 1 ? 1 : pages;
     pages = pages > asked ? asked : pages;
     st->pages_max = pages;
     uint32_t slots = pages > tail ? pages : tail;
     size_t cells = (size_t)slots * s->n_kv;
-    size_t table = cells * (sizeof(struct hri_read) + sizeof(void *)) + slots * 2 * sizeof(uint32_t);
+    size_t table =
+        cells * (sizeof(struct hri_read) + sizeof(void *)) + slots * 2 * sizeof(uint32_t);
     table = hri_round_up(table, 64);
     size_t data = hri_round_up(pages * page_bytes, HRI_PAGE_BYTES);
     unsigned char *base = hri_scratch_get(&s->runtime->stream, 2 * (data + table));
@@ -80,7 +82,8 @@ static hr_status_t chunk_begin(struct stream *st, struct chunk *c, uint32_t page
     }
     c->tiles.n = n_pages;
     for (uint32_t i = 0; i < n_pages; i++) {
-        uint32_t token = (page + i) * HRI_LOG_ROWS, skip = token < st->first ? st->first - token : 0;
+        uint32_t token = (page + i) * HRI_LOG_ROWS,
+                 skip = token < st->first ? st->first - token : 0;
         uint32_t end = token + HRI_LOG_ROWS < st->end ? token + HRI_LOG_ROWS : st->end;
         c->tiles.token[i] = token + skip;
         c->tiles.rows[i] = end - token - skip;
@@ -101,8 +104,8 @@ static hr_status_t lost(const struct stream *st, const struct chunk *c, hr_statu
         if (r->status != HR_OK) {
             uint32_t a = r->cell / st->s->n_kv * HRI_LOG_ROWS;
             uint32_t b = (r->cell + r->n_cells - 1) / st->s->n_kv * HRI_LOG_ROWS + HRI_LOG_ROWS - 1;
-            return hri_error_set(status, "layer %u: tokens %u to %u are lost: %s", (unsigned)(st->layer - st->s->layers), a, b,
-                                 message);
+            return hri_error_set(status, "layer %u: tokens %u to %u are lost: %s",
+                                 (unsigned)(st->layer - st->s->layers), a, b, message);
         }
     }
     return status;
@@ -120,9 +123,11 @@ static hr_status_t chunk_wait(struct stream *st, struct chunk *c, struct hr_atte
     return status == HR_OK ? HR_OK : lost(st, c, status);
 }
 
-static hr_status_t stream_log(struct stream *st, hri_tiles_fn visit, void *context, struct hr_attend_report *report)
+static hr_status_t stream_log(struct stream *st, hri_tiles_fn visit, void *context,
+                              struct hr_attend_report *report)
 {
-    uint32_t page = st->first / HRI_LOG_ROWS, page_end = (st->end + HRI_LOG_ROWS - 1) / HRI_LOG_ROWS;
+    uint32_t page = st->first / HRI_LOG_ROWS,
+             page_end = (st->end + HRI_LOG_ROWS - 1) / HRI_LOG_ROWS;
     uint32_t turn = 0, n = page_end - page < st->pages_max ? page_end - page : st->pages_max;
     hr_status_t status = chunk_begin(st, &st->chunk[0], page, n, report);
     while (status == HR_OK && page < page_end) {
@@ -148,7 +153,8 @@ static hr_status_t stream_log(struct stream *st, hri_tiles_fn visit, void *conte
     return status;
 }
 
-static void visit_tail(struct stream *st, uint32_t first, uint32_t end, hri_tiles_fn visit, void *context)
+static void visit_tail(struct stream *st, uint32_t first, uint32_t end, hri_tiles_fn visit,
+                       void *context)
 {
     struct hri_tiles *t = &st->chunk[0].tiles;
     t->n = 0;
@@ -163,8 +169,8 @@ static void visit_tail(struct stream *st, uint32_t first, uint32_t end, hri_tile
     visit(context, t);
 }
 
-hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t first, uint32_t end, hri_tiles_fn visit,
-                            void *context, struct hr_attend_report *report)
+hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t first, uint32_t end,
+                            hri_tiles_fn visit, void *context, struct hr_attend_report *report)
 {
     uint32_t split = layer->tail_first > first ? layer->tail_first : first;
     split = split < end ? split : end;

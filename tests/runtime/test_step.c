@@ -1,0 +1,381 @@
+/* Steps by recipe: quality, budgets, counts, no allocation, and the same rows however they came. */
+#include "tests/runtime/naive.h"
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HEADS = 4, KV = 2, D = 64, TOKENS = 3000 };
+
+static const struct shape shape = {.n_layers = 2,
+                                   .n_q = HEADS,
+                                   .n_kv = KV,
+                                   .dk = D,
+                                   .dv = D,
+                                   .dtype = HR_DTYPE_BF16,
+                                   .rope = HR_ROPE_NONE};
+
+struct text {
+    float *k, *v, *q;
+    struct naive naive;
+};
+
+static void text_make(struct text *t, const struct shape *s, uint32_t n, uint64_t seed)
+{
+    struct random r = {.state = seed};
+    t->k = malloc((size_t)n * s->n_kv * s->dk * sizeof(float));
+    t->v = malloc((size_t)n * s->n_kv * s->dv * sizeof(float));
+    t->q = malloc((size_t)n * s->n_q * s->dk * sizeof(float));
+    assert_true(t->k && t->v && t->q);
+    rows_make(&r, s, n, t->k, t->v);
+    queries_make(&r, s, n, t->q);
+    naive_init(&t->naive, s, n);
+}
+
+static void text_free(struct text *t)
+{
+    free(t->k);
+    free(t->v);
+    free(t->q);
+    naive_fini(&t->naive);
+}
+
+static void append(hr_sequence_t *seq, const struct text *t, const struct shape *s, uint32_t layer,
+                   uint32_t first, uint32_t n)
+{
+    struct hr_tensor k =
+        hr_tensor_make(t->k + (size_t)first * s->n_kv * s->dk, HR_DTYPE_F32, n, s->n_kv, s->dk);
+    struct hr_tensor v =
+        hr_tensor_make(t->v + (size_t)first * s->n_kv * s->dv, HR_DTYPE_F32, n, s->n_kv, s->dv);
+    if (hr_sequence_append(seq, layer, &k, &v, NULL) != HR_OK) {
+        fail_msg("append of %u at %u: %s", n, first, hr_last_error());
+    }
+}
+
+static void attend(hr_sequence_t *seq, const struct text *t, const struct shape *s, uint32_t layer,
+                   uint32_t first, uint32_t n, float *out, struct hr_attend_report *report)
+{
+    struct hr_tensor q =
+        hr_tensor_make(t->q + (size_t)first * s->n_q * s->dk, HR_DTYPE_F32, n, s->n_q, s->dk);
+    struct hr_tensor o = hr_tensor_make(out, HR_DTYPE_F32, n, s->n_q, s->dv);
+    struct hr_attend_options options;
+    hr_attend_options_init(&options);
+    options.check_exact = n == 1;
+    if (hr_sequence_attend(seq, layer, &q, &options, &o, report, NULL) != HR_OK) {
+        fail_msg("attend of %u at %u: %s", n, first, hr_last_error());
+    }
+}
+
+static hr_sequence_t *sequence_make(hr_runtime_t *rt, const struct shape *s, uint32_t tokens_max,
+                                    const char *recipe, double moved)
+{
+    struct hr_sequence_options o;
+    hr_sequence_t *seq = NULL;
+    options_for(s, tokens_max, recipe, moved, &o);
+    if (hr_sequence_create(rt, &o, &seq) != HR_OK) {
+        fail_msg("%s: %s", recipe, hr_last_error());
+    }
+    return seq;
+}
+
+/* Prefill of `first` tokens, then decode to `end`; the mean true error of the recipe over the decoded tokens of layer 0. */
+static double decode_error(const char *recipe, double moved, uint32_t prefill, uint32_t end,
+                           bool file, struct hr_attend_report *sum)
+{
+    struct text t;
+    text_make(&t, &shape, end, 42);
+    hr_runtime_t *rt = runtime_make(32u << 20, file ? 1u << 20 : 64u << 20,
+                                    file ? disk_dir() : NULL, 64u << 20, HR_IO_AUTO);
+    assert_non_null(rt);
+    hr_sequence_t *seq = sequence_make(rt, &shape, end, recipe, moved);
+    float *out = malloc((size_t)prefill * HEADS * D * sizeof(float));
+    double error = 0.0;
+    assert_non_null(out);
+    for (uint32_t layer = 0; layer < shape.n_layers; layer++) {
+        append(seq, &t, &shape, layer, 0, prefill);
+        struct hr_attend_report report;
+        attend(seq, &t, &shape, layer, 0, prefill, out, &report);
+    }
+    memset(sum, 0, sizeof *sum);
+    for (uint32_t p = prefill; p < end; p++) {
+        for (uint32_t layer = 0; layer < shape.n_layers; layer++) {
+            struct hr_attend_report report;
+            append(seq, &t, &shape, layer, p, 1);
+            attend(seq, &t, &shape, layer, p, 1, out, &report);
+            assert_true(report.true_error >= 0.0 && isfinite(report.true_error));
+            assert_true(isfinite(report.predicted_error) && report.predicted_error >= 0.0);
+            if (layer == 0) {
+                error += report.true_error / (end - prefill);
+                sum->predicted_error += report.predicted_error / (end - prefill);
+            }
+            sum->bytes_selected += report.bytes_selected;
+            sum->body_bytes += report.body_bytes;
+            sum->bytes_from_file += report.bytes_from_file;
+            sum->bytes_from_host += report.bytes_from_host;
+            sum->blocks_hit += report.blocks_hit;
+            sum->blocks_fetched += report.blocks_fetched;
+            sum->ios += report.ios;
+            /* Every row is accounted for at exactly one level. */
+            uint64_t rows = 0;
+            for (int l = 0; l < HR_LEVELS; l++) {
+                rows += report.rows_by_level[l];
+            }
+            assert_true(rows <= (uint64_t)(p + 1) * KV);
+            if (strncmp(recipe, "headrace", 8) == 0) {
+                assert_int_equal(rows, (uint64_t)(p + 1) * KV);
+                assert_int_equal(report.blocks_total, report.blocks_hit + report.blocks_fetched +
+                                                          report.blocks_estimated +
+                                                          report.blocks_late);
+            }
+        }
+    }
+    struct hr_runtime_stats st = {.struct_size = sizeof st};
+    assert_int_equal(hr_runtime_stats(rt, &st), HR_OK);
+    for (int i = 0; i < HR_TIERS; i++) {
+        assert_true(st.tier[i].bytes_peak <= st.tier[i].bytes_cap);
+    }
+    hr_sequence_destroy(seq);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    free(out);
+    text_free(&t);
+    return error;
+}
+
+static void test_everything_refined_is_exact(void **state)
+{
+    (void)state;
+    struct hr_attend_report r;
+    double e = decode_error("headrace", 1.0, 1200, 1230, false, &r);
+    print_message("headrace, all refined: error %.5f\n", e);
+    assert_true(e < 0.01); /* int8 rows */
+    e = decode_error("exact-topk", 1.0, 1200, 1210, false, &r);
+    assert_true(e < 1e-4);
+    e = decode_error("quest", 1.0, 1200, 1210, false, &r);
+    assert_true(e < 1e-4);
+    e = decode_error("retroinfer", 1.0, 1200, 1210, false, &r);
+    assert_true(e < 1e-4);
+}
+
+static void test_more_bytes_less_error(void **state)
+{
+    (void)state;
+    struct hr_attend_report r;
+    double window = decode_error("window", 0.01, 2000, 2020, false, &r);
+    double before = window;
+    const double moved[] = {0.01, 0.05, 0.2};
+    for (int i = 0; i < 3; i++) {
+        double e = decode_error("headrace", moved[i], 2000, 2020, false, &r);
+        print_message("headrace at %.0f %%: error %.4f, predicted %.4f; window %.4f\n",
+                      100 * moved[i], e, r.predicted_error, window);
+        assert_true(e < before);
+        assert_true((double)r.bytes_selected <=
+                    1.001 * (i == 0 ? 0.02 : 2 * moved[i]) * (double)r.body_bytes);
+        before = e;
+    }
+    assert_true(before < 0.25 * window);
+}
+
+static void test_from_the_file(void **state)
+{
+    (void)state;
+    struct hr_attend_report host, file;
+    double a = decode_error("headrace", 0.05, 2000, 2030, false, &host);
+    double b = decode_error("headrace", 0.05, 2000, 2030, true, &file);
+    assert_true(fabs(a - b) < 1e-6);
+    assert_int_equal(host.bytes_from_file, 0);
+    assert_true(file.blocks_hit + file.blocks_fetched > 0);
+}
+
+/* Rows that came by decoding are indexed in small segments; the quality is of the same kind. */
+static void test_prefill_or_decode(void **state)
+{
+    (void)state;
+    struct hr_attend_report r;
+    double at_once = decode_error("headrace", 0.05, 2900, 2930, false, &r);
+    double grown = decode_error("headrace", 0.05, 600, 2930, false, &r);
+    print_message("error %.4f after prefill, %.4f mean while growing\n", at_once, grown);
+    assert_true(grown < 2.0 * at_once + 0.01);
+}
+
+static void test_window_is_window(void **state)
+{
+    (void)state;
+    enum { N = 900, WINDOW = 64, SINK = 4 };
+    struct text t;
+    text_make(&t, &shape, N, 8);
+    hr_runtime_t *rt = runtime_make(8u << 20, 16u << 20, NULL, 0, HR_IO_AUTO);
+    hr_sequence_t *seq = sequence_make(rt, &shape, N, "window:sink=4,window=64", 0.01);
+    append(seq, &t, &shape, 0, 0, N);
+    /* The reference: a sequence of sink and window rows alone, whose last row is the query's own. */
+    struct naive small;
+    naive_init(&small, &shape, SINK + WINDOW);
+    naive_append(&small, t.k, t.v, SINK);
+    naive_append(&small, t.k + (size_t)(N - WINDOW) * KV * D, t.v + (size_t)(N - WINDOW) * KV * D,
+                 WINDOW);
+    float out[HEADS * D];
+    double want[HEADS * D];
+    struct hr_attend_report r;
+    attend(seq, &t, &shape, 0, N - 1, 1, out, &r);
+    naive_attend(&small, 0, t.q + (size_t)(N - 1) * HEADS * D, 1, want);
+    assert_true(error_max(out, want, HEADS, D) < 1e-5);
+    assert_int_equal(r.bytes_from_host + r.bytes_from_file, 0);
+    naive_fini(&small);
+    hr_sequence_destroy(seq);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    text_free(&t);
+}
+
+/* In the steady state of decoding nothing is allocated; segments reuse their memory. */
+static void test_steps_do_not_allocate(void **state)
+{
+    (void)state;
+    const char *const recipes[] = {"headrace", "full",       "window",
+                                   "quest",    "retroinfer", "exact-topk"};
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        struct text t;
+        text_make(&t, &shape, 1400, 11);
+        hr_runtime_t *rt = runtime_make(32u << 20, 1u << 20, disk_dir(), 64u << 20, HR_IO_AUTO);
+        hr_sequence_t *seq = sequence_make(rt, &shape, 1400, recipes[i], 0.05);
+        float out[HEADS * D];
+        struct hr_attend_report r;
+        for (uint32_t layer = 0; layer < 2; layer++) {
+            append(seq, &t, &shape, layer, 0, 700);
+            attend(seq, &t, &shape, layer, 699, 1, out, &r);
+        }
+        struct hr_runtime_stats before = {.struct_size = sizeof before},
+                                after = {.struct_size = sizeof after};
+        for (uint32_t p = 700; p < 1400; p++) {
+            if (p == 1040) { /* every buffer has seen its largest use */
+                assert_int_equal(hr_runtime_stats(rt, &before), HR_OK);
+            }
+            for (uint32_t layer = 0; layer < 2; layer++) {
+                append(seq, &t, &shape, layer, p, 1);
+                attend(seq, &t, &shape, layer, p, 1, out, &r);
+            }
+        }
+        assert_int_equal(hr_runtime_stats(rt, &after), HR_OK);
+        if (after.allocations != before.allocations) {
+            fail_msg("%s: %llu allocations in 360 steps", recipes[i],
+                     (unsigned long long)(after.allocations - before.allocations));
+        }
+        hr_sequence_destroy(seq);
+        assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+        text_free(&t);
+    }
+}
+
+/* Lengths around every edge: sink, window, log page, segment. */
+static void test_edges(void **state)
+{
+    (void)state;
+    const uint32_t lengths[] = {1,   2,   3,   4,   5,   63,  64,  65,  67,  68,  69, 127,
+                                128, 129, 323, 324, 325, 383, 384, 385, 511, 512, 513};
+    const char *const recipes[] = {"headrace", "quest", "retroinfer", "exact-topk", "window"};
+    struct text t;
+    text_make(&t, &shape, 600, 12);
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        for (size_t j = 0; j < sizeof lengths / sizeof *lengths; j++) {
+            hr_runtime_t *rt = runtime_make(32u << 20, 16u << 20, NULL, 0, HR_IO_AUTO);
+            hr_sequence_t *seq = sequence_make(rt, &shape, 600, recipes[i], 1.0);
+            float *out = malloc((size_t)600 * HEADS * D * sizeof(float));
+            struct hr_attend_report r;
+            append(seq, &t, &shape, 0, 0, lengths[j]);
+            attend(seq, &t, &shape, 0, 0, lengths[j], out, &r);
+            for (uint32_t p = lengths[j]; p < lengths[j] + 3; p++) {
+                append(seq, &t, &shape, 0, p, 1);
+                attend(seq, &t, &shape, 0, p, 1, out, &r);
+                if (strcmp(recipes[i], "window") != 0 && !(r.true_error < 0.01)) {
+                    fail_msg("%s, prefill of %u, token %u: error %g", recipes[i], lengths[j], p,
+                             r.true_error);
+                }
+            }
+            free(out);
+            hr_sequence_destroy(seq);
+            assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+        }
+    }
+    text_free(&t);
+}
+
+static void test_tolerance(void **state)
+{
+    (void)state;
+    struct text t;
+    text_make(&t, &shape, 1500, 13);
+    hr_runtime_t *rt = runtime_make(32u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+    uint64_t spent[2];
+    const double tolerance[2] = {0.3, 0.01};
+    for (int i = 0; i < 2; i++) {
+        struct hr_sequence_options o;
+        hr_sequence_t *seq;
+        options_for(&shape, 1500, "headrace", 0.5, &o);
+        o.tolerance = tolerance[i];
+        assert_int_equal(hr_sequence_create(rt, &o, &seq), HR_OK);
+        float out[HEADS * D];
+        struct hr_attend_report r;
+        append(seq, &t, &shape, 0, 0, 1500);
+        attend(seq, &t, &shape, 0, 1499, 1, out, &r);
+        spent[i] = r.bytes_selected;
+        hr_sequence_destroy(seq);
+    }
+    assert_true(spent[0] < spent[1]);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    text_free(&t);
+}
+
+static void test_batch_of_ragged_lengths(void **state)
+{
+    (void)state;
+    enum { N = 3 };
+    const uint32_t lengths[N] = {1, 200, 1000};
+    struct text t;
+    text_make(&t, &shape, 1000, 14);
+    hr_runtime_t *rt = runtime_make(64u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+    struct hr_batch_item items[N] = {0};
+    float out[N][HEADS * D], alone[HEADS * D];
+    for (int i = 0; i < N; i++) {
+        items[i].sequence = sequence_make(rt, &shape, 1000, "full", 0.1);
+        append(items[i].sequence, &t, &shape, 0, 0, lengths[i]);
+        items[i].q =
+            hr_tensor_make(t.q + (size_t)(lengths[i] - 1) * HEADS * D, HR_DTYPE_F32, 1, HEADS, D);
+        items[i].out = hr_tensor_make(out[i], HR_DTYPE_F32, 1, HEADS, D);
+    }
+    assert_int_equal(hr_batch_attend(items, N, 0, NULL, NULL), HR_OK);
+    for (int i = 0; i < N; i++) {
+        struct hr_attend_report r;
+        attend(items[i].sequence, &t, &shape, 0, lengths[i] - 1, 1, alone, &r);
+        assert_memory_equal(alone, out[i], sizeof alone);
+    }
+    items[1].q.shape[1] = 3;
+    assert_int_equal(hr_batch_attend(items, N, 0, NULL, NULL), HR_ERR_SHAPE);
+    assert_int_equal(items[0].status, HR_OK);
+    assert_int_equal(items[1].status, HR_ERR_SHAPE);
+    assert_int_equal(items[2].status, HR_OK);
+    for (int i = 0; i < N; i++) {
+        hr_sequence_destroy(items[i].sequence);
+    }
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    text_free(&t);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_everything_refined_is_exact),
+        cmocka_unit_test(test_more_bytes_less_error),
+        cmocka_unit_test(test_from_the_file),
+        cmocka_unit_test(test_prefill_or_decode),
+        cmocka_unit_test(test_window_is_window),
+        cmocka_unit_test(test_steps_do_not_allocate),
+        cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_tolerance),
+        cmocka_unit_test(test_batch_of_ragged_lengths),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
