@@ -2,6 +2,9 @@
 #include "kernels/cpu/ops.h"
 
 #include <string.h>
+#if HRI_KERNELS_X86
+#include <cpuid.h>
+#endif
 
 #define HRI_TABLE(level_, name_, of)                                                                       \
     {                                                                                                      \
@@ -23,13 +26,22 @@ static const struct hri_kernels table_avx2 = HRI_TABLE(HRI_KERNEL_AVX2, "avx2", 
 static const struct hri_kernels table_avx512 = HRI_TABLE(HRI_KERNEL_AVX512, "avx512", avx512);
 #endif
 
+#if HRI_KERNELS_X86
+/* clang's __builtin_cpu_supports does not know f16c. */
+static bool cpu_has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
+
 static bool cpu_has(enum hri_kernel_level level)
 {
 #if HRI_KERNELS_X86
     __builtin_cpu_init();
     if (level == HRI_KERNEL_AVX2)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("f16c");
+               cpu_has_f16c();
     /* Everything from Cascade Lake and Zen 4 on; older AVX-512 machines lower their clock and gain little over AVX2. */
     if (level == HRI_KERNEL_AVX512)
         return cpu_has(HRI_KERNEL_AVX2) && __builtin_cpu_supports("avx512f") &&

@@ -104,9 +104,14 @@ void hri_ref_attend_rows(const float *q, uint32_t g, uint32_t dk, uint32_t dv, s
 void hri_ref_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const void *const *rows,
                            uint32_t n, hr_dtype_t dtype, float soft_cap, struct hri_partial *part)
 {
-    for (uint32_t r = 0; r < n; r++) {
-        struct hri_rows one = {.base = rows[r], .stride_bytes = 0, .n = 1, .dtype = dtype};
-        hri_ref_attend_rows(q, g, dk, dv, one, soft_cap, part);
+    struct running run;
+
+    for (uint32_t i = 0; i < g && n > 0; i++) {
+        const float *query = q + (size_t)i * dk;
+        running_load(&run, part, i, dv);
+        for (uint32_t r = 0; r < n; r++)
+            running_add_row(&run, row_logit(query, dk, rows[r], dtype, soft_cap), rows[r], dtype, dk, dv);
+        running_store(&run, part, i, dv);
     }
 }
 

@@ -1,0 +1,223 @@
+/* Attention of one group of queries over rows, gathered rows and int8 blocks, and scores alone. Include after a simd_*.h. */
+#ifndef HRI_SIMD_ATTEND_H
+#define HRI_SIMD_ATTEND_H
+
+#include "kernels/cpu/simd_rows.h"
+#include "kernels/cpu/simd_softmax.h"
+
+/* The tiles of a run of rows or of a list of rows, one after the other: this tile's pointers, then the next one's. */
+struct row_cursor {
+    const char *base; /* NULL: list */
+    size_t stride_bytes;
+    const void *const *list;
+    uint32_t n, at, step;
+    struct row_tile tile;
+    const void *pointers[2 * TILE_ROWS_MAX];
+};
+
+HRI_INLINE void cursor_init(struct row_cursor *cursor, const void *base, size_t stride_bytes, uint32_t n,
+                            enum element element, uint32_t width)
+{
+    cursor->base = base;
+    cursor->stride_bytes = stride_bytes;
+    cursor->list = NULL;
+    cursor->n = n;
+    cursor->at = 0;
+    cursor->step = tile_rows(width, element);
+    cursor->tile.element = element;
+}
+
+HRI_INLINE bool cursor_next(struct row_cursor *cursor)
+{
+    if (cursor->at >= cursor->n)
+        return false;
+    const uint32_t left = cursor->n - cursor->at;
+    const uint32_t last = left - 1;
+
+    for (uint32_t j = 0; j < 2 * cursor->step; j++) {
+        size_t row = cursor->at + (j < last ? j : last);
+        cursor->pointers[j] = cursor->base ? cursor->base + row * cursor->stride_bytes : cursor->list[row];
+    }
+    cursor->tile.rows = cursor->pointers;
+    cursor->tile.next = left > cursor->step ? cursor->pointers + cursor->step : NULL;
+    cursor->tile.n = left < cursor->step ? left : cursor->step;
+    cursor->at += cursor->tile.n;
+    return true;
+}
+
+/* x[i][n..] up to whole vectors = value. */
+HRI_INLINE void fill_tails(float *x, uint32_t g, uint32_t n, float value)
+{
+    for (uint32_t i = 0; i < g; i++) {
+        for (uint32_t j = n; j % VN != 0; j++)
+            x[i * TILE_ROWS_MAX + j] = value;
+    }
+}
+
+/* Logits of a tile become weights, and part makes room for them. Tails hold anything. */
+static void take_tile(float *x, uint32_t g, uint32_t n, uint32_t dv, float soft_cap, struct hri_partial *part)
+{
+    const uint32_t whole = (n + VN - 1) / VN * VN;
+
+    fill_tails(x, g, n, 0.0f);
+    for (uint32_t i = 0; i < g; i++)
+        cap_logits(x + i * TILE_ROWS_MAX, whole, soft_cap);
+    fill_tails(x, g, n, -INFINITY);
+    for (uint32_t i = 0; i < g; i++) {
+        float shrink = take_logits(x + i * TILE_ROWS_MAX, whole, part->m + i, part->l + i);
+        if (shrink != 1.0f)
+            scale_row(part->o + (size_t)i * dv, dv, shrink);
+    }
+}
+
+static void attend_cursor(const float *q, uint32_t g, uint32_t dk, uint32_t dv, struct row_cursor *cursor,
+                          float soft_cap, struct hri_partial *part)
+{
+    float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
+
+    while (cursor_next(cursor)) {
+        const struct row_tile *tile = &cursor->tile;
+        dot_tile(q, g, dk, tile, x, TILE_ROWS_MAX);
+        take_tile(x, g, tile->n, dv, soft_cap, part);
+        sum_tile(x, TILE_ROWS_MAX, g, tile, dk, dv, part->o);
+    }
+}
+
+void HRI_OP(attend_rows)(const float *q, uint32_t g, uint32_t dk, uint32_t dv, struct hri_rows rows,
+                         float soft_cap, struct hri_partial *part)
+{
+    struct row_cursor cursor;
+
+    cursor_init(&cursor, rows.base, rows.stride_bytes, rows.n, (enum element)rows.dtype, dk + dv);
+    attend_cursor(q, g, dk, dv, &cursor, soft_cap, part);
+}
+
+void HRI_OP(attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const void *const *rows,
+                           uint32_t n, hr_dtype_t dtype, float soft_cap, struct hri_partial *part)
+{
+    struct row_cursor cursor;
+
+    cursor_init(&cursor, NULL, 0, n, (enum element)dtype, dk + dv);
+    cursor.list = rows;
+    attend_cursor(q, g, dk, dv, &cursor, soft_cap, part);
+}
+
+void HRI_OP(score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows, float soft_cap, float *out,
+                        size_t out_stride)
+{
+    float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
+    struct row_cursor cursor;
+
+    cursor_init(&cursor, rows.base, rows.stride_bytes, rows.n, (enum element)rows.dtype, dk);
+    while (cursor_next(&cursor)) {
+        const uint32_t n = cursor.tile.n;
+        dot_tile(q, g, dk, &cursor.tile, x, TILE_ROWS_MAX);
+        fill_tails(x, g, n, 0.0f);
+        for (uint32_t i = 0; i < g; i++) {
+            cap_logits(x + i * TILE_ROWS_MAX, (n + VN - 1) / VN * VN, soft_cap);
+            memcpy(out + i * out_stride + (cursor.at - n), x + i * TILE_ROWS_MAX, n * sizeof *x);
+        }
+    }
+}
+
+/* o += weight_sum * v_center, and the weights take the step of the codes they will be summed with. */
+static void add_center(float *w, uint32_t n, float v_step, const float *v_center, uint32_t dv, float *o)
+{
+    vf sum = vf_zero();
+    uint32_t j;
+
+    for (j = 0; j < n; j += VN) {
+        vf weight = vf_load(w + j);
+        sum = vf_add(sum, weight);
+        vf_store(w + j, vf_mul(weight, vf_set(v_step)));
+    }
+    const vf total = vf_set(vf_sum(sum));
+    for (j = 0; j + VN <= dv; j += VN)
+        vf_store(o + j, vf_fma(total, vf_load(v_center + j), vf_load(o + j)));
+    if (j < dv)
+        vf_store_n(o + j, vf_fma(total, vf_load_n(v_center + j, dv - j), vf_load_n(o + j, dv - j)), dv - j);
+}
+
+void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                             const struct hri_block_i8 *block, float soft_cap, struct hri_partial *part)
+{
+    float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
+    struct row_cursor cursor;
+
+    cursor_init(&cursor, block->codes, dk + dv, block->n, ELEMENT_I8, dk + dv);
+    while (cursor_next(&cursor)) {
+        const uint32_t n = cursor.tile.n, whole = (n + VN - 1) / VN * VN;
+        dot_tile(q, g, dk, &cursor.tile, x, TILE_ROWS_MAX);
+        fill_tails(x, g, n, 0.0f);
+        for (uint32_t i = 0; i < g; i++) {
+            float *logits = x + i * TILE_ROWS_MAX;
+            for (uint32_t j = 0; j < whole; j += VN)
+                vf_store(logits + j, vf_fma(vf_set(block->k_step), vf_load(logits + j), vf_set(block->k_dot[i])));
+        }
+        take_tile(x, g, n, dv, soft_cap, part);
+        for (uint32_t i = 0; i < g; i++)
+            add_center(x + i * TILE_ROWS_MAX, whole, block->v_step, block->v_center, dv, part->o + (size_t)i * dv);
+        sum_tile(x, TILE_ROWS_MAX, g, &cursor.tile, dk, dv, part->o);
+    }
+}
+
+void HRI_OP(weighted_sum_i8)(const float *w, size_t w_stride, uint32_t g, uint32_t n, uint32_t dv,
+                             const int8_t *codes, const float *step, float *o)
+{
+    float x[HR_GROUP_MAX * TILE_ROWS_MAX];
+    const void *rows[TILE_ROWS_MAX];
+    struct row_tile tile = {.rows = rows, .next = NULL, .n = 0, .element = ELEMENT_I8};
+
+    for (size_t b = 0; b < n; b++) {
+        bool used = false;
+        for (uint32_t i = 0; i < g; i++) {
+            float weight = w[i * w_stride + b];
+            x[i * TILE_ROWS_MAX + tile.n] = weight * step[b];
+            used |= weight != 0.0f;
+        }
+        if (used) {
+            rows[tile.n++] = codes + b * dv;
+            prefetch_bytes(codes + b * dv, dv);
+        }
+        if (tile.n == TILE_ROWS_MAX) {
+            sum_tile(x, TILE_ROWS_MAX, g, &tile, 0, dv, o);
+            tile.n = 0;
+        }
+    }
+    sum_tile(x, TILE_ROWS_MAX, g, &tile, 0, dv, o);
+}
+
+/* x[i][0..n) = q_i . half-precision rows, n <= TILE_ROWS_MAX. */
+static void dot_halves(const float *q, uint32_t g, uint32_t d, const uint16_t *rows, uint32_t n, float *x)
+{
+    const void *pointers[TILE_ROWS_MAX];
+    const struct row_tile tile = {.rows = pointers, .next = NULL, .n = n, .element = ELEMENT_F16};
+
+    for (uint32_t r = 0; r < TILE_ROWS_MAX; r++)
+        pointers[r] = rows + (size_t)(r < n ? r : n - 1) * d;
+    dot_tile(q, g, d, &tile, x, TILE_ROWS_MAX);
+}
+
+/* max(q min, q max) is q- min + q+ max, with q- = min(q, 0) and q+ = max(q, 0): two dot products. */
+void HRI_OP(score_bounds)(const float *q, uint32_t g, uint32_t d, const uint16_t *min, const uint16_t *max,
+                          uint32_t n, float *out, size_t out_stride)
+{
+    float negative[HR_GROUP_MAX * HRI_DIM_MAX], positive[HR_GROUP_MAX * HRI_DIM_MAX];
+    float low[HR_GROUP_MAX * TILE_ROWS_MAX], high[HR_GROUP_MAX * TILE_ROWS_MAX];
+
+    for (uint32_t j = 0; j < g * d; j++) {
+        negative[j] = q[j] < 0.0f ? q[j] : 0.0f;
+        positive[j] = q[j] < 0.0f ? 0.0f : q[j];
+    }
+    for (uint32_t b = 0; b < n; b += TILE_ROWS_MAX) {
+        const uint32_t rows = n - b < TILE_ROWS_MAX ? n - b : TILE_ROWS_MAX;
+        dot_halves(negative, g, d, min + (size_t)b * d, rows, low);
+        dot_halves(positive, g, d, max + (size_t)b * d, rows, high);
+        for (uint32_t i = 0; i < g; i++) {
+            for (uint32_t r = 0; r < rows; r++)
+                out[i * out_stride + b + r] = low[i * TILE_ROWS_MAX + r] + high[i * TILE_ROWS_MAX + r];
+        }
+    }
+}
+
+#endif

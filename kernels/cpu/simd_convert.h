@@ -1,0 +1,172 @@
+/* Conversion, quantisation and the elementwise helpers. Include after a simd_*.h. */
+#ifndef HRI_SIMD_CONVERT_H
+#define HRI_SIMD_CONVERT_H
+
+void HRI_OP(to_f32)(float *dst, const void *src, hr_dtype_t dtype, size_t n)
+{
+    const uint16_t *half = src;
+    size_t i = 0;
+
+    if (dtype == HR_DTYPE_F32) {
+        if (n)
+            memcpy(dst, src, n * sizeof *dst);
+    } else if (dtype == HR_DTYPE_F16) {
+        for (; i + VN <= n; i += VN)
+            vf_store(dst + i, vf_load_element(half, ELEMENT_F16, i));
+        for (; i < n; i++)
+            dst[i] = hri_f32_from_f16(half[i]);
+    } else {
+        for (; i + VN <= n; i += VN)
+            vf_store(dst + i, vf_load_element(half, ELEMENT_BF16, i));
+        for (; i < n; i++)
+            dst[i] = hri_f32_from_bf16(half[i]);
+    }
+}
+
+void HRI_OP(from_f32)(void *dst, const float *src, hr_dtype_t dtype, size_t n)
+{
+    uint16_t *half = dst;
+    size_t i = 0;
+
+    if (dtype == HR_DTYPE_F32) {
+        if (n)
+            memcpy(dst, src, n * sizeof *src);
+    } else if (dtype == HR_DTYPE_F16) {
+        for (; i + VN <= n; i += VN)
+            vf_store_f16(half + i, vf_load(src + i));
+        for (; i < n; i++)
+            half[i] = hri_f16_from_f32(src[i]);
+    } else {
+        for (; i + VN <= n; i += VN)
+            vf_store_bf16(half + i, vf_load(src + i));
+        for (; i < n; i++)
+            half[i] = hri_bf16_from_f32(src[i]);
+    }
+}
+
+/* Whether all exponents of a run are below the one of infinity; straight loops that the compiler turns into vectors. */
+HRI_INLINE bool finite_words(const uint32_t *x, size_t n)
+{
+    uint32_t bad = 0;
+
+    for (size_t i = 0; i < n; i++)
+        bad |= (x[i] & 0x7f800000u) == 0x7f800000u;
+    return bad == 0;
+}
+
+HRI_INLINE bool finite_halves(const uint16_t *x, size_t n, uint16_t exponent)
+{
+    uint16_t bad = 0;
+
+    for (size_t i = 0; i < n; i++)
+        bad |= (uint16_t)((x[i] & exponent) == exponent);
+    return bad == 0;
+}
+
+size_t HRI_OP(find_nonfinite)(const void *src, hr_dtype_t dtype, size_t n)
+{
+    const size_t run = 1024;
+
+    for (size_t i = 0; i < n; i += run) {
+        const size_t count = n - i < run ? n - i : run;
+        const void *at = (const char *)src + i * hri_element_bytes(dtype);
+        const uint16_t exponent = dtype == HR_DTYPE_F16 ? 0x7c00u : 0x7f80u;
+        bool finite = dtype == HR_DTYPE_F32 ? finite_words(at, count) : finite_halves(at, count, exponent);
+        if (!finite)
+            return i + hri_ref_find_nonfinite(at, dtype, count);
+    }
+    return n;
+}
+
+HRI_INLINE float largest_difference(const float *x, const float *center, uint32_t d)
+{
+    vf largest = vf_zero();
+    uint32_t j = 0;
+
+    for (; j + VN <= d; j += VN)
+        largest = vf_max(vf_abs(vf_sub(vf_load(x + j), vf_load(center + j))), largest);
+    if (j < d)
+        largest = vf_max(vf_abs(vf_sub(vf_load_n(x + j, d - j), vf_load_n(center + j, d - j))), largest);
+    return vf_largest(largest);
+}
+
+HRI_INLINE void quantise_row(const float *x, const float *center, float inverse, uint32_t d, int8_t *codes)
+{
+    uint32_t j = 0;
+
+    for (; j + VN <= d; j += VN)
+        vf_store_i8(codes + j, vf_mul(vf_sub(vf_load(x + j), vf_load(center + j)), vf_set(inverse)));
+    if (j < d) {
+        int8_t tail[VN];
+        vf difference = vf_sub(vf_load_n(x + j, d - j), vf_load_n(center + j, d - j));
+        vf_store_i8(tail, vf_mul(difference, vf_set(inverse)));
+        memcpy(codes + j, tail, d - j);
+    }
+}
+
+float HRI_OP(quantise_i8)(const float *x, size_t x_stride, uint32_t n, uint32_t d, const float *center, int8_t *codes,
+                          size_t code_stride)
+{
+    float largest = 0.0f;
+
+    for (uint32_t i = 0; i < n; i++)
+        largest = fmaxf(largest, largest_difference(x + i * x_stride, center, d));
+    const float step = largest < HRI_STEP_MIN ? 0.0f : largest / 127.0f;
+    const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
+    for (uint32_t i = 0; i < n; i++)
+        quantise_row(x + i * x_stride, center, inverse, d, codes + i * code_stride);
+    return step;
+}
+
+void HRI_OP(min_max)(const float *x, uint32_t n, uint32_t d, float *min, float *max)
+{
+    for (uint32_t j = 0; j < d; j += VN) {
+        const uint32_t lanes = d - j < VN ? d - j : VN;
+        vf low = vf_set(INFINITY), high = vf_set(-INFINITY);
+        for (size_t i = 0; i < n; i++) {
+            vf value = lanes < VN ? vf_load_n(x + i * d + j, lanes) : vf_load(x + i * d + j);
+            low = vf_min(value, low);
+            high = vf_max(value, high);
+        }
+        vf_store_n(min + j, low, lanes);
+        vf_store_n(max + j, high, lanes);
+    }
+}
+
+float HRI_OP(exp_sum)(const float *x, float shift, float *y, uint32_t n)
+{
+    const vf by = vf_set(shift), most = vf_set(100.0f);
+    vf sum = vf_zero();
+    uint32_t i = 0;
+
+    for (; i + VN <= n; i += VN) {
+        vf e = vf_exp(vf_min(vf_sub(vf_load(x + i), by), most));
+        vf_store(y + i, e);
+        sum = vf_add(sum, e);
+    }
+    float total = vf_sum(sum);
+    if (i < n) {
+        float tail[VN];
+        vf_store(tail, vf_exp(vf_min(vf_sub(vf_load_n(x + i, n - i), by), most)));
+        for (uint32_t j = 0; i + j < n; j++) {
+            y[i + j] = tail[j];
+            total += tail[j];
+        }
+    }
+    return total;
+}
+
+float HRI_OP(max)(const float *x, uint32_t n)
+{
+    vf largest = vf_set(-INFINITY);
+    uint32_t i = 0;
+
+    for (; i + VN <= n; i += VN)
+        largest = vf_max(vf_load(x + i), largest);
+    float result = vf_largest(largest);
+    for (; i < n; i++)
+        result = fmaxf(result, x[i]);
+    return result;
+}
+
+#endif
