@@ -1,7 +1,7 @@
 #!/bin/sh
-# Everything that is checked besides the tests: who includes whom, formatting, clang-tidy,
-# shellcheck, and builds that pass the fast tests with gcc, with clang, without io_uring and
-# without FAISS.
+# Everything that is checked besides the tests: who includes whom, formatting, clang-tidy, the
+# scripts, and builds that pass the fast tests with gcc, with clang, without io_uring and without
+# FAISS.
 #
 #   usage: check.sh [deps|format|tidy|shell|builds]...    all of them without an argument
 #
@@ -54,7 +54,8 @@ check_build() {
     shift 2
     say "building and testing $folder"
     mkdir -p "$folder"
-    { cmake --preset "$preset" -B "$folder" "$@" && cmake --build "$folder" -j "$jobs"; } > "$folder.log" 2>&1 ||
+    { cmake --preset "$preset" -B "$folder" "$@" && cmake --build "$folder" -j "$jobs"; } \
+        > "$folder.log" 2>&1 ||
         { tail -n 40 "$folder.log" >&2; return 1; }
     ctest --test-dir "$folder" -L fast -j "$jobs" --no-tests=error --output-on-failure \
         > "$folder-tests.log" 2>&1 ||

@@ -5,8 +5,8 @@
 #
 #   usage: demo.sh [OPTION OF headrace run...]
 #
-# Installs what is missing, builds, fetches the model into the cache folder; done once, not done
-# again.
+# Installs what is missing, builds, fetches the model into the cache folder. What is already there
+# is not made again.
 set -eu
 # shellcheck source=tools/common.sh
 . "$(dirname -- "$0")/common.sh"
@@ -29,4 +29,5 @@ text=$cache/demo.txt
 [ -s "$text" ] || sh tools/make_text.sh "$text"
 say "the text: $text, $(wc -w < "$text") words; its last line is the question"
 exec "$headrace" run --model "$model" --file "$text" --chat --tokens 64 \
-    --recipe headrace --moved 1% --device-bytes 24MiB --host-bytes 64MiB --file-dir "$tiers" --file-bytes 512MiB --seed 1 "$@"
+    --recipe headrace --moved 1% --device-bytes 24MiB --host-bytes 64MiB --file-dir "$tiers" \
+    --file-bytes 512MiB --seed 1 "$@"

@@ -28,7 +28,8 @@ test | check)
 *) die "'$what' is not one of: build test check" ;;
 esac
 if [ "$what" = check ]; then
-    optional="$optional clang=clang clang-format=clang-format clang-tidy=clang-tidy shellcheck=shellcheck"
+    optional="$optional clang=clang clang-format=clang-format clang-tidy=clang-tidy"
+    optional="$optional shellcheck=shellcheck"
 fi
 
 as_root() {
@@ -99,7 +100,7 @@ make_venv() {
     python=/usr/bin/python3
     [ -x "$python" ] || python=$(command -v python3) || return 0
     venv=$cache/venv
-    if [ -x "$venv/bin/python3" ] && "$venv/bin/python3" -c 'import numpy, tokenizers' 2> /dev/null; then
+    if "$venv/bin/python3" -c 'import numpy, tokenizers' 2> /dev/null; then
         return 0
     fi
     say "making a Python environment in $venv"

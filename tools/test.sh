@@ -14,24 +14,28 @@ cd "$root"
 failed=
 summaries=
 
+# ThreadSanitizer of gcc 12 does not start where the kernel spreads addresses wider than it expects.
+fixed_addresses=
+if setarch "$(uname -m)" -R true 2> /dev/null; then
+    fixed_addresses="setarch $(uname -m) -R"
+fi
+
 # run_tests PRESET [CTEST ARGUMENT...]
 run_tests() {
     preset=$1
     shift
     log=build/$preset-tests.log
-    status=0
-    # ctest's code is kept in a file, because sh has no pipefail.
-    { ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$jobs" "$@" 2>&1 ||
-        echo $? > "build/$preset-tests.code"; } | tee "$log" | grep -v -E '^ *Start +[0-9]+: |^Internal ctest' || true
-    if [ -f "build/$preset-tests.code" ]; then
-        status=$(cat "build/$preset-tests.code")
-        rm -f "build/$preset-tests.code"
-    fi
+    failure=build/$preset-tests.failed
+    rm -f "$failure"
+    # A file carries ctest's failure out of the pipe, because sh has no pipefail.
+    # shellcheck disable=SC2086 # a command or nothing
+    { $fixed_addresses ctest --test-dir "build/$preset" --output-on-failure --no-tests=error \
+        -j "$jobs" "$@" 2>&1 || : > "$failure"; } | tee "$log"
     summaries="$summaries
 --- $preset $*
 $(sed -n '/tests passed/,$p' "$log")
 "
-    [ "$status" -eq 0 ] || failed="$failed $preset"
+    [ ! -e "$failure" ] || failed="$failed $preset"
 }
 
 sh tools/deps.sh test
