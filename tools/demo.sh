@@ -18,16 +18,19 @@ headrace=$root/build/release/bin/headrace
 
 tiers=$cache/demo-tiers
 mkdir -p "$tiers"
-model=$(sh tools/fetch_model.sh) || {
-    say "running the same job on the embedded model"
-    exec "$headrace" run --model tiny --tokens 48 --recipe headrace --moved 1% \
-        --device-bytes 24MiB --host-bytes 64MiB --file-dir "$tiers" --file-bytes 512MiB \
-        --seed 1 "$@"
-}
+job="--tokens-context 7500 --recipe headrace --moved 1% --device-bytes 24MiB --host-bytes 64MiB"
+job="$job --file-bytes 512MiB --seed 1"
 
-text=$cache/demo.txt
-[ -s "$text" ] || sh tools/make_text.sh "$text"
-say "the text: $text, $(wc -w < "$text") words; its last line is the question"
-exec "$headrace" run --model "$model" --file "$text" --chat --tokens 64 \
-    --recipe headrace --moved 1% --device-bytes 24MiB --host-bytes 64MiB --file-dir "$tiers" \
-    --file-bytes 512MiB --seed 1 "$@"
+# shellcheck disable=SC2086 # the job is a list of words
+if model=$(sh tools/fetch_model.sh); then
+    text=$cache/demo.txt
+    [ -s "$text" ] || sh tools/make_text.sh "$text"
+    say "the text is $text"
+    exec "$headrace" run --model "$model" --file "$text" --chat --tokens 96 \
+        --prompt 'What happens in this text, and to whom? Answer in a few sentences.' \
+        $job --file-dir "$tiers" "$@"
+else
+    say "running the same job on the embedded model"
+    # shellcheck disable=SC2086
+    exec "$headrace" run --model tiny --tokens 48 $job --file-dir "$tiers" "$@"
+fi

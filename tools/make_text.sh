@@ -1,18 +1,18 @@
 #!/bin/sh
-# Writes a long English text followed by a question about it, the demo's reading.
+# Writes a long English text, the demo's reading.
 #
 #   usage: make_text.sh FILE [BYTES]
 #
-# The first BYTES (28,000: about 7,500 tokens of SmolLM2) come from Genesis, of Debian's package
-# bible-kjv; where that is not installed, from the licence texts that every Debian carries, else
-# from this repository's own documents.
+# Its BYTES (60,000 without that argument) come from Genesis, of Debian's package bible-kjv; where
+# that is not installed, from the licence texts that every Debian carries, else from this
+# repository's own documents.
 set -eu
 # shellcheck source=tools/common.sh
 . "$(dirname -- "$0")/common.sh"
 
 [ $# -ge 1 ] || die "usage: make_text.sh FILE [BYTES]"
 out=$1
-bytes=${2:-28000}
+bytes=${2:-60000}
 
 genesis() {
     command -v bible > /dev/null || return 1
@@ -32,13 +32,10 @@ documents() {
 
 text=$(mktemp)
 trap 'rm -f "$text"' EXIT INT TERM
-question='Who built the ark, and who went into it with him?'
 if ! genesis > "$text" || [ "$(wc -c < "$text")" -lt "$bytes" ]; then
-    question='What is this text about?'
     licences > "$text" || documents > "$text"
 fi
 mkdir -p "$(dirname -- "$out")"
 # Cut at a line's end, so that no character and no word is cut.
 head -c "$bytes" "$text" | sed '$d' > "$out.part"
-printf '\nQuestion about the text above: %s\n' "$question" >> "$out.part"
 mv -f "$out.part" "$out"
