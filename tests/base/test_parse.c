@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "base/rng.h"
 #include "tests/test.h"
 
 static void check_bytes(const char *text, uint64_t expected)
@@ -182,6 +183,56 @@ static void test_lists(void **state)
     text[63] = '\0';
     cursor = text;
     assert_ok(hri_parse_list_next(&cursor, item));
+}
+
+/* Arbitrary text is refused or understood, never both, and outputs change only with HR_OK. */
+static void test_arbitrary_text(void **state)
+{
+    (void)state;
+    static const char alphabet[] = "0123456789..%%kKmMgGtTiIbBsuneE+- ,x\t\n\xc3";
+    uint64_t seed = test_seed(11);
+    struct hri_rng rng;
+    hri_rng_seed(&rng, seed);
+    for (int i = 0; i < 200000; i++) {
+        char text[12], item[HRI_PARSE_ITEM_BYTES_MAX];
+        size_t length = hri_rng_below(&rng, sizeof text);
+        for (size_t c = 0; c < length; c++)
+            text[c] = alphabet[hri_rng_below(&rng, sizeof alphabet - 1)];
+        text[length] = '\0';
+        uint64_t whole = 77;
+        double real = 77;
+        const char *cursor = text;
+        bool fine = true;
+        if (hr_parse_bytes(text, &whole) != HR_OK)
+            fine = fine && whole == 77;
+        whole = 77;
+        if (hr_parse_duration_ns(text, &whole) != HR_OK)
+            fine = fine && whole == 77;
+        if (hr_parse_fraction(text, &real) == HR_OK)
+            fine = fine && real >= 0 && real <= 1;
+        if (hr_parse_real(text, &real) == HR_OK)
+            fine = fine && isfinite(real);
+        while (cursor != NULL && hri_parse_list_next(&cursor, item) == HR_OK)
+            fine = fine && item[0] != '\0' && strchr(item, ',') == NULL;
+        if (!fine)
+            fail_msg("seed %llu, turn %d: '%s'", (unsigned long long)seed, i, text);
+    }
+}
+
+static void test_formatted_sizes_come_back(void **state)
+{
+    (void)state;
+    struct hri_rng rng;
+    hri_rng_seed(&rng, test_seed(12));
+    for (int i = 0; i < 20000; i++) {
+        uint64_t bytes = hri_rng_u64(&rng) >> (20 + hri_rng_below(&rng, 44)), back = 0;
+        char text[16];
+        assert_ok(hr_parse_bytes(hr_format_bytes(bytes, text, sizeof text), &back));
+        double error = fabs((double)back - (double)bytes) / ((double)bytes + 1);
+        if (error > 0.006)
+            fail_msg("%llu became '%s' and came back as %llu", (unsigned long long)bytes, text,
+                     (unsigned long long)back);
+    }
 }
 
 int main(void)
