@@ -1,6 +1,7 @@
 #include "base/parse.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 #include "base/rng.h"
 #include "tests/test.h"
@@ -238,10 +239,11 @@ static void test_formatted_sizes_come_back(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bytes),     cmocka_unit_test(test_bytes_that_are_none),
-        cmocka_unit_test(test_fractions), cmocka_unit_test(test_fractions_that_are_none),
-        cmocka_unit_test(test_durations), cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_reals),     cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_bytes),          cmocka_unit_test(test_bytes_that_are_none),
+        cmocka_unit_test(test_fractions),      cmocka_unit_test(test_fractions_that_are_none),
+        cmocka_unit_test(test_durations),      cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_reals),          cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_arbitrary_text), cmocka_unit_test(test_formatted_sizes_come_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
