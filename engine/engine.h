@@ -100,6 +100,7 @@ struct hre_prefill_options {
     /* Every position's logits, in order, in groups of n: [n][vocab] floats, gone after the call. NULL: none. */
     void (*all_logits)(void *context, uint32_t first_position, uint32_t n, const float *logits);
     void *all_logits_context;
+    int settle;            /* after the last token, index all sequences (else the first recipe step does) */
 };
 void hre_prefill_options_init(struct hre_prefill_options *options);
 /*
@@ -139,7 +140,7 @@ hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32
 /* Time and bytes of the session so far. */
 struct hre_session_stats {
     uint64_t scratch_bytes;      /* allocated by the session */
-    uint64_t prefill_tokens, prefill_ns, prefill_linear_ns, prefill_append_ns, prefill_attend_ns;
+    uint64_t prefill_tokens, prefill_ns, prefill_linear_ns, prefill_append_ns, prefill_attend_ns, prefill_settle_ns;
     uint64_t decode_tokens, decode_ns, decode_linear_ns, decode_append_ns, decode_attend_ns;
 };
 void hre_session_stats(const hre_session_t *session, struct hre_session_stats *stats_out);

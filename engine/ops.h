@@ -43,8 +43,15 @@ struct hre_ops {
     /* Rotates n_heads heads of dim elements in place; pairs (i, i + n_rot/2) or (2i, 2i + 1). cosine, sine: [n_rot/2] */
     void (*rope)(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_rope_layout_t layout, const float *cosine,
                  const float *sine);
-    /* y[m][n] = sum_k x[m][k] w[n][k], where there is no BLAS; y rows y_stride apart */
-    void (*gemm)(const float *x, const float *w, uint32_t m, uint32_t n, uint32_t k, float *y, size_t y_stride);
+    /*
+     * Matrix products, tile by tile. A tile is `tile_rows` rows of weights, packed so that element k of all of them lie
+     * side by side: [k][tile_rows]. pack fills missing rows (n_rows < tile_rows) with zeros. multiply computes
+     * y[i][r] = sum_k x[i][k] w[r][k] for m rows of x and the first n_rows weights of the tile, strides in floats.
+     */
+    uint32_t tile_rows;
+    void (*pack)(const float *rows, uint32_t n_rows, uint32_t k, float *packed);
+    void (*multiply)(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k, float *y,
+                     size_t y_stride, uint32_t n_rows);
 };
 
 /* level: "ref", "avx2", "avx512" or NULL for the best (HEADRACE_CPU overrides NULL). HR_ERR_INVALID, HR_ERR_UNSUPPORTED. */

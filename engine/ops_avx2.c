@@ -32,6 +32,10 @@ static inline VF vf_add(VF a, VF b)
 {
     return _mm256_add_ps(a, b);
 }
+static inline void vf_store(float *p, VF a)
+{
+    _mm256_storeu_ps(p, a);
+}
 static inline float vf_sum(VF a)
 {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -102,6 +106,34 @@ static inline float scalar_f16(uint16_t h)
     return _cvtsh_ss(h);
 }
 
+/* dst[j][i] = src[i][j] for a square of LANES, strides in floats. */
+static inline void transpose(const float *src, size_t src_stride, float *dst, size_t dst_stride)
+{
+    VF a[8], b[8];
+
+    for (int i = 0; i < 8; i++) {
+        a[i] = vf_load(src + (size_t)i * src_stride);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    }
+    /* a[4 g + c] now holds columns c and c + 4 of rows 4 g .. 4 g + 3, one column per 128 bits. */
+    for (int c = 0; c < 4; c++) {
+        vf_store(dst + (size_t)c * dst_stride, _mm256_permute2f128_ps(a[c], a[4 + c], 0x20));
+        vf_store(dst + (size_t)(c + 4) * dst_stride, _mm256_permute2f128_ps(a[c], a[4 + c], 0x31));
+    }
+}
+
+/* 6 x 2 accumulators, two vectors of weights and a broadcast: 15 of 16 registers. */
+#define TILE_M 6
 #include "engine/ops_dot.h"
+#include "engine/ops_tile.h"
 
 BODY_TABLE(avx2, DOT_TABLE);

@@ -32,6 +32,10 @@ static inline VF vf_add(VF a, VF b)
 {
     return _mm512_add_ps(a, b);
 }
+static inline void vf_store(float *p, VF a)
+{
+    _mm512_storeu_ps(p, a);
+}
 static inline float vf_sum(VF a)
 {
     return _mm512_reduce_add_ps(a);
@@ -93,6 +97,41 @@ static inline float scalar_f16(uint16_t h)
     return _cvtsh_ss(h);
 }
 
+/* dst[j][i] = src[i][j] for a square of LANES, strides in floats. */
+static inline void transpose(const float *src, size_t src_stride, float *dst, size_t dst_stride)
+{
+    VF a[16], b[16];
+
+    for (int i = 0; i < 16; i++) {
+        a[i] = vf_load(src + (size_t)i * src_stride);
+    }
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + j + 2]);
+
+            a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    /* a[4 g + c] now holds columns c, c + 4, c + 8, c + 12 of rows 4 g .. 4 g + 3, one column per 128 bits. */
+    for (int c = 0; c < 4; c++) {
+        VF low0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88), low1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
+        VF high0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd), high1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
+
+        vf_store(dst + (size_t)c * dst_stride, _mm512_shuffle_f32x4(low0, low1, 0x88));
+        vf_store(dst + (size_t)(c + 4) * dst_stride, _mm512_shuffle_f32x4(high0, high1, 0x88));
+        vf_store(dst + (size_t)(c + 8) * dst_stride, _mm512_shuffle_f32x4(low0, low1, 0xdd));
+        vf_store(dst + (size_t)(c + 12) * dst_stride, _mm512_shuffle_f32x4(high0, high1, 0xdd));
+    }
+}
+
+/* 12 x 2 accumulators, two vectors of weights and a broadcast: 27 of 32 registers. */
+#define TILE_M 12
 #include "engine/ops_dot.h"
+#include "engine/ops_tile.h"
 
 BODY_TABLE(avx512, DOT_TABLE);

@@ -265,30 +265,6 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
     }
 }
 
-/* One row of w stays in the first-level cache while it meets all rows of x. */
-static void gemm(const float *x, const float *w, uint32_t m, uint32_t n, uint32_t k, float *y, size_t y_stride)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        const float *wi = w + (size_t)i * k;
-
-        for (uint32_t j = 0; j < m; j++) {
-            const float *xj = x + (size_t)j * k;
-            float lanes[BODY_LANES] = {0};
-            uint32_t p = 0;
-
-            for (; p + BODY_LANES <= k; p += BODY_LANES) {
-                for (int l = 0; l < BODY_LANES; l++) {
-                    lanes[l] += wi[p + l] * xj[p + l];
-                }
-            }
-            for (; p < k; p++) {
-                lanes[0] += wi[p] * xj[p];
-            }
-            y[j * y_stride + i] = sum_lanes(lanes);
-        }
-    }
-}
-
 #define BODY_TABLE(level, dot_table)                                                                                   \
     const struct hre_ops hre_ops_##level = {                                                                           \
         .name = #level,                                                                                                \
@@ -304,5 +280,7 @@ static void gemm(const float *x, const float *w, uint32_t m, uint32_t n, uint32_
         .gelu = gelu,                                                                                                  \
         .add = add,                                                                                                    \
         .rope = rope,                                                                                                  \
-        .gemm = gemm,                                                                                                  \
+        .tile_rows = TILE_ROWS,                                                                                        \
+        .pack = pack,                                                                                                  \
+        .multiply = multiply,                                                                                          \
     }

@@ -42,6 +42,32 @@ DOT(q8_0, PIECE / 32 * sizeof(struct block_q8_0))
 DOT(q4_k, sizeof(struct block_q4_k))
 DOT(q6_k, sizeof(struct block_q6_k))
 
+#define TILE_ROWS 8
+
+static void pack(const float *rows, uint32_t n_rows, uint32_t k, float *packed)
+{
+    for (uint32_t i = 0; i < k; i++) {
+        for (uint32_t r = 0; r < TILE_ROWS; r++) {
+            packed[(size_t)i * TILE_ROWS + r] = r < n_rows ? rows[(size_t)r * k + i] : 0.0f;
+        }
+    }
+}
+
+static void multiply(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k, float *y,
+                     size_t y_stride, uint32_t n_rows)
+{
+    for (uint32_t i = 0; i < m; i++, x += x_stride, y += y_stride) {
+        float sums[TILE_ROWS] = {0};
+
+        for (uint32_t j = 0; j < k; j++) {
+            for (int r = 0; r < TILE_ROWS; r++) {
+                sums[r] += x[j] * packed[(size_t)j * TILE_ROWS + r];
+            }
+        }
+        memcpy(y, sums, n_rows * sizeof(float));
+    }
+}
+
 #define DOT_TABLE                                                                                                      \
     {                                                                                                                  \
         [HRE_WEIGHT_F32] = dot_f32, [HRE_WEIGHT_F16] = dot_f16, [HRE_WEIGHT_BF16] = dot_bf16,                          \

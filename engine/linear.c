@@ -1,0 +1,224 @@
+#include "engine/linear.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if HR_HAVE_BLAS
+#include <cblas.h>
+#endif
+
+#include "engine/fail.h"
+
+/* With fewer rows of activations than this, dequantising costs more than it saves. */
+#define MATRIX_ROWS_MIN   4
+#define VECTOR_ROWS_MIN   16
+#define VECTOR_ROWS_MAX   256
+#define ITEMS_PER_THREAD  4
+#define BLAS_ROWS         64 /* weights dequantised for one call of the BLAS */
+#define SCRATCH_ALIGNMENT 64
+
+struct scratch {
+    float *rows;   /* [rows_max][cols_max] dequantised */
+    float *packed; /* [cols_max][tile_rows] */
+};
+
+struct hre_linear {
+    const struct hre_ops *ops;
+    struct hre_workers *workers;
+    uint32_t tile_rows; /* rows of weights an item of a matrix product handles at once */
+    int blas;
+    float *sums; /* [cols_max / HRE_SUM_GROUP + 1] */
+    float *memory;
+    uint64_t bytes;
+    struct scratch *scratch; /* [threads] */
+};
+
+struct job {
+    struct hre_linear *linear;
+    const float *x;
+    uint32_t m;
+    const struct hre_product *products;
+    uint32_t n_products;
+    uint32_t item_rows;
+    struct hre_activations activations;
+};
+
+hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *workers, uint32_t cols_max,
+                              struct hre_linear **linear_out)
+{
+    uint32_t n_threads = hre_workers_count(workers);
+    struct hre_linear *linear = calloc(1, sizeof(*linear));
+
+    if (!linear) {
+        return hre_fail(HR_ERR_NOMEM, "no memory for linear layers");
+    }
+    linear->ops = ops;
+    linear->workers = workers;
+#if HR_HAVE_BLAS
+    /* The plain C level has no fast tile; a BLAS knows the machine. One thread each: the split is ours. */
+    linear->blas = ops == &hre_ops_ref;
+    if (linear->blas) {
+        openblas_set_num_threads(1);
+    }
+#endif
+    linear->tile_rows = linear->blas ? BLAS_ROWS : ops->tile_rows;
+    cols_max = (cols_max + 15) / 16 * 16;
+    size_t tile = (size_t)linear->tile_rows * cols_max;
+    size_t floats = cols_max + 2 * tile * n_threads;
+    linear->scratch = calloc(n_threads, sizeof(*linear->scratch));
+    linear->memory = aligned_alloc(SCRATCH_ALIGNMENT, floats * sizeof(float));
+    if (!linear->scratch || !linear->memory) {
+        hre_linear_destroy(linear);
+        return hre_fail(HR_ERR_NOMEM, "no memory for %zu bytes of scratch for linear layers", floats * sizeof(float));
+    }
+    linear->bytes = floats * sizeof(float);
+    linear->sums = linear->memory;
+    for (uint32_t i = 0; i < n_threads; i++) {
+        linear->scratch[i].rows = linear->memory + cols_max + 2 * i * tile;
+        linear->scratch[i].packed = linear->scratch[i].rows + tile;
+    }
+    *linear_out = linear;
+    return HR_OK;
+}
+
+void hre_linear_destroy(struct hre_linear *linear)
+{
+    if (!linear) {
+        return;
+    }
+    free(linear->scratch);
+    free(linear->memory);
+    free(linear);
+}
+
+uint64_t hre_linear_bytes(const struct hre_linear *linear)
+{
+    return linear->bytes;
+}
+
+/* Rows [*first_out, *first_out + *count_out) of the product that item falls into. */
+static const struct hre_product *find_rows(const struct job *job, uint32_t item, uint32_t *first_out,
+                                           uint32_t *count_out)
+{
+    const struct hre_product *p = job->products;
+
+    for (;; p++) {
+        uint32_t items = (p->w->rows + job->item_rows - 1) / job->item_rows;
+
+        if (item < items) {
+            break;
+        }
+        item -= items;
+    }
+    *first_out = item * job->item_rows;
+    *count_out = p->w->rows - *first_out < job->item_rows ? p->w->rows - *first_out : job->item_rows;
+    return p;
+}
+
+static uint32_t count_items(const struct job *job)
+{
+    uint32_t items = 0;
+
+    for (uint32_t i = 0; i < job->n_products; i++) {
+        items += (job->products[i].w->rows + job->item_rows - 1) / job->item_rows;
+    }
+    return items;
+}
+
+static uint32_t total_rows(const struct job *job)
+{
+    uint32_t rows = 0;
+
+    for (uint32_t i = 0; i < job->n_products; i++) {
+        rows += job->products[i].w->rows;
+    }
+    return rows;
+}
+
+/* ----------------------------------------------------------------------------------------------------- one row: a vector */
+
+static void vector_item(void *context, uint32_t item, uint32_t thread)
+{
+    const struct job *job = context;
+    uint32_t first, count;
+    const struct hre_product *p = find_rows(job, item, &first, &count);
+    const struct hre_weight *w = p->w;
+    const char *rows = (const char *)w->data + first * w->row_bytes;
+
+    (void)thread;
+    job->linear->ops->dot[w->type](rows, w->row_bytes, count, w->cols, &job->activations, p->y + first);
+    if (w->bias) {
+        job->linear->ops->add(p->y + first, w->bias + first, count);
+    }
+}
+
+static void apply_vector(struct job *job, const float *x)
+{
+    struct hre_linear *linear = job->linear;
+    uint32_t cols = job->products[0].w->cols;
+    uint32_t rows = total_rows(job) / (hre_workers_count(linear->workers) * ITEMS_PER_THREAD);
+
+    job->item_rows = rows < VECTOR_ROWS_MIN ? VECTOR_ROWS_MIN : rows > VECTOR_ROWS_MAX ? VECTOR_ROWS_MAX : rows;
+    linear->ops->sum_groups(x, cols, linear->sums);
+    job->activations = (struct hre_activations){x, linear->sums};
+    hre_workers_run(linear->workers, vector_item, job, count_items(job));
+}
+
+/* ---------------------------------------------------------------------------------------------------- many rows: a matrix */
+
+static void multiply_rows(const struct job *job, const struct scratch *s, const struct hre_product *p, uint32_t first,
+                          uint32_t count)
+{
+    const struct hre_ops *ops = job->linear->ops;
+    const struct hre_weight *w = p->w;
+
+#if HR_HAVE_BLAS
+    if (job->linear->blas) {
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)job->m, (int)count, (int)w->cols, 1.0f, job->x,
+                    (int)w->cols, s->rows, (int)w->cols, 0.0f, p->y + first, (int)w->rows);
+        return;
+    }
+#endif
+    ops->pack(s->rows, count, w->cols, s->packed);
+    ops->multiply(job->x, w->cols, job->m, s->packed, w->cols, p->y + first, w->rows, count);
+}
+
+static void matrix_item(void *context, uint32_t item, uint32_t thread)
+{
+    const struct job *job = context;
+    const struct hre_ops *ops = job->linear->ops;
+    const struct scratch *s = &job->linear->scratch[thread];
+    uint32_t first, count;
+    const struct hre_product *p = find_rows(job, item, &first, &count);
+    const struct hre_weight *w = p->w;
+    const char *rows = (const char *)w->data + first * w->row_bytes;
+
+    for (uint32_t r = 0; r < count; r++) {
+        ops->dequantise[w->type](rows + r * w->row_bytes, w->cols, s->rows + (size_t)r * w->cols);
+    }
+    multiply_rows(job, s, p, first, count);
+    for (uint32_t i = 0; w->bias && i < job->m; i++) {
+        ops->add(p->y + (size_t)i * w->rows + first, w->bias + first, count);
+    }
+}
+
+void hre_linear_apply(struct hre_linear *linear, const float *x, uint32_t m, const struct hre_product *products,
+                      uint32_t n_products)
+{
+    struct job job = {.linear = linear, .x = x, .m = m, .products = products, .n_products = n_products};
+
+    if (m >= MATRIX_ROWS_MIN) {
+        job.item_rows = linear->tile_rows;
+        hre_workers_run(linear->workers, matrix_item, &job, count_items(&job));
+        return;
+    }
+    struct hre_product row[8];
+    uint32_t n = n_products < 8 ? n_products : 8;
+    for (uint32_t i = 0; i < m; i++) {
+        for (uint32_t j = 0; j < n; j++) {
+            row[j] = (struct hre_product){products[j].w, products[j].y + (size_t)i * products[j].w->rows};
+        }
+        job.products = row;
+        apply_vector(&job, x + (size_t)i * products[0].w->cols);
+    }
+}

@@ -1,0 +1,49 @@
+/* A session's insides, shared by session.c (life, prefill, decode) and forward.c (the layers). */
+#ifndef HRE_SESSION_H
+#define HRE_SESSION_H
+
+#include "engine/model.h"
+
+struct hre_session {
+    struct hre_model *model;
+    hr_sequence_t **sequences; /* [n_sequences] */
+    uint32_t *lengths;         /* [n_sequences] tokens held */
+    uint32_t *last_ids;        /* [n_sequences] the newest token, for models that smear */
+    uint32_t n_sequences;
+    uint32_t tokens_max;
+    uint32_t chunk_tokens;
+    int broken;                /* an error left layers unequally long */
+
+    /* Scratch for chunk_tokens rows, one allocation. */
+    float *memory;
+    uint64_t memory_bytes;
+    float *x, *h;              /* [chunk][width] */
+    float *q, *k, *v, *att;    /* [chunk][heads * dim] */
+    float *gate, *up;          /* [chunk][ffn_width] */
+    float *cosine, *sine;      /* [n_ropes][chunk][n_rot / 2] */
+    float *logits;             /* allocated when all logits are asked for */
+    struct hre_session_stats stats;
+};
+
+struct pass_times {
+    uint64_t append_ns, attend_ns;
+};
+
+/* Some tokens on their way through the model. */
+struct hre_pass {
+    const uint32_t *ids;
+    uint32_t n;              /* at most chunk_tokens */
+    uint32_t first_sequence; /* attended with this one; */
+    uint32_t n_sequences;    /* K and V are appended to these, equally long */
+    uint32_t rows_needed;    /* of the last layer's output, counted from the end; may be 0 */
+    struct hr_attend_options attend;
+    struct hr_attend_report *sum; /* counts added up, or NULL */
+    struct pass_times times;
+};
+
+/* Leaves the last layer's rows_needed rows, normed for the output matrix, at session->h. */
+hr_status_t hre_forward(struct hre_session *session, struct hre_pass *pass);
+
+uint64_t hre_now_ns(void);
+
+#endif
