@@ -14,7 +14,7 @@ struct hri_frames;
 struct hri_frames_options {
     uint32_t frame_bytes;      /* multiple of 64 */
     uint32_t n_frames;         /* 0 is legal: nothing is kept, a few transit frames serve each fetch */
-    uint32_t transit_frames;   /* extra frames that every step may overwrite: at least the largest fetch */
+    uint32_t transit_frames;   /* extra frames that last one step: used when all others are; 0 is legal where n_frames holds any step */
     uint32_t n_lanes;
     const uint32_t *blocks_max; /* [n_lanes] */
     struct hri_alloc *device;  /* the budget: frames and tables come from here */
@@ -46,7 +46,8 @@ struct hri_fetch {
     struct hri_read_batch batch;
     uint32_t *read_block;      /* [n_blocks] space: reads[j] is for blocks[read_block[j]] */
 };
-/* Hits are there at once; misses take frames (least worth first by the replacement policy) and their reads start. */
+/* Hits are there at once; misses take frames (least worth first by the replacement policy) and their reads start. Every fetch is waited
+ * for within its step. HR_ERR_FULL when the step needs more than n_frames + transit_frames: nothing was started. */
 hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *fetch);
 /* Until all arrived or the deadline (0: none). Late and failed blocks keep where[i] == NULL and lose their frames.
  * HR_OK, HR_ERR_TIMEOUT (some are late), HR_ERR_CORRUPT / HR_ERR_IO. */

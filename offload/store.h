@@ -55,11 +55,11 @@ uint32_t hri_lane_cells(const struct hri_lane *lane);
 /* Adds n_cells cells from data (n_cells * cell_bytes, any alignment; copied). All or nothing.
  * HR_ERR_FULL (cells_max), HR_ERR_BUDGET (host or file cap; the message names the tier), HR_ERR_IO. */
 hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_cells, uint32_t *first_out);
-/* Forgets the cells from n_cells on (their space is reused). */
+/* Forgets the cells from n_cells on (their space is reused). Batches that read them must be finished or cancelled before. */
 hr_status_t hri_lane_truncate(struct hri_lane *lane, uint32_t n_cells);
 
-/* The cell's bytes if the host tier (or a write buffer) has them, else NULL. Valid until the next append, truncate or read
- * on this store. */
+/* The cell's bytes if the host tier (or a write buffer) has them, else NULL. Valid until the next append, truncate, flush or read with
+ * `cache` on this store; plain reads leave it alone. */
 const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell);
 /* Lowest tier number that holds the cell: HR_TIER_HOST or HR_TIER_FILE. */
 hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell);
@@ -75,6 +75,8 @@ struct hri_read {
     hr_status_t status;     /* HR_OK once done */
     bool done;
     hr_tier_t tier;         /* where it came from */
+    uint32_t bad_cell;      /* the first cell lost when status is not HR_OK */
+    uint32_t n_pending;     /* private: cells that have not arrived */
 };
 struct hri_read_batch {
     struct hri_read *reads; /* the caller's, until the wait returned */
@@ -82,10 +84,12 @@ struct hri_read_batch {
     bool cache;             /* keep a host copy of what came from the file if there is room by priority */
     /* out, and private */
     uint32_t n_pending;
+    uint32_t n_begun, cells_begun; /* reads, and cells of the next one, that are on their way */
+    int error;                     /* errno value of the last failed I/O */
     uint64_t bytes_from_host, bytes_from_file, ios; /* whole cells count for the file; the part asked for the host */
 };
-/* Starts all reads: host cells are copied at once, file cells are submitted (neighbours joined, doubles read once). The queue being
- * full is handled inside. Several batches may be under way. Fails only for bad arguments. */
+/* Starts all reads: host cells are copied at once, file cells are submitted (neighbours joined, doubles read once). What finds the
+ * queue full starts in a later poll or wait. Several batches may be under way. Fails only for bad arguments. */
 hr_status_t hri_store_read_begin(struct hri_store *store, struct hri_read_batch *batch);
 /* Takes completions without blocking. */
 void hri_store_read_poll(struct hri_store *store, struct hri_read_batch *batch);
@@ -96,8 +100,9 @@ hr_status_t hri_store_read_wait(struct hri_store *store, struct hri_read_batch *
 void hri_store_read_cancel(struct hri_store *store, struct hri_read_batch *batch);
 
 hr_status_t hri_store_flush(struct hri_store *store);
-/* Best effort: lets reads into [base, base + bytes) use registered buffers. */
+/* Best effort: lets reads into [base, base + bytes) use registered buffers. The memory must stay mapped until hri_store_unregister. */
 void hri_store_register(struct hri_store *store, void *base, size_t bytes);
+void hri_store_unregister(struct hri_store *store, void *base);
 
 struct hri_store_stats {
     struct hr_tier_stats host, file;

@@ -1,0 +1,73 @@
+/*
+ * The few system calls of the file tier as one table, so that tests can make every one of them fail, fall short, come late or
+ * come twice. Return values are 0 or a count, or minus an errno value; nothing here looks at errno or sets a message.
+ *
+ * The ring entries are the level of io_uring that matters: push what shall be done, enter the kernel, take results.
+ * readv and writev are called from several threads at once; everything else from the store's thread.
+ */
+#ifndef HRI_OFFLOAD_IO_OPS_H
+#define HRI_OFFLOAD_IO_OPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct hri_io_stat {
+    uint64_t physical_bytes;   /* blocks the file takes on the disk */
+    uint64_t free_bytes;       /* left on the file system for us */
+    uint64_t fs_magic;         /* statfs f_type */
+    uint32_t dio_memory_align; /* of buffers for direct I/O; 0: the kernel does not say */
+    uint32_t dio_offset_align; /* of offsets and lengths; 0: the kernel does not say */
+};
+
+struct hri_ring_options {
+    int fd;
+    uint32_t depth;
+    bool plain; /* no DEFER_TASKRUN, SINGLE_ISSUER, registered file or buffers: what every kernel with io_uring has */
+};
+
+struct hri_ring_op {
+    bool write;
+    int buffer;                /* registered buffer that holds iov[0]; -1: none */
+    uint32_t n_iov;
+    const struct iovec *iov;   /* [n_iov], valid until the result */
+    uint64_t offset;
+    uint64_t user;             /* comes back with the result */
+};
+
+struct hri_ring_result {
+    uint64_t user;
+    int32_t result;            /* bytes, or minus an errno value */
+};
+
+struct hri_io_ops {
+    void *ctx;
+    uint64_t timeout_ns;       /* an I/O that makes no progress for so long is given up; 0: 30 s */
+    /* A new file in dir that vanishes when it is closed, mode 0600. Returns the descriptor. */
+    int (*open_temp)(void *ctx, const char *dir, bool direct);
+    int (*close_file)(void *ctx, int fd);
+    int (*stat_file)(void *ctx, int fd, struct hri_io_stat *stat_out);
+    /* Reserves blocks and lengthens the file as needed. */
+    int (*allocate)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
+    ssize_t (*readv)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
+    ssize_t (*writev)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
+    /* -ENOSYS where there is no io_uring. The ring belongs to the calling thread unless it is plain. */
+    int (*ring_create)(void *ctx, const struct hri_ring_options *options, void **ring_out);
+    void (*ring_destroy)(void *ctx, void *ring);
+    /* Makes slot (0 .. HRI_RING_BUFFERS - 1) stand for a run of memory of at most 1 GiB. */
+    int (*ring_register)(void *ctx, void *ring, uint32_t slot, void *base, size_t bytes);
+    int (*ring_push)(void *ctx, void *ring, const struct hri_ring_op *op); /* -EBUSY: enter first */
+    /* Hands over what was pushed; with wait also waits for a result, at most timeout_ns. */
+    int (*ring_enter)(void *ctx, void *ring, bool wait, uint64_t timeout_ns);
+    /* Takes up to n_max results without blocking; their number. */
+    int (*ring_reap)(void *ctx, void *ring, struct hri_ring_result *results, uint32_t n_max);
+};
+
+#define HRI_RING_BUFFERS 16u
+#define HRI_RING_BUFFER_BYTES_MAX ((size_t)1 << 30)
+
+const struct hri_io_ops *hri_io_real(void);
+
+#endif

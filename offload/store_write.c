@@ -1,0 +1,200 @@
+/* Write-behind. A cell stays in memory, in its host slot or in a write buffer, until the disk has it; a write that fails keeps its
+ * cells there and is tried again by the next append or flush, so that nothing is lost while the process lives. */
+#include "offload/store_impl.h"
+
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/error.h"
+
+#define WAIT_NS 1000000000u
+
+static void list_add(struct hri_op_list *list, struct hri_op *op)
+{
+    op->next = NULL;
+    op->prev = list->last;
+    if (list->last != NULL)
+        list->last->next = op;
+    else
+        list->first = op;
+    list->last = op;
+}
+
+static void list_remove(struct hri_op_list *list, struct hri_op *op)
+{
+    if (op->prev != NULL)
+        op->prev->next = op->next;
+    else
+        list->first = op->next;
+    if (op->next != NULL)
+        op->next->prev = op->prev;
+    else
+        list->last = op->prev;
+}
+
+static void free_op(struct hri_store *store, struct hri_op *op)
+{
+    op->state = HRI_OP_FREE;
+    op->next = store->free_writes;
+    store->free_writes = op;
+}
+
+static void submit(struct hri_store *store, struct hri_op *op)
+{
+    struct hri_disk_request *request = &op->request;
+    request->write = true;
+    request->offset = hri_lane_position(op->lane, op->first_cell);
+    request->n_iov = op->n_cells;
+    for (uint32_t i = 0; i < op->n_cells; i++)
+        request->iov[i] = (struct iovec){op->memory[i], op->lane->cell_bytes};
+    op->state = HRI_OP_FLYING;
+    op->lane->n_writes++;
+    bool room = hri_disk_submit(store->write_disk, request);
+    HRI_ASSERT(room); /* the disk's depth is the number of write operations */
+    (void)room;
+    store->counts.file_writes++;
+    store->counts.file_bytes_written += (uint64_t)op->n_cells * op->lane->cell_bytes;
+}
+
+/* The bytes of a cell are needed no longer by its write. */
+static void release_cell(struct hri_store *store, struct hri_op *op, uint32_t i)
+{
+    struct hri_cell *cell = &op->lane->cells[op->first_cell + i];
+    cell->flags &= (uint16_t)~HRI_CELL_DIRTY;
+    if (cell->slot != HRI_NONE)
+        hri_host_clean(&store->host, cell->slot);
+    else if (!op->request.abandoned)
+        hri_page_arena_put(&store->write_arena, op->memory[i],
+                           op->lane->cell_bytes / HRI_PAGE_BYTES);
+}
+
+static void take_finished(struct hri_store *store, struct hri_op *op)
+{
+    op->lane->n_writes--;
+    if (op->request.error != 0) {
+        store->write_error = op->request.error;
+        op->state = HRI_OP_FAILED;
+        list_add(&store->failed, op);
+        return;
+    }
+    for (uint32_t i = 0; i < op->n_cells; i++)
+        release_cell(store, op, i);
+    free_op(store, op);
+}
+
+void hri_write_reap(struct hri_store *store, uint64_t wait_ns)
+{
+    if (store->write_disk == NULL)
+        return;
+    struct hri_disk_request *done = hri_disk_reap(store->write_disk, wait_ns);
+    while (done != NULL) {
+        struct hri_op *op = (struct hri_op *)done;
+        done = done->next;
+        take_finished(store, op);
+    }
+}
+
+void hri_write_wait_lane(struct hri_store *store, const struct hri_lane *lane)
+{
+    while (lane->n_writes > 0)
+        hri_write_reap(store, WAIT_NS); /* ends: the disk gives up what makes no progress */
+}
+
+static hr_status_t failed_status(const struct hri_store *store)
+{
+    const struct hri_op *op = store->failed.first;
+    return hri_error_set(HR_ERR_IO, "file tier: write of lane %llx, cells %u to %u: %s",
+                         (unsigned long long)op->lane->tag, op->first_cell,
+                         op->first_cell + op->n_cells - 1, strerror(store->write_error));
+}
+
+/* Something finishes or nothing is under way any more. */
+static hr_status_t wait_for_one(struct hri_store *store)
+{
+    if (hri_disk_in_flight(store->write_disk) == 0)
+        return store->failed.first != NULL
+                   ? failed_status(store)
+                   : hri_error_set(HR_ERR_INTERNAL, "file tier: write buffers were lost");
+    hri_write_reap(store, WAIT_NS);
+    return store->failed.first != NULL ? failed_status(store) : HR_OK;
+}
+
+hr_status_t hri_write_buffer(struct hri_store *store, uint32_t bytes, unsigned char **memory_out)
+{
+    for (;;) {
+        *memory_out = hri_page_arena_take(&store->write_arena, bytes / HRI_PAGE_BYTES);
+        if (*memory_out != NULL)
+            return HR_OK;
+        HRI_TRY(wait_for_one(store));
+    }
+}
+
+static bool fits(const struct hri_op *op, const struct hri_lane *lane, uint32_t cell)
+{
+    return op != NULL && op->lane == lane && op->first_cell + op->n_cells == cell &&
+           op->n_cells < HRI_RUN_CELLS_MAX &&
+           (op->n_cells + 1) * lane->cell_bytes <= HRI_RUN_BYTES_MAX &&
+           hri_lane_position(lane, cell) ==
+               hri_lane_position(lane, cell - 1) + lane->cell_bytes;
+}
+
+void hri_write_close(struct hri_store *store, struct hri_op **open_op)
+{
+    if (*open_op != NULL)
+        submit(store, *open_op);
+    *open_op = NULL;
+}
+
+hr_status_t hri_write_add(struct hri_store *store, struct hri_lane *lane, uint32_t cell,
+                          unsigned char *memory, struct hri_op **open_op)
+{
+    if (!fits(*open_op, lane, cell)) {
+        hri_write_close(store, open_op);
+        while (store->free_writes == NULL)
+            HRI_TRY(wait_for_one(store));
+        *open_op = store->free_writes;
+        store->free_writes = (*open_op)->next;
+        (*open_op)->lane = lane;
+        (*open_op)->first_cell = cell;
+        (*open_op)->n_cells = 0;
+    }
+    struct hri_op *op = *open_op;
+    op->memory[op->n_cells++] = memory;
+    lane->cells[cell].flags |= HRI_CELL_DIRTY;
+    lane->cells[cell].op = (uint16_t)(op - store->ops);
+    return HR_OK;
+}
+
+/* The cells of a failed write go with their lane or its end; what is left of it stays. */
+void hri_write_forget(struct hri_store *store, struct hri_lane *lane, uint32_t n_cells)
+{
+    struct hri_op *next;
+    for (struct hri_op *op = store->failed.first; op != NULL; op = next) {
+        next = op->next;
+        if (op->lane != lane)
+            continue;
+        while (op->n_cells > 0 && op->first_cell + op->n_cells > n_cells)
+            release_cell(store, op, --op->n_cells);
+        if (op->n_cells == 0) {
+            list_remove(&store->failed, op);
+            free_op(store, op);
+        }
+    }
+}
+
+hr_status_t hri_write_retry_failed(struct hri_store *store)
+{
+    if (store->failed.first == NULL)
+        return HR_OK;
+    struct hri_op_list again = store->failed;
+    store->failed = (struct hri_op_list){NULL, NULL};
+    while (again.first != NULL) {
+        struct hri_op *op = again.first;
+        list_remove(&again, op);
+        submit(store, op);
+        store->counts.retries++;
+    }
+    while (hri_disk_in_flight(store->write_disk) > 0)
+        hri_write_reap(store, WAIT_NS);
+    return store->failed.first != NULL ? failed_status(store) : HR_OK;
+}
