@@ -10,7 +10,7 @@
 #include <string.h>
 
 /* Clusters as a share of the blocks: the rest is for cuts. By measurement (docs/algorithm.md). */
-#define CLUSTER_SHARE 0.85
+#define CLUSTER_SHARE 0.75
 #define CUT_ITERATIONS 3
 
 /* A run of order[]: one cluster, or a part of one. */

@@ -2,7 +2,7 @@
 #ifndef HRI_INDEX_HEAD_H
 #define HRI_INDEX_HEAD_H
 
-#include "index/qstats.h"
+#include "index/points.h"
 #include "index/selector_ops.h"
 #include "index/sort.h"
 #include "index/summary.h"
@@ -24,6 +24,7 @@ struct hri_index_head {
     struct hri_summary summary;    /* retroinfer, headrace */
     struct hri_bounds bounds;      /* quest */
     struct hri_shape shape;        /* headrace */
+    struct hri_points points;      /* headrace */
 };
 
 static inline uint32_t hri_lanes_up(uint32_t n)

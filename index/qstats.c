@@ -6,6 +6,9 @@
 #include <math.h>
 #include <string.h>
 
+#define HORIZONS 4      /* H, H/4, H/16, H/64: by measurement */
+#define HORIZON_SHIFT 2
+
 static void set_pairs(struct hri_qstats *stats, const struct hr_rope *rope)
 {
     uint32_t n_rot = stats->rotates ? rope->n_rot : 0, half = n_rot / 2;
@@ -116,13 +119,26 @@ static struct complex_mean mean_rotation(double phi, uint32_t first, uint32_t la
     return (struct complex_mean){size * cos(middle), size * sin(middle)};
 }
 
+/* Positions soon to come are certain to be asked from, far ones are not: averaged over horizons that grow by a factor. */
+static struct complex_mean mean_over_horizons(double phi, uint32_t first, uint32_t last)
+{
+    struct complex_mean mean = {0, 0};
+    for (int i = 0; i < HORIZONS; i++) {
+        uint32_t span = (last - first) >> (HORIZON_SHIFT * i);
+        struct complex_mean one = mean_rotation(phi, first, first + span);
+        mean.re += one.re / HORIZONS;
+        mean.im += one.im / HORIZONS;
+    }
+    return mean;
+}
+
 /* The 2 x 2 part of two pairs a, b, as complex numbers: E[za conj zb] turns by theta_a - theta_b, E[za zb] by their sum. */
 static void average_pair(const struct hri_qstats *stats, uint32_t a, uint32_t b, uint32_t first, uint32_t last, double *s)
 {
     size_t d = stats->d, ax = stats->first[a], ay = stats->second[a], bx = stats->first[b], by = stats->second[b];
     double xx = s[ax * d + bx], xy = s[ax * d + by], yx = s[ay * d + bx], yy = s[ay * d + by];
-    struct complex_mean minus = mean_rotation(stats->theta[a] - stats->theta[b], first, last);
-    struct complex_mean plus = mean_rotation(stats->theta[a] + stats->theta[b], first, last);
+    struct complex_mean minus = mean_over_horizons(stats->theta[a] - stats->theta[b], first, last);
+    struct complex_mean plus = mean_over_horizons(stats->theta[a] + stats->theta[b], first, last);
     double p_re = xx + yy, p_im = yx - xy, q_re = xx - yy, q_im = yx + xy;
     double pr = p_re * minus.re - p_im * minus.im, pi = p_re * minus.im + p_im * minus.re;
     double qr = q_re * plus.re - q_im * plus.im, qi = q_re * plus.im + q_im * plus.re;

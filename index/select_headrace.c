@@ -1,6 +1,5 @@
 /* Headrace, level 0 and level 2 (docs/algorithm.md): blocks in the metric of the queries, second-order summaries of everything, int8
  * rows where they remove most expected error per byte. */
-#include "base/arena.h"
 #include "index/group.h"
 #include "index/head.h"
 
@@ -31,78 +30,74 @@ static hr_status_t create(struct hri_index_head *head)
         return status;
     status = hri_shape_create(head);
     if (status != HR_OK)
-        hri_summary_destroy(head);
+        goto err_summary;
+    status = hri_points_init(&head->points, head->options.scratch, head->options.k_dim, head->options.v_dim);
+    if (status != HR_OK)
+        goto err_shape;
+    return HR_OK;
+
+err_shape:
+    hri_shape_destroy(head);
+err_summary:
+    hri_summary_destroy(head);
     return status;
 }
 
 static void destroy(struct hri_index_head *head)
 {
+    hri_points_fini(&head->points, head->options.scratch);
     hri_shape_destroy(head);
     hri_summary_destroy(head);
 }
 
-/* Workspace: the metric, then points + k-means while grouping, residuals while summarising. */
-struct work {
-    float *metric;  /* [k_dim][k_dim] */
-    float *points;  /* [n][k_dim] */
-    void *rest;
-};
-
+/* Workspace: points + k-means while grouping, residuals while summarising. */
 static size_t larger(size_t a, size_t b)
 {
     return a > b ? a : b;
 }
 
-static size_t rest_bytes(const struct hri_index_options *o, uint32_t n)
+static size_t points_bytes(const struct hri_index_options *o, uint32_t n)
 {
-    size_t grouping = hri_group_kmeans_work_bytes(n, o->k_dim, hri_index_target_rows(&o->recipe));
-    size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
-    return larger(larger(grouping, centers), larger(hri_shape_work_bytes(o), hri_qstats_metric_work_bytes(o->k_dim)));
+    return hri_round_up((uint64_t)n * hri_points_dims(o->k_dim, o->v_dim) * sizeof(float), 64);
 }
 
 static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
 {
-    return ((size_t)o->k_dim * o->k_dim + (size_t)n * o->k_dim) * sizeof(float) + rest_bytes(o, n) + 4 * 64;
-}
-
-static struct work take_work(const struct hri_index_options *o, const struct hri_segment *segment)
-{
-    struct hri_arena arena;
-    hri_arena_init_buffer(&arena, segment->workspace, workspace_bytes(o, segment->n));
-    struct work w;
-    w.metric = hri_arena_array(&arena, (size_t)o->k_dim * o->k_dim, sizeof(float));
-    w.points = hri_arena_array(&arena, (size_t)segment->n * o->k_dim, sizeof(float));
-    w.rest = hri_arena_array(&arena, rest_bytes(o, segment->n), 1);
-    return w;
+    uint32_t dims = hri_points_dims(o->k_dim, o->v_dim);
+    size_t grouping = hri_group_kmeans_work_bytes(n, dims, hri_index_target_rows(&o->recipe));
+    size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
+    return larger(points_bytes(o, n) + larger(grouping, hri_points_work_bytes(o->k_dim, o->v_dim)),
+                  larger(hri_shape_work_bytes(o), centers));
 }
 
 static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
 {
     const struct hri_index_options *o = &head->options;
-    struct work w = take_work(o, segment);
-    hr_status_t status = hri_qstats_metric(&head->stats, segment->position_end, segment->position_end + o->horizon_tokens,
-                                           w.rest, w.metric);
+    float *y = segment->workspace;
+    void *rest = (char *)segment->workspace + points_bytes(o, segment->n);
+    hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v, segment->n, segment->position_end,
+                                        o->horizon_tokens, rest);
     if (status != HR_OK)
         return status;
-    o->kernels->matmul_nt(segment->k, segment->n, o->k_dim, w.metric, o->k_dim, w.points);
-    struct hri_group_in in = {.kernels = o->kernels, .y = w.points, .n = segment->n, .d = o->k_dim, .target = segment->target,
+    hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
+    struct hri_group_in in = {.kernels = o->kernels, .y = y, .n = segment->n, .d = head->points.dims, .target = segment->target,
                               .cap = segment->cap, .iterations = (uint32_t)hri_recipe_value(&o->recipe, "iterations")};
-    segment->n_blocks = hri_group_kmeans(&in, w.rest, segment->order, segment->block_rows);
+    segment->n_blocks = hri_group_kmeans(&in, rest, segment->order, segment->block_rows);
     return HR_OK;
 }
 
 static hr_status_t summarise(struct hri_index_head *head, const struct hri_segment *segment)
 {
-    struct work w = take_work(&head->options, segment);
     uint32_t first = 0;
     if (!head->summary.has_mean)
         hri_summary_set_mean(head, segment->k, segment->n);
     for (uint32_t b = 0; b < segment->n_blocks; b++) {
         hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first, segment->block_rows[b],
-                          w.rest);
+                          segment->workspace);
         first += segment->block_rows[b];
     }
-    return hri_shape_add(head, segment->k, segment->v, segment->order, segment->block_rows, segment->n_blocks, w.metric, w.rest);
+    return hri_shape_add(head, segment->k, segment->v, segment->order, segment->block_rows, segment->n_blocks, head->points.metric,
+                         segment->workspace);
 }
 
 /* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */

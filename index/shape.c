@@ -8,19 +8,25 @@
 #include <math.h>
 #include <string.h>
 
-#define RANK_MAX 16u
+#define RANK_C 24u           /* of C: the whole of it is 2 % better and three times as large */
+#define RANK_D 8u            /* of D: more gains nothing that can be measured */
 #define CHUNK_ROWS 512u      /* residuals are formed so many rows at a time; a block has at most 255 */
 #define REFRESH_GROWTH 1.25  /* C and D are made anew when the rows behind them have grown by this factor */
 
-static uint32_t rank_of(uint32_t d)
+static uint32_t rank_c_of(const struct hri_index_options *o)
 {
-    uint32_t rank = d / 4;
-    return rank < RANK_MAX ? rank : RANK_MAX;
+    return o->k_dim < RANK_C ? o->k_dim : RANK_C;
+}
+
+static uint32_t rank_d_of(const struct hri_index_options *o)
+{
+    uint32_t d = o->k_dim < o->v_dim ? o->k_dim : o->v_dim;
+    return d < RANK_D ? d : RANK_D;
 }
 
 uint64_t hri_shape_bytes(const struct hri_index_options *o, uint32_t n_blocks)
 {
-    uint64_t rank_c = rank_of(o->k_dim), rank_d = rank_of(o->k_dim < o->v_dim ? o->k_dim : o->v_dim);
+    uint64_t rank_c = rank_c_of(o), rank_d = rank_d_of(o);
     return rank_c * (o->k_dim + sizeof(float)) + rank_d * (o->k_dim + o->v_dim + 2 * sizeof(float)) +
            o->v_dim * sizeof(float) + n_blocks * sizeof(uint16_t);
 }
@@ -30,7 +36,7 @@ hr_status_t hri_shape_create(struct hri_index_head *head)
     const struct hri_index_options *o = &head->options;
     struct hri_shape *s = &head->shape;
     size_t width = o->k_dim + o->v_dim;
-    uint32_t rank_c = rank_of(o->k_dim), rank_d = rank_of(o->k_dim < o->v_dim ? o->k_dim : o->v_dim);
+    uint32_t rank_c = rank_c_of(o), rank_d = rank_d_of(o);
     s->f = hri_calloc(o->device, rank_c, o->k_dim);
     s->f_scale = hri_calloc(o->device, rank_c, sizeof(float));
     s->w = hri_calloc(o->device, rank_d, o->k_dim);
