@@ -1,0 +1,237 @@
+/* A decode step over a long text: the recipe against full attention by the same kernels, both through the public API.
+ *
+ * One layer, 8 kv-heads of 128, 32 query heads. Rows come in clusters, as keys of real models do: a row is its cluster's centre plus
+ * noise, and queries point at a few centres. Whatever the recipe leaves out shows in the error that is measured beside the time.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <headrace/headrace.h>
+
+#include "base/half.h"
+#include "base/rng.h"
+#include "bench/measure.h"
+#include "bench/subjects.h"
+
+#define DIM 128
+#define KV_HEADS 8
+#define Q_HEADS 32
+#define CLUSTERS 1024 /* per kv-head */
+#define CHUNK 1024
+#define ERROR_STEPS 8
+
+struct decode {
+    const struct hrb_options *options;
+    hr_runtime_t *runtime;
+    hr_sequence_t *sequence;
+    struct hri_rng rng;
+    float *k_centre, *v_centre; /* [KV_HEADS][CLUSTERS][DIM] */
+    uint16_t *k, *v;            /* [CHUNK][KV_HEADS][DIM] bf16 */
+    float *q, *out;             /* [Q_HEADS][DIM] */
+    struct hr_attend_report report;
+    double predicted, truth;
+    char reason[1024];
+};
+
+static int say(struct decode *d, const char *what)
+{
+    snprintf(d->reason, sizeof d->reason, "%s: %s", what, hr_last_error());
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ rows */
+
+static float noise(struct decode *d)
+{
+    /* A sum of four uniforms is near enough to normal and much cheaper. */
+    uint64_t bits = hri_rng_u64(&d->rng);
+    int sum = (int)(bits & 0xffff) + (int)((bits >> 16) & 0xffff) + (int)((bits >> 32) & 0xffff) + (int)(bits >> 48);
+    return ((float)sum * (1 / 65536.0f) - 2) * 1.7320508f;
+}
+
+static void make_rows(struct decode *d, uint32_t n)
+{
+    for (uint32_t t = 0; t < n; t++) {
+        for (uint32_t h = 0; h < KV_HEADS; h++) {
+            size_t c = (size_t)h * CLUSTERS + hri_rng_below(&d->rng, CLUSTERS);
+            const float *k = d->k_centre + c * DIM, *v = d->v_centre + c * DIM;
+            size_t at = ((size_t)t * KV_HEADS + h) * DIM;
+            for (uint32_t i = 0; i < DIM; i++) {
+                d->k[at + i] = hri_bf16_from_f32(k[i] + 0.35f * noise(d));
+                d->v[at + i] = hri_bf16_from_f32(v[i] + 0.35f * noise(d));
+            }
+        }
+    }
+}
+
+/* Each query head looks for one cluster of its kv-head. */
+static void make_queries(struct decode *d)
+{
+    for (uint32_t h = 0; h < Q_HEADS; h++) {
+        size_t c = (size_t)(h / (Q_HEADS / KV_HEADS)) * CLUSTERS + hri_rng_below(&d->rng, CLUSTERS);
+        for (uint32_t i = 0; i < DIM; i++)
+            d->q[h * DIM + i] = 1.1f * d->k_centre[c * DIM + i] + 0.35f * noise(d);
+    }
+}
+
+static hr_status_t append(struct decode *d, uint32_t n)
+{
+    struct hr_tensor k = hr_tensor_make(d->k, HR_DTYPE_BF16, n, KV_HEADS, DIM);
+    struct hr_tensor v = hr_tensor_make(d->v, HR_DTYPE_BF16, n, KV_HEADS, DIM);
+    make_rows(d, n);
+    return hr_sequence_append(d->sequence, 0, &k, &v, NULL);
+}
+
+static hr_status_t attend(struct decode *d, hr_attend_mode_t mode, int check)
+{
+    struct hr_tensor q = hr_tensor_make(d->q, HR_DTYPE_F32, 1, Q_HEADS, DIM);
+    struct hr_tensor out = hr_tensor_make(d->out, HR_DTYPE_F32, 1, Q_HEADS, DIM);
+    struct hr_attend_options options;
+    hr_attend_options_init(&options);
+    options.mode = mode;
+    options.check_exact = check;
+    return hr_sequence_attend(d->sequence, 0, &q, &options, &out, &d->report, NULL);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------- set-up */
+
+static int open_sequence(struct decode *d, uint32_t tokens)
+{
+    struct hr_runtime_options runtime;
+    struct hr_sequence_options sequence;
+    uint64_t exact_bytes = (uint64_t)tokens * KV_HEADS * 2 * DIM * 2;
+    hr_runtime_options_init(&runtime);
+    runtime.device_bytes = exact_bytes / 8;
+    runtime.host_bytes = 2 * exact_bytes; /* rows and blocks: this is about the step, not about the disk */
+    runtime.n_threads = d->options->n_threads;
+    if (hr_runtime_create(&runtime, &d->runtime) != HR_OK)
+        return say(d, "runtime");
+    hr_sequence_options_init(&sequence);
+    sequence.n_layers = 1;
+    sequence.n_q_heads = Q_HEADS;
+    sequence.n_kv_heads = KV_HEADS;
+    sequence.k_dim = sequence.v_dim = DIM;
+    sequence.tokens_max = tokens + 4096;
+    sequence.recipe = "headrace";
+    sequence.moved = 0.01;
+    return hr_sequence_create(d->runtime, &sequence, &d->sequence) == HR_OK ? 0 : say(d, "sequence");
+}
+
+static int alloc_arrays(struct decode *d)
+{
+    size_t centres = (size_t)KV_HEADS * CLUSTERS * DIM, rows = (size_t)CHUNK * KV_HEADS * DIM;
+    d->k_centre = malloc(centres * sizeof(float));
+    d->v_centre = malloc(centres * sizeof(float));
+    d->k = malloc(rows * sizeof(uint16_t));
+    d->v = malloc(rows * sizeof(uint16_t));
+    d->q = malloc(sizeof(float) * Q_HEADS * DIM);
+    d->out = malloc(sizeof(float) * Q_HEADS * DIM);
+    if (!d->k_centre || !d->v_centre || !d->k || !d->v || !d->q || !d->out)
+        return say(d, "out of memory");
+    for (size_t i = 0; i < centres; i++) {
+        d->k_centre[i] = noise(d);
+        d->v_centre[i] = noise(d);
+    }
+    return 0;
+}
+
+static int fill(struct decode *d, uint32_t tokens)
+{
+    for (uint32_t done = 0; done < tokens; done += CHUNK) {
+        if (d->options->stop())
+            return say(d, "stopped");
+        if (append(d, tokens - done < CHUNK ? tokens - done : CHUNK) != HR_OK)
+            return say(d, "append");
+        make_queries(d); /* the method learns from the queries that pass, as in a prefill */
+        if (done % (16 * CHUNK) == 0 && attend(d, HR_ATTEND_EXACT, 0) != HR_OK)
+            return say(d, "attend");
+    }
+    return hr_sequence_settle(d->sequence, 0) == HR_OK ? 0 : say(d, "settle");
+}
+
+/* Error of the output as reported and as it is, before any time is taken. */
+static int measure_error(struct decode *d)
+{
+    for (int i = 0; i < ERROR_STEPS; i++) {
+        make_queries(d);
+        if (append(d, 1) != HR_OK || attend(d, HR_ATTEND_RECIPE, 1) != HR_OK)
+            return say(d, "step");
+        d->predicted += d->report.predicted_error / ERROR_STEPS;
+        d->truth += d->report.true_error / ERROR_STEPS;
+    }
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- measurement */
+
+static double run_step(struct decode *d, hr_attend_mode_t mode)
+{
+    make_queries(d);
+    make_rows(d, 1);
+    struct hr_tensor k = hr_tensor_make(d->k, HR_DTYPE_BF16, 1, KV_HEADS, DIM);
+    struct hr_tensor v = hr_tensor_make(d->v, HR_DTYPE_BF16, 1, KV_HEADS, DIM);
+    double start = hrb_seconds();
+    if (hr_sequence_append(d->sequence, 0, &k, &v, NULL) != HR_OK || attend(d, mode, 0) != HR_OK) {
+        say(d, "step");
+        return -1;
+    }
+    return hrb_seconds() - start;
+}
+
+static double run_recipe(void *context)
+{
+    return run_step(context, HR_ATTEND_RECIPE);
+}
+
+static double run_exact(void *context)
+{
+    return run_step(context, HR_ATTEND_EXACT);
+}
+
+static int measure(struct decode *d, struct hrb_result *result)
+{
+    struct hrb_pair pair;
+    if (hrb_measure(d->options, d->options->quick ? 10 : 100, run_recipe, d, run_exact, d, &pair))
+        return hrb_failed(result, "%s", *d->reason ? d->reason : "stopped");
+    struct hr_sequence_stats stats = {.struct_size = sizeof stats};
+    run_step(d, HR_ATTEND_RECIPE); /* leaves its report */
+    hr_sequence_stats(d->sequence, &stats);
+    result->value = pair.a_median * 1e3;
+    result->limit = pair.b_median * 1e3;
+    result->value_p99 = pair.a_p99 * 1e3;
+    result->ratio = pair.ratio;
+    result->rounds = pair.rounds;
+    result->unit = "ms";
+    result->limit_is = "full attention by the same kernels over the same rows";
+    result->details = cJSON_CreateObject();
+    cJSON_AddNumberToObject(result->details, "tokens", hr_sequence_length(d->sequence, 0));
+    cJSON_AddNumberToObject(result->details, "predicted_error", d->predicted);
+    cJSON_AddNumberToObject(result->details, "true_error", d->truth);
+    cJSON_AddNumberToObject(result->details, "moved_fraction",
+                            (double)d->report.bytes_selected / (double)(d->report.body_bytes ? d->report.body_bytes : 1));
+    cJSON_AddNumberToObject(result->details, "device_fraction", (double)stats.summary_bytes / (double)stats.body_bytes);
+    cJSON_AddNumberToObject(result->details, "index_seconds", (double)stats.index_ns * 1e-9);
+    return 0;
+}
+
+int hrb_decode_step(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+{
+    struct decode d = {.options = options};
+    int code = 1;
+    hri_rng_seed(&d.rng, 7);
+    options->note("%s: appending and grouping %d tokens", self->name, self->variant);
+    if (alloc_arrays(&d) || open_sequence(&d, (uint32_t)self->variant) || fill(&d, (uint32_t)self->variant) || measure_error(&d))
+        hrb_failed(result, "%s", d.reason);
+    else
+        code = measure(&d, result);
+    hr_sequence_destroy(d.sequence);
+    hr_runtime_destroy(d.runtime);
+    free(d.k_centre);
+    free(d.v_centre);
+    free(d.k);
+    free(d.v);
+    free(d.q);
+    free(d.out);
+    return code;
+}

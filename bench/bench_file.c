@@ -1,0 +1,200 @@
+/* The file tier's random block reads beside fio with the same job: same folder, block size, depth, direct I/O. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/rng.h"
+#include "bench/measure.h"
+#include "bench/process.h"
+#include "bench/subjects.h"
+#include "offload/store.h"
+
+#define DEPTH 32
+#define BATCH 512 /* reads handed over at once: their tail, when the queue runs dry, is short beside them */
+
+struct file_bench {
+    const struct hrb_options *options;
+    struct hri_store *store;
+    struct hri_lane *lane;
+    uint32_t cell_bytes, n_cells;
+    unsigned batches;
+    struct hri_region memory; /* [BATCH][cell_bytes] */
+    struct hri_read *reads;   /* [BATCH] */
+    struct hri_rng rng;
+    char fio_path[512];
+    char reason[1024];
+};
+
+/* ---------------------------------------------------------------------------------------------------------------- ours */
+
+/* Each cell starts with its number; the rest is noise, so that no layer below can make it smaller. */
+static int write_cells(struct file_bench *b)
+{
+    uint64_t *cell = malloc(b->cell_bytes);
+    hr_status_t status = cell ? HR_OK : HR_ERR_NOMEM;
+    uint32_t first;
+    for (uint32_t i = 0; i < b->n_cells && status == HR_OK; i++) {
+        for (uint32_t j = 1; j < b->cell_bytes / 8; j++)
+            cell[j] = hri_rng_u64(&b->rng);
+        cell[0] = i;
+        status = hri_lane_append(b->lane, cell, 1, &first);
+    }
+    free(cell);
+    if (status == HR_OK)
+        status = hri_store_flush(b->store);
+    if (status != HR_OK)
+        snprintf(b->reason, sizeof b->reason, "writing the cells: %s", hr_last_error());
+    return status != HR_OK;
+}
+
+static int open_ours(struct file_bench *b, uint64_t bytes)
+{
+    struct hri_store_options options = {
+        .host_bytes = 1u << 20,
+        .file_dir = b->options->file_dir,
+        .file_bytes = bytes + bytes / 8 + (64u << 20),
+        .io_mode = HR_IO_AUTO,
+        .queue_depth = DEPTH,
+    };
+    struct hri_lane_options lane = {.cell_bytes = b->cell_bytes, .cells_max = b->n_cells, .priority = HRI_LANE_BLOCKS};
+    hr_status_t status = hri_store_create(&options, &b->store);
+    if (status == HR_OK)
+        status = hri_lane_create(b->store, &lane, &b->lane);
+    if (status == HR_OK)
+        status = hri_region_alloc(NULL, (size_t)BATCH * b->cell_bytes, &b->memory);
+    b->reads = calloc(BATCH, sizeof *b->reads);
+    if (status != HR_OK || !b->reads) {
+        snprintf(b->reason, sizeof b->reason, "opening the store: %s", hr_last_error());
+        return 1;
+    }
+    hri_store_register(b->store, b->memory.base, b->memory.bytes);
+    return write_cells(b);
+}
+
+static int read_batch(struct file_bench *b)
+{
+    struct hri_read_batch batch = {.reads = b->reads, .n_reads = BATCH};
+    for (unsigned i = 0; i < BATCH; i++) {
+        b->reads[i] = (struct hri_read){.lane = b->lane, .n_cells = 1,
+                                        .cell = (uint32_t)hri_rng_below(&b->rng, b->n_cells),
+                                        .dst = (unsigned char *)b->memory.base + (size_t)i * b->cell_bytes};
+    }
+    hr_status_t status = hri_store_read_begin(b->store, &batch);
+    if (status == HR_OK)
+        status = hri_store_read_wait(b->store, &batch, 0);
+    if (status != HR_OK) {
+        snprintf(b->reason, sizeof b->reason, "reading: %s", hr_last_error());
+        return 1;
+    }
+    for (unsigned i = 0; i < BATCH; i++) {
+        uint64_t number;
+        memcpy(&number, b->reads[i].dst, sizeof number);
+        if (number != b->reads[i].cell) {
+            snprintf(b->reason, sizeof b->reason, "cell %u came back as %llu", b->reads[i].cell, (unsigned long long)number);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Seconds per gigabyte, so that runs of different size compare. */
+static double run_ours(void *context)
+{
+    struct file_bench *b = context;
+    double start = hrb_seconds();
+    for (unsigned i = 0; i < b->batches; i++) {
+        if (read_batch(b))
+            return -1;
+    }
+    double bytes = (double)b->batches * BATCH * b->cell_bytes;
+    return (hrb_seconds() - start) / bytes * 1e9;
+}
+
+/* ----------------------------------------------------------------------------------------------------------------- fio */
+
+static double fio_bandwidth(const char *output)
+{
+    cJSON *json = cJSON_Parse(output ? output : "");
+    const cJSON *job = cJSON_GetArrayItem(cJSON_GetObjectItem(json, "jobs"), 0);
+    const cJSON *rate = cJSON_GetObjectItem(cJSON_GetObjectItem(job, "read"), "bw_bytes");
+    double bandwidth = cJSON_IsNumber(rate) ? rate->valuedouble : 0;
+    cJSON_Delete(json);
+    return bandwidth;
+}
+
+static int run_fio(struct file_bench *b, const char *rw, const char *more, double *bandwidth_out)
+{
+    char name[560], size[64], block[64], depth[32];
+    struct hrb_process p;
+    snprintf(name, sizeof name, "--filename=%s", b->fio_path);
+    snprintf(size, sizeof size, "--size=%llu", (unsigned long long)b->n_cells * b->cell_bytes);
+    snprintf(block, sizeof block, "--bs=%u", strcmp(rw, "--rw=write") == 0 ? 1u << 20 : b->cell_bytes);
+    snprintf(depth, sizeof depth, "--iodepth=%d", DEPTH);
+    const char *argv[] = {"fio", "--name=headrace", name, size, block, depth, rw, more, "--direct=1", "--ioengine=io_uring",
+                          "--registerfiles=1", "--fixedbufs=1", "--randrepeat=0", "--norandommap=1", "--output-format=json", NULL};
+    bool started = hrb_process_run(argv, &p);
+    *bandwidth_out = started ? fio_bandwidth(p.output) : 0;
+    if (!started || p.code)
+        snprintf(b->reason, sizeof b->reason, "fio failed: %s", p.message);
+    free(p.output);
+    return !started || p.code != 0;
+}
+
+static double run_peer(void *context)
+{
+    struct file_bench *b = context;
+    char amount[64];
+    double bandwidth;
+    snprintf(amount, sizeof amount, "--io_size=%llu", (unsigned long long)b->batches * BATCH * b->cell_bytes);
+    if (run_fio(b, "--rw=randread", amount, &bandwidth) || bandwidth <= 0)
+        return -1;
+    return 1e9 / bandwidth;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- benchmark */
+
+static int compare_with_fio(struct file_bench *b, struct hrb_result *result)
+{
+    struct hrb_pair pair;
+    double ignored;
+    struct hri_store_stats stats;
+    if (run_fio(b, "--rw=write", "--end_fsync=1", &ignored))
+        return hrb_failed(result, "%s", b->reason);
+    if (hrb_measure(b->options, b->options->quick ? 3 : 9, run_ours, b, run_peer, b, &pair))
+        return hrb_failed(result, "%s", *b->reason ? b->reason : "stopped");
+    hri_store_stats(b->store, &stats);
+    result->value = 1 / pair.a_median;
+    result->limit = 1 / pair.b_median;
+    result->value_p99 = 1 / pair.a_p99;
+    result->ratio = pair.ratio;
+    result->rounds = pair.rounds;
+    result->bytes = (uint64_t)b->batches * BATCH * b->cell_bytes;
+    result->unit = "GB/s";
+    result->limit_is = "fio, io_uring, registered file and buffers, depth 32";
+    result->details = cJSON_CreateObject();
+    cJSON_AddStringToObject(result->details, "io_mode", stats.io_mode);
+    cJSON_AddNumberToObject(result->details, "block_bytes", b->cell_bytes);
+    cJSON_AddNumberToObject(result->details, "queue_depth", DEPTH);
+    return 0;
+}
+
+int hrb_file_read(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+{
+    if (!hrb_program_exists("fio"))
+        return hrb_skip(result, "fio is not installed (Debian package fio)");
+    struct file_bench b = {.options = options, .cell_bytes = (uint32_t)self->variant * 1024};
+    uint64_t bytes = options->quick ? 256u << 20 : 1024u << 20;
+    b.n_cells = (uint32_t)(bytes / b.cell_bytes);
+    b.batches = (unsigned)((options->quick ? 256u << 20 : 768u << 20) / (BATCH * b.cell_bytes));
+    b.batches = b.batches ? b.batches : 1;
+    hri_rng_seed(&b.rng, 5);
+    snprintf(b.fio_path, sizeof b.fio_path, "%s/headrace-bench-%d.fio", options->file_dir, (int)getpid());
+    int code = open_ours(&b, bytes) ? hrb_failed(result, "%s", b.reason) : compare_with_fio(&b, result);
+    unlink(b.fio_path);
+    hri_store_destroy(b.store);
+    hri_region_free(NULL, &b.memory);
+    free(b.reads);
+    return code;
+}

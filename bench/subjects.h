@@ -1,0 +1,17 @@
+/* The functions behind the table in bench.c. */
+#ifndef BENCH_SUBJECTS_H
+#define BENCH_SUBJECTS_H
+
+#include "bench/bench.h"
+
+#define HRB_SUBJECT(name)                                                                                              \
+    int name(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+
+HRB_SUBJECT(hrb_attention_read); /* variant: query heads per kv-head, + 100 for bf16 rows */
+HRB_SUBJECT(hrb_summary_score);  /* variant: query heads per kv-head */
+HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read */
+HRB_SUBJECT(hrb_decode_step);    /* variant: tokens */
+HRB_SUBJECT(hrb_engine);         /* variant: 0 prefill, else tokens before decoding */
+HRB_SUBJECT(hrb_run_memory);
+
+#endif

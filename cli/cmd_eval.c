@@ -1,0 +1,245 @@
+/* headrace eval: measures recipes against dense attention. */
+#include <stdlib.h>
+#include <string.h>
+
+#include <headrace/parse.h>
+
+#include "cli/args.h"
+#include "cli/commands.h"
+#include "cli/eval_model.h"
+#include "cli/json_file.h"
+#include "cli/out.h"
+#include "cli/prompt.h"
+
+/* -------------------------------------------------------------------------------------------------------- eval model */
+
+static const struct cli_command command = {
+    .name = "eval model",
+    .about =
+        "Reads the first tokens of a text, then feeds the tokens that follow one by one and compares, for every recipe and\n"
+        "budget, the next-token distribution with that of dense attention over the same text: negative log-likelihood,\n"
+        "KL(dense || recipe), top-1 agreement, bytes held and moved. All recipes share one prefill per pass.",
+    .examples = "  headrace eval model --model SmolLM2-135M-Instruct.Q4_1.gguf --file book.txt --tokens-context 7900 \\\n"
+                "      --tokens-scored 128 --recipes headrace,retroinfer,quest --moved 0.5%,1%,2% --json -",
+};
+
+static int parse(int argc, char **argv, struct cli_eval_options *o)
+{
+    const struct cli_option options[] = {
+        {.text = "Model and text:"},
+        {.name = "model", .kind = CLI_STRING, .value = &o->model, .metavar = "FILE",
+         .text = "GGUF file, or tiny: the embedded retrieval model"},
+        {.name = "file", .kind = CLI_STRING, .value = &o->file, .metavar = "TEXT",
+         .text = "file with the text, UTF-8; - is standard input; tiny makes its own without it"},
+        {.name = "tokens-context", .kind = CLI_COUNT, .value = &o->tokens_context, .metavar = "N", .min = 2, .max = 1u << 30,
+         .text = "tokens read before the first scored one"},
+        {.name = "tokens-scored", .kind = CLI_COUNT, .value = &o->tokens_scored, .metavar = "M", .min = 1, .max = 1u << 24,
+         .text = "tokens scored after them"},
+        {.name = "allow-longer", .kind = CLI_FLAG, .value = &o->allow_longer,
+         .text = "go on beyond the context the model was trained for"},
+        {.text = "What to compare:"},
+        {.name = "recipes", .kind = CLI_NAMES, .value = &o->recipes, .metavar = "A,B",
+         .text = "recipes, with parameters as in quest:page=32,sink=4"},
+        {.name = "moved", .kind = CLI_SHARES, .value = &o->moved, .metavar = "S,T",
+         .text = "budgets: bytes a step may select, as shares of the body's exact bytes"},
+        {.name = "tolerance", .kind = CLI_FRACTION, .value = &o->recipe.tolerance, .metavar = "X",
+         .text = "stop earlier, when the predicted error is below X; 0: spend the budget"},
+        {.name = "true-error", .kind = CLI_FLAG, .value = &o->true_error,
+         .text = "also measure the true error of every attention output (slow)"},
+        {.name = "dtype", .kind = CLI_CHOICE, .value = &o->recipe.dtype, .metavar = "TYPE", .choices = CLI_DTYPES,
+         .text = "how exact rows are kept: f32, f16 or bf16"},
+        {.name = "seed", .kind = CLI_COUNT, .value = &o->recipe.seed, .metavar = "S", .text = "of grouping [0]"},
+        CLI_PLACE_OPTIONS(o->place),
+        {.name = "memory-bytes", .kind = CLI_BYTES, .value = &o->memory_bytes, .metavar = "SIZE",
+         .text = "memory for the caches of one pass; what does not fit waits for the next pass"},
+        {.text = "Output:"},
+        {.name = "json", .kind = CLI_STRING, .value = &o->json, .metavar = "FILE",
+         .text = "also write the results as JSON; - is standard output, text then goes to standard error"},
+        {.name = "quiet", .kind = CLI_FLAG, .value = &o->quiet, .text = "no progress"},
+    };
+    return cli_args_parse(&command, options, sizeof options / sizeof options[0], argc, argv, NULL);
+}
+
+static int check(struct cli_eval_options *o)
+{
+    int code = cli_place_check(command.name, &o->place);
+    if (code >= 0)
+        return code;
+    if (!o->file && strcmp(o->model, "tiny") != 0)
+        return cli_usage_error(command.name, "--file is missing: there is nothing to read");
+    for (size_t i = 0; i < o->recipes.n && code < 0; i++)
+        code = cli_recipe_check(command.name, o->recipes.name[i]);
+    return code;
+}
+
+/* Enough tokens in the text, and not too many for the model. */
+static int check_lengths(const struct cli_eval *eval, size_t n_tokens)
+{
+    const struct cli_eval_options *o = eval->options;
+    unsigned long long need = o->tokens_context + o->tokens_scored;
+    uint32_t context = eval->model.info->context_length;
+    if (n_tokens < need)
+        return cli_fail("'%s' has %zu tokens; --tokens-context %llu and --tokens-scored %llu need %llu", o->file, n_tokens,
+                        (unsigned long long)o->tokens_context, (unsigned long long)o->tokens_scored, need);
+    if (!context || need <= context)
+        return 0;
+    if (!o->allow_longer)
+        return cli_fail("%llu tokens are more than the %u the model was trained for; --allow-longer goes on regardless", need,
+                        context);
+    cli_warn("%llu tokens are more than the %u the model was trained for", need, context);
+    return 0;
+}
+
+static int read_ids(struct cli_eval *eval)
+{
+    const struct cli_eval_options *o = eval->options;
+    int code;
+    if (o->file) {
+        struct hre_tokens tokens = {0};
+        if ((code = cli_prompt_encode_file(&eval->model, o->file, &tokens)))
+            return code;
+        eval->ids = tokens.ids;
+        code = check_lengths(eval, tokens.count);
+    } else {
+        struct cli_prompt prompt = {0};
+        struct cli_prompt_options made = {.tokens_context = o->tokens_context + o->tokens_scored, .seed = o->recipe.seed};
+        made.keys = o->tokens_scored >= 96 ? 48 : (o->tokens_scored + 1) / 2;
+        if ((code = cli_prompt_make(&eval->model, &made, &prompt)))
+            return code;
+        eval->ids = prompt.ids;
+        prompt.ids = NULL;
+        cli_prompt_fini(&prompt);
+        code = check_lengths(eval, (size_t)made.tokens_context);
+    }
+    eval->n_ids = (uint32_t)(o->tokens_context + o->tokens_scored);
+    return code;
+}
+
+static int plan(struct cli_eval *eval)
+{
+    const struct cli_eval_options *o = eval->options;
+    size_t at = 0;
+    eval->n_items = o->recipes.n * o->moved.n;
+    eval->items = calloc(eval->n_items, sizeof *eval->items);
+    if (!eval->items)
+        return cli_fail("out of memory");
+    for (size_t i = 0; i < o->recipes.n; i++) {
+        for (size_t j = 0; j < o->moved.n; j++)
+            eval->items[at++] = (struct cli_eval_item){
+                .recipe = o->recipes.name[i], .moved = o->moved.share[j], .moved_text = o->moved.text[j]};
+    }
+    uint64_t dense_bytes = cli_exact_bytes(&eval->model, o->recipe.dtype, eval->n_ids);
+    uint64_t most_bytes = 2 * dense_bytes + (32u << 20); /* exact rows, blocks, summaries and windows */
+    uint64_t item_bytes = cli_place_memory_bytes(&o->place);
+    item_bytes = item_bytes < most_bytes ? item_bytes : most_bytes;
+    uint64_t left = o->memory_bytes > dense_bytes ? o->memory_bytes - dense_bytes : 0;
+    eval->items_per_pass = left / item_bytes > 0 ? (size_t)(left / item_bytes) : 1;
+    return 0;
+}
+
+static int run_passes(struct cli_eval *eval)
+{
+    size_t passes = (eval->n_items + eval->items_per_pass - 1) / eval->items_per_pass;
+    int code = 0;
+    for (size_t first = 0; first < eval->n_items && code == 0 && !cli_stop_signal(); first += eval->items_per_pass) {
+        size_t left = eval->n_items - first, n = left < eval->items_per_pass ? left : eval->items_per_pass;
+        if (passes > 1)
+            cli_note("pass %zu of %zu: %zu of %zu combinations (--memory-bytes)", first / eval->items_per_pass + 1, passes, n,
+                     eval->n_items);
+        code = cli_eval_pass(eval, first, n);
+    }
+    return code;
+}
+
+static int finish(const struct cli_eval *eval)
+{
+    FILE *file = cli_out();
+    fprintf(file, "model ");
+    cli_model_print(file, &eval->model);
+    cli_eval_print(file, eval);
+    cJSON *json = cli_eval_json(eval);
+    int code = cli_json_write(eval->options->json, json);
+    cJSON_Delete(json);
+    return code;
+}
+
+static int eval_model(const struct cli_eval_options *o)
+{
+    struct cli_eval eval = {.options = o};
+    int code = cli_model_open(o->model, &o->place, &eval.model);
+    if (code)
+        return code;
+    code = read_ids(&eval);
+    if (code == 0)
+        code = plan(&eval);
+    if (code == 0)
+        code = run_passes(&eval);
+    if (code == 0 && eval.items[0].scored)
+        code = finish(&eval);
+    free(eval.items);
+    free(eval.ids);
+    cli_model_close(&eval.model);
+    return code == 0 && cli_stop_signal() ? 128 + cli_stop_signal() : code;
+}
+
+int cli_eval_model(int argc, char **argv)
+{
+    struct cli_eval_options o = {
+        .model = "tiny",
+        .tokens_context = 4000,
+        .tokens_scored = 128,
+        .recipes = {.n = 4, .name = {"headrace", "retroinfer", "quest", "exact-topk"}},
+        .moved = {.n = 1, .share = {0.01}, .text = {"1%"}},
+        .recipe = CLI_RECIPE_DEFAULTS,
+        .place = CLI_PLACE_DEFAULTS,
+        .memory_bytes = (uint64_t)4 << 30,
+    };
+    int code = parse(argc, argv, &o);
+    if (code < 0)
+        code = check(&o);
+    if (code >= 0)
+        return code;
+    cli_out_set_quiet(o.quiet);
+    if (o.json && strcmp(o.json, "-") == 0)
+        cli_out_move_to_stderr();
+    if ((code = cli_json_check(o.json)))
+        return code;
+    cli_stop_install();
+    return eval_model(&o);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- eval */
+
+static const struct {
+    const char *name;
+    int (*main)(int argc, char **argv);
+    const char *brief;
+} subjects[] = {
+    {"model", cli_eval_model, "recipes against dense attention on a model and a text"},
+};
+#define SUBJECTS (sizeof subjects / sizeof subjects[0])
+
+static void print_usage(FILE *file)
+{
+    fprintf(file, "usage: headrace eval SUBJECT [OPTION]...\n\n");
+    for (size_t i = 0; i < SUBJECTS; i++)
+        fprintf(file, "  %-8s %s\n", subjects[i].name, subjects[i].brief);
+    fprintf(file, "\n'headrace eval SUBJECT --help' has the options, their defaults and an example.\n");
+}
+
+int cli_eval(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_usage(stderr);
+        return CLI_EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_usage(stdout);
+        return cli_out_close();
+    }
+    for (size_t i = 0; i < SUBJECTS; i++) {
+        if (strcmp(argv[1], subjects[i].name) == 0)
+            return subjects[i].main(argc - 1, argv + 1);
+    }
+    return cli_usage_error("eval", "unknown subject '%s'; there is: model", argv[1]);
+}

@@ -1,0 +1,49 @@
+#include "cli/place.h"
+
+#include <string.h>
+
+#include "cli/out.h"
+
+int cli_place_check(const char *command, const struct cli_place *place)
+{
+    if (place->file_dir && place->file_bytes == 0)
+        return cli_usage_error(command, "--file-dir '%s' needs --file-bytes, the most it may take on disk", place->file_dir);
+    if (!place->file_dir && place->file_bytes)
+        return cli_usage_error(command, "--file-bytes needs --file-dir, the folder of the file");
+    return -1;
+}
+
+static void log_line(void *context, hr_log_level_t level, const char *line)
+{
+    (void)context;
+    if (level <= HR_LOG_WARN && !cli_out_is_quiet())
+        cli_warn("%s", line);
+}
+
+static hr_io_mode_t io_mode_of(const char *name)
+{
+    return strcmp(name, "uring") == 0         ? HR_IO_URING
+           : strcmp(name, "uring-plain") == 0 ? HR_IO_URING_PLAIN
+           : strcmp(name, "threads") == 0     ? HR_IO_THREADS
+                                              : HR_IO_AUTO;
+}
+
+struct hr_runtime_options cli_place_runtime_options(const struct cli_place *place)
+{
+    struct hr_runtime_options options;
+    hr_runtime_options_init(&options);
+    options.device_bytes = place->device_bytes;
+    options.host_bytes = place->host_bytes;
+    options.file_dir = place->file_dir;
+    options.file_bytes = place->file_bytes;
+    options.io_mode = io_mode_of(place->io);
+    options.n_threads = (uint32_t)place->threads;
+    options.cpu_level = place->cpu;
+    options.log = log_line;
+    return options;
+}
+
+uint64_t cli_place_memory_bytes(const struct cli_place *place)
+{
+    return place->device_bytes + place->host_bytes;
+}

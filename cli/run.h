@@ -1,0 +1,61 @@
+/* One run: what was asked for, what is open, what was counted. */
+#ifndef CLI_RUN_H
+#define CLI_RUN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <cjson/cJSON.h>
+
+#include "cli/place.h"
+#include "cli/prompt.h"
+#include "cli/setup.h"
+#include "cli/tally.h"
+
+struct cli_run_options {
+    const char *model;
+    struct cli_prompt_options prompt;
+    struct cli_recipe recipe;
+    struct cli_place place;
+    uint64_t tokens;
+    double temperature, top_p;
+    bool check_dense, allow_longer, quiet;
+    const char *json;
+};
+
+/* The recipe's next-token distributions beside those of dense attention. */
+struct cli_dense {
+    uint64_t tokens, agreed;
+    double kl_sum, kl_max;
+};
+
+struct cli_run {
+    const struct cli_run_options *options;
+    struct cli_model model;
+    struct cli_prompt prompt;
+    uint32_t tokens_max;
+    struct cli_cache cache, dense_cache;
+    hre_session_t *session;
+    float *logits, *dense_logits; /* [vocab]; the second NULL without --check-dense */
+    struct hre_bytes text;        /* what was generated */
+    uint32_t prefilled, generated;
+    uint32_t asked, answered;     /* a made text's questions */
+    const char *ended;            /* why: "tokens", "end of text", "context", "questions", "interrupted" */
+    struct cli_tally tally;
+    struct cli_dense dense;
+    cJSON *steps;                 /* one object per step */
+    bool failed;
+};
+
+/* Reads the prompt, then answers; the text is streamed. 0, or an exit code after a message; counts are right in any case. */
+int cli_run_prefill(struct cli_run *run);
+int cli_run_generate(struct cli_run *run);
+
+/* Context of the model against prompt and tokens: 0, or an exit code after a message; sets tokens_max. */
+int cli_run_fit(struct cli_run *run);
+
+void cli_run_report(const struct cli_run *run);
+/* The caller deletes it. */
+cJSON *cli_run_json(const struct cli_run *run);
+
+#endif

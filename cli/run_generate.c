@@ -1,0 +1,214 @@
+/* The work of a run: prefill with progress, then free text or the answers to a made text's questions. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/sample.h"
+#include "cli/logits.h"
+#include "cli/out.h"
+#include "cli/run.h"
+
+/* --------------------------------------------------------------------------------------------------------------- fit */
+
+int cli_run_fit(struct cli_run *run)
+{
+    const struct cli_run_options *o = run->options;
+    uint32_t context = run->model.info->context_length, n = run->prompt.n_ids;
+    bool longer = context && n > context;
+    if (longer && !o->allow_longer)
+        return cli_fail("the prompt has %u tokens, the model was trained for %u; --allow-longer goes on regardless, "
+                        "--tokens-context cuts the text", n, context);
+    if (longer)
+        cli_warn("the prompt has %u tokens, the model was trained for %u; answers may make no sense", n, context);
+    uint64_t most = run->prompt.n_keys ? n : n + o->tokens;
+    if (!run->prompt.n_keys && !o->allow_longer && context && most > context)
+        most = context;
+    run->tokens_max = (uint32_t)most;
+    return 0;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- prefill */
+
+static int on_progress(void *context, uint32_t done, uint32_t total)
+{
+    (void)total;
+    cli_progress_update(context, done);
+    return cli_stop_signal() != 0;
+}
+
+/* A made text is read up to its first question: what is asked must be answered by the recipe, not by prefill's exact attention. */
+static uint32_t prefill_tokens(const struct cli_run *run)
+{
+    return run->prompt.n_ids - 2 * run->prompt.n_keys;
+}
+
+int cli_run_prefill(struct cli_run *run)
+{
+    struct cli_progress progress;
+    struct hre_prefill_options options;
+    uint32_t n = prefill_tokens(run);
+    hre_prefill_options_init(&options);
+    options.progress = on_progress;
+    options.progress_context = &progress;
+    options.settle = 1; /* grouping belongs to the reading, not to the first answer's time */
+    cli_progress_begin(&progress, "prefill", "tokens", n);
+    hr_status_t status = hre_session_prefill(run->session, run->prompt.ids, n, &options, run->logits);
+    run->prefilled = hre_session_length(run->session, 0);
+    cli_progress_end(&progress, run->prefilled);
+    if (status == HR_ERR_CANCELED && cli_stop_signal()) {
+        run->ended = "interrupted";
+        return 0;
+    }
+    return status == HR_OK ? 0 : cli_fail_engine("prefill", status);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- steps */
+
+static void compare(struct cli_run *run)
+{
+    size_t n = run->model.info->vocab;
+    double kl = cli_kl(run->dense_logits, run->logits, n);
+    run->dense.tokens++;
+    run->dense.agreed += cli_argmax(run->dense_logits, n) == cli_argmax(run->logits, n);
+    run->dense.kl_sum += kl;
+    run->dense.kl_max = kl > run->dense.kl_max ? kl : run->dense.kl_max;
+}
+
+/* One token through the model: the recipe's sequence, and the dense one beside it. Without compared the comparison is left out. */
+static int step(struct cli_run *run, uint32_t id, bool compared)
+{
+    struct hre_step_report report;
+    struct hre_decode_options options;
+    hre_decode_options_init(&options);
+    options.check_exact = run->options->check_dense;
+    hr_status_t status = hre_session_decode(run->session, 0, id, &options, run->logits, &report);
+    if (status == HR_OK && run->dense_logits) {
+        hre_decode_options_init(&options);
+        options.mode = HR_ATTEND_EXACT;
+        status = hre_session_decode(run->session, 1, id, &options, run->dense_logits, NULL);
+    }
+    if (status != HR_OK)
+        return cli_fail_engine("decode", status);
+    cli_tally_add(&run->tally, &report);
+    cJSON_AddItemToArray(run->steps, cli_step_json(&report));
+    if (run->dense_logits && compared)
+        compare(run);
+    return 0;
+}
+
+/* --------------------------------------------------------------------------------------------------------- free text */
+
+static int emit(struct cli_run *run, struct hre_stream *stream, uint32_t id)
+{
+    size_t before = run->text.bytes;
+    hr_status_t status = id == HRE_TOKEN_NONE ? hre_stream_end(stream, &run->text) : hre_stream_push(stream, id, &run->text);
+    if (status != HR_OK)
+        return cli_fail_engine("decode", status);
+    if (run->text.bytes == before)
+        return 0;
+    fwrite(run->text.data + before, 1, run->text.bytes - before, cli_out());
+    fflush(cli_out());
+    return 0;
+}
+
+/* Whether to choose another token; says why not. */
+static bool goes_on(struct cli_run *run)
+{
+    if (cli_stop_signal())
+        run->ended = "interrupted";
+    else if (run->generated == run->options->tokens)
+        run->ended = "tokens";
+    else if (run->prompt.n_ids + run->generated == run->tokens_max)
+        run->ended = "context";
+    return run->ended == NULL;
+}
+
+/* One token: chosen, written, and run through the model unless it is the last. */
+static int next_token(struct cli_run *run, hre_sampler_t *sampler, struct hre_stream *stream)
+{
+    uint32_t id;
+    hr_status_t status = hre_sampler_next(sampler, run->logits, &id);
+    if (status != HR_OK)
+        return cli_fail_engine("decode", status);
+    if (hre_tokenizer_is_end(run->model.tokenizer, id)) {
+        run->ended = "end of text";
+        return 0;
+    }
+    run->generated++;
+    int code = emit(run, stream, id);
+    return code || !goes_on(run) ? code : step(run, id, true);
+}
+
+static int generate_text(struct cli_run *run)
+{
+    hre_sampler_t *sampler;
+    struct hre_stream stream;
+    struct hre_sample_options options;
+    int code = 0;
+    hre_sample_options_init(&options);
+    options.temperature = run->options->temperature;
+    options.top_p = run->options->top_p;
+    options.seed = run->options->recipe.seed;
+    hr_status_t status = hre_sampler_create(&options, run->model.info->vocab, &sampler);
+    if (status != HR_OK)
+        return cli_fail_engine("sampling", status);
+    hre_stream_init(&stream, run->model.tokenizer, false);
+    while (code == 0 && goes_on(run))
+        code = next_token(run, sampler, &stream);
+    if (code == 0)
+        code = emit(run, &stream, HRE_TOKEN_NONE);
+    if (run->text.bytes && run->text.data[run->text.bytes - 1] != '\n')
+        fputc('\n', cli_out());
+    hre_sampler_destroy(sampler);
+    return code;
+}
+
+/* --------------------------------------------------------------------------------------------------------- made text */
+
+static int emit_answer(struct cli_run *run, uint32_t key, uint32_t expected, uint32_t got)
+{
+    struct hre_text name, right, said;
+    char line[128];
+    const hre_tokenizer_t *tokenizer = run->model.tokenizer;
+    if (hre_tokenizer_piece(tokenizer, key, &name) != HR_OK || hre_tokenizer_piece(tokenizer, expected, &right) != HR_OK ||
+        hre_tokenizer_piece(tokenizer, got, &said) != HR_OK)
+        return cli_fail_engine("answer", HR_ERR_INVALID);
+    int n = snprintf(line, sizeof line, "%.*s %.*s", (int)name.bytes, name.data, (int)said.bytes, said.data);
+    if (got != expected)
+        n += snprintf(line + n, sizeof line - (size_t)n, " (not %.*s)", (int)right.bytes, right.data);
+    bool line_ends = run->asked % 8 == 0 || run->asked == run->prompt.n_keys;
+    snprintf(line + n, sizeof line - (size_t)n, "%s", line_ends ? "\n" : "   ");
+    fputs(line, cli_out());
+    fflush(cli_out());
+    return hre_bytes_append(&run->text, line, strlen(line)) == HR_OK ? 0 : cli_fail("out of memory");
+}
+
+static int ask(struct cli_run *run, const uint32_t *question, uint32_t expected)
+{
+    int code = step(run, question[0], true);
+    if (code)
+        return code;
+    uint32_t got = cli_argmax(run->logits, run->model.info->vocab);
+    run->asked++;
+    run->generated++;
+    run->answered += got == expected;
+    code = emit_answer(run, question[0], expected, got);
+    /* The true value follows, whatever was said; after the last question nothing needs it. */
+    return code || run->asked == run->prompt.n_keys ? code : step(run, question[1], false);
+}
+
+static int answer_questions(struct cli_run *run)
+{
+    const uint32_t *questions = run->prompt.ids + prefill_tokens(run);
+    int code = 0;
+    for (uint32_t i = 0; i < run->prompt.n_keys && code == 0 && !cli_stop_signal(); i++)
+        code = ask(run, questions + 2 * i, run->prompt.answers[i]);
+    run->ended = cli_stop_signal() ? "interrupted" : "questions";
+    return code;
+}
+
+int cli_run_generate(struct cli_run *run)
+{
+    if (run->ended)
+        return 0;
+    return run->prompt.n_keys ? answer_questions(run) : generate_text(run);
+}

@@ -1,0 +1,201 @@
+#include "cli/setup.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include <headrace/parse.h>
+
+#include "cli/json_file.h"
+#include "cli/out.h"
+
+int cli_fail_engine(const char *what, hr_status_t status)
+{
+    const char *text = hre_last_error();
+    return cli_fail("%s: %s", what, *text ? text : hr_status_text(status));
+}
+
+/* -------------------------------------------------------------------------------------------------------------- model */
+
+int cli_model_open(const char *path, const struct cli_place *place, struct cli_model *model_out)
+{
+    struct cli_model model = {0};
+    struct hre_model_options options;
+    hre_model_options_init(&options);
+    options.n_threads = (uint32_t)place->threads;
+    options.cpu_level = place->cpu;
+    hr_status_t status = hre_model_open(path, &options, &model.model);
+    if (status != HR_OK)
+        return cli_fail_engine("model", status);
+    status = hre_tokenizer_from_gguf(hre_model_gguf(model.model), &model.tokenizer);
+    if (status != HR_OK) {
+        hre_model_close(model.model);
+        return cli_fail_engine("tokenizer", status);
+    }
+    model.info = hre_model_info(model.model);
+    *model_out = model;
+    return 0;
+}
+
+void cli_model_close(struct cli_model *model)
+{
+    hre_tokenizer_destroy(model->tokenizer);
+    hre_model_close(model->model);
+    memset(model, 0, sizeof *model);
+}
+
+void cli_model_print(FILE *file, const struct cli_model *model)
+{
+    const struct hre_model_info *info = model->info;
+    char bytes[32];
+    fprintf(file, "%s%s%s, %.*f M parameters in %s; %u layers, %u query and %u kv heads of %u, context %u\n", info->name,
+            *info->name ? ": " : "", info->architecture, info->n_parameters < 10000000 ? 2 : 0,
+            (double)info->n_parameters * 1e-6, hr_format_bytes(info->weight_bytes, bytes, sizeof bytes), info->n_layers,
+            info->n_q_heads, info->n_kv_heads, info->k_dim, info->context_length);
+}
+
+cJSON *cli_model_json(const struct cli_model *model)
+{
+    const struct hre_model_info *info = model->info;
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "name", info->name);
+    cJSON_AddStringToObject(json, "architecture", info->architecture);
+    cli_json_u64(json, "n_layers", info->n_layers);
+    cli_json_u64(json, "n_q_heads", info->n_q_heads);
+    cli_json_u64(json, "n_kv_heads", info->n_kv_heads);
+    cli_json_u64(json, "k_dim", info->k_dim);
+    cli_json_u64(json, "v_dim", info->v_dim);
+    cli_json_u64(json, "vocab", info->vocab);
+    cli_json_u64(json, "context_length", info->context_length);
+    cli_json_u64(json, "n_parameters", info->n_parameters);
+    cli_json_u64(json, "weight_bytes", info->weight_bytes);
+    cli_json_u64(json, "owned_bytes", info->owned_bytes);
+    cli_json_u64(json, "n_threads", info->n_threads);
+    cJSON_AddStringToObject(json, "cpu_level", info->cpu_level);
+    return json;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- caches */
+
+static hr_dtype_t dtype_of(const char *name)
+{
+    return strcmp(name, "f32") == 0 ? HR_DTYPE_F32 : strcmp(name, "f16") == 0 ? HR_DTYPE_F16 : HR_DTYPE_BF16;
+}
+
+uint64_t cli_exact_bytes(const struct cli_model *model, const char *dtype, uint64_t n_tokens)
+{
+    const struct hre_model_info *info = model->info;
+    uint64_t row_bytes = (uint64_t)(info->k_dim + info->v_dim) * hr_dtype_bytes(dtype_of(dtype));
+    return n_tokens * info->n_layers * info->n_kv_heads * row_bytes;
+}
+
+static int open_cache(const struct cli_model *model, const struct hr_runtime_options *runtime_options,
+                      const struct cli_recipe *recipe, uint32_t tokens_max, struct cli_cache *cache_out)
+{
+    struct cli_cache cache = {0};
+    struct hr_sequence_options options;
+    hr_status_t status = hr_runtime_create(runtime_options, &cache.runtime);
+    if (status != HR_OK)
+        return cli_fail_status("cache", status);
+    hr_sequence_options_init(&options);
+    hre_model_sequence_options(model->model, &options);
+    options.recipe = recipe->name;
+    options.moved = recipe->moved;
+    options.tolerance = recipe->tolerance;
+    options.dtype = dtype_of(recipe->dtype);
+    options.seed = recipe->seed;
+    options.tokens_max = tokens_max;
+    status = hr_sequence_create(cache.runtime, &options, &cache.sequence);
+    if (status != HR_OK) {
+        int code = cli_fail_status("cache", status);
+        hr_runtime_destroy(cache.runtime);
+        return code;
+    }
+    *cache_out = cache;
+    return 0;
+}
+
+int cli_cache_open(const struct cli_model *model, const struct cli_place *place, const struct cli_recipe *recipe,
+                   uint32_t tokens_max, struct cli_cache *cache_out)
+{
+    struct hr_runtime_options options = cli_place_runtime_options(place);
+    return open_cache(model, &options, recipe, tokens_max, cache_out);
+}
+
+int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place, const char *dtype,
+                         uint32_t tokens_max, struct cli_cache *cache_out)
+{
+    struct hr_runtime_options options = cli_place_runtime_options(place);
+    struct cli_recipe recipe = {.name = "full", .dtype = dtype, .moved = 1};
+    uint64_t exact_bytes = cli_exact_bytes(model, dtype, tokens_max);
+    options.file_dir = NULL;
+    options.file_bytes = 0;
+    options.host_bytes = exact_bytes + exact_bytes / 4 + (64u << 20);
+    options.device_bytes = exact_bytes + (64u << 20);
+    return open_cache(model, &options, &recipe, tokens_max, cache_out);
+}
+
+void cli_cache_close(struct cli_cache *cache)
+{
+    hr_sequence_destroy(cache->sequence);
+    hr_runtime_destroy(cache->runtime);
+    memset(cache, 0, sizeof *cache);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- recipe */
+
+/* The library reads recipes when a sequence is made; a toy one costs nothing and asks it before a model is opened. */
+int cli_recipe_check(const char *command, const char *recipe)
+{
+    struct hr_runtime_options runtime_options;
+    struct hr_sequence_options options;
+    hr_runtime_t *runtime = NULL;
+    hr_sequence_t *sequence = NULL;
+    hr_runtime_options_init(&runtime_options);
+    runtime_options.n_threads = 1;
+    hr_status_t status = hr_runtime_create(&runtime_options, &runtime);
+    if (status != HR_OK)
+        return cli_fail_status("cache", status);
+    hr_sequence_options_init(&options);
+    options.n_layers = options.n_q_heads = options.n_kv_heads = 1;
+    options.k_dim = options.v_dim = 64;
+    options.tokens_max = 1024;
+    options.recipe = recipe;
+    status = hr_sequence_create(runtime, &options, &sequence);
+    int code = -1;
+    if (status == HR_ERR_NOTFOUND || status == HR_ERR_INVALID)
+        code = cli_usage_error(command, "%s", hr_last_error());
+    hr_sequence_destroy(sequence);
+    hr_runtime_destroy(runtime);
+    return code;
+}
+
+/* ---------------------------------------------------------------------------------------------------- signals, memory */
+
+static volatile sig_atomic_t stop_signal;
+
+static void on_signal(int number)
+{
+    stop_signal = number;
+}
+
+void cli_stop_install(void)
+{
+    /* SA_RESETHAND: the second one has its usual effect. Calls go on, so that no I/O of the library fails with EINTR. */
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+int cli_stop_signal(void)
+{
+    return stop_signal;
+}
+
+uint64_t cli_peak_resident_bytes(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+}

@@ -1,0 +1,68 @@
+/* What a command with a model needs before it can work: the model with its tokenizer, and caches for texts. */
+#ifndef CLI_SETUP_H
+#define CLI_SETUP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cjson/cJSON.h>
+
+#include "engine/engine.h"
+#include "engine/tokenizer.h"
+#include "cli/place.h"
+
+struct cli_model {
+    hre_model_t *model;
+    hre_tokenizer_t *tokenizer;
+    const struct hre_model_info *info;
+};
+
+/* The engine's message after what was being tried; returns CLI_EXIT_FAILED. */
+int cli_fail_engine(const char *what, hr_status_t status);
+
+/* 0, or an exit code after a message; then nothing is open. */
+int cli_model_open(const char *path, const struct cli_place *place, struct cli_model *model_out);
+void cli_model_close(struct cli_model *model);
+/* "SmolLM2 135M Instruct: llama, 30 layers, ..." in one line. */
+void cli_model_print(FILE *file, const struct cli_model *model);
+cJSON *cli_model_json(const struct cli_model *model);
+
+/* How a text is attended. */
+struct cli_recipe {
+    const char *name;
+    const char *dtype; /* "f32", "f16", "bf16": how rows are kept exactly */
+    double moved, tolerance;
+    uint64_t seed;
+};
+#define CLI_RECIPE_DEFAULTS                                                                                            \
+    {                                                                                                                  \
+        .name = "headrace", .dtype = "bf16", .moved = 0.01                                                             \
+    }
+#define CLI_DTYPES "f32 f16 bf16"
+
+/* A runtime with one sequence. */
+struct cli_cache {
+    hr_runtime_t *runtime;
+    hr_sequence_t *sequence;
+};
+int cli_cache_open(const struct cli_model *model, const struct cli_place *place, const struct cli_recipe *recipe,
+                   uint32_t tokens_max, struct cli_cache *cache_out);
+/* Exact attention over rows in host memory that is as large as it must be. */
+int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place, const char *dtype,
+                         uint32_t tokens_max, struct cli_cache *cache_out);
+void cli_cache_close(struct cli_cache *cache); /* zeroed is fine */
+/* Exact K+V bytes of n tokens. */
+uint64_t cli_exact_bytes(const struct cli_model *model, const char *dtype, uint64_t n_tokens);
+
+/* Refuses a recipe that the library does not know before a model is opened: -1, or the exit code after a message. */
+int cli_recipe_check(const char *command, const char *recipe);
+
+/* SIGINT and SIGTERM end the work at the next token or chunk; a second one ends the process at once. */
+void cli_stop_install(void);
+int cli_stop_signal(void); /* 0: go on */
+
+/* Largest resident memory of this process so far; 0 where it is not known. */
+uint64_t cli_peak_resident_bytes(void);
+
+#endif

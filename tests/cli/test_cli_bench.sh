@@ -1,0 +1,20 @@
+#!/bin/sh
+# The benchmarks' table and JSON; speed itself is no test.
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+cd "$work" || exit 1
+
+run bench list; expect 0
+for name in attention-bf16 summary-score file-read-64k decode-131072 run-memory engine-prefill-7900; do
+    has "$out" "$name"
+done
+fails 2 "headrace bench: unknown benchmark 'atention-bf16'; the nearest is 'attention-bf16'" bench atention-bf16
+run bench summary-score engine-decode-512 --quick --json b.json; expect 0
+number '$1 == 2' b.json benchmarks#
+for key in name value limit ratio goal unit; do
+    check "no $key" "$JSON_GET" b.json "benchmarks.0.$key"
+done
+number '$1 > 0 && $2 > 0 && $3 > 0 && $4 == 0.9' b.json benchmarks.0.value benchmarks.0.limit benchmarks.0.ratio benchmarks.0.goal
+check "not skipped" test "$(json b.json benchmarks.1.skipped)" = "needs --model FILE"
+has "$out" "skipped: needs --model FILE"
+finish
