@@ -238,7 +238,7 @@ static uint32_t restrict_likely(hre_sampler_t *s, uint32_t n, uint64_t *weight, 
 hr_status_t hre_sampler_next(hre_sampler_t *s, const float *logits, uint32_t *id_out)
 {
     struct candidate *first;
-    uint32_t largest, n;
+    uint32_t largest = 0, n;
     uint64_t weight;
     hr_status_t status = find_largest(logits, s->vocab, &largest);
 
