@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/fail.h"
+#include "engine/unicode.h"
 
 #define LITERAL(text) (text), sizeof(text) - 1
 
@@ -232,6 +233,10 @@ static hr_status_t check(const struct hre_chat_message *messages, size_t n_messa
                             messages[i].role ? messages[i].role : "");
         if (!messages[i].content)
             return hre_fail(HR_ERR_INVALID, "message %zu has no content", i);
+        size_t bytes = strlen(messages[i].content), at = hre_utf8_invalid_at(messages[i].content, bytes);
+        if (at < bytes)
+            return hre_fail(HR_ERR_INVALID, "message %zu is not valid UTF-8: byte 0x%02x at offset %zu", i,
+                            (unsigned char)messages[i].content[at], at);
     }
     return HR_OK;
 }

@@ -55,7 +55,10 @@ struct hre_chat_text {
 };
 void hre_chat_text_fini(struct hre_chat_text *text);
 
-/* options may be NULL. HR_ERR_INVALID (no messages, a role that is not a word), HR_ERR_NOMEM. */
+/*
+ * options may be NULL. HR_ERR_INVALID (no messages, a role that is not a word, content that is not UTF-8),
+ * HR_ERR_NOMEM.
+ */
 hr_status_t hre_chat_format(const struct hre_chat_template *chat, const struct hre_chat_message *messages,
                             size_t n_messages, const struct hre_chat_options *options, struct hre_chat_text *text_out);
 

@@ -136,7 +136,8 @@ static void test_refused(void **state)
 {
     struct hre_chat_template chat;
     struct hre_chat_text text = {0};
-    const struct hre_chat_message bad_role = {"user\n", "x"}, no_content = {"user", NULL};
+    const struct hre_chat_message bad_role = {"user\n", "x"}, no_content = {"user", NULL},
+                                  bad_text = {"user", "ab\xff"};
 
     (void)state;
     assert_int_equal(hre_chat_template_parse("[INST] {{ x }}", 14, &chat), HR_ERR_UNSUPPORTED);
@@ -146,6 +147,8 @@ static void test_refused(void **state)
     assert_int_equal(hre_chat_format(&chat, hello, 0, NULL, &text), HR_ERR_INVALID);
     assert_int_equal(hre_chat_format(&chat, &bad_role, 1, NULL, &text), HR_ERR_INVALID);
     assert_int_equal(hre_chat_format(&chat, &no_content, 1, NULL, &text), HR_ERR_INVALID);
+    assert_int_equal(hre_chat_format(&chat, &bad_text, 1, NULL, &text), HR_ERR_INVALID);
+    assert_string_equal(hre_last_error(), "message 0 is not valid UTF-8: byte 0xff at offset 2");
     assert_int_equal(hre_chat_format(&chat, hello, 1, &(struct hre_chat_options){0}, &text), HR_ERR_VERSION);
 }
 
