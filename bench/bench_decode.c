@@ -212,6 +212,11 @@ static int measure(struct decode *d, struct hrb_result *result)
                             (double)d->report.bytes_selected / (double)(d->report.body_bytes ? d->report.body_bytes : 1));
     cJSON_AddNumberToObject(result->details, "device_fraction", (double)stats.summary_bytes / (double)stats.body_bytes);
     cJSON_AddNumberToObject(result->details, "index_seconds", (double)stats.index_ns * 1e-9);
+    for (unsigned i = 0; i < HR_STAGES; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "%s_ms", hr_stage_name(i));
+        cJSON_AddNumberToObject(result->details, name, (double)d->report.time_ns[i] * 1e-6);
+    }
     return 0;
 }
 

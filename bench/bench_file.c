@@ -12,7 +12,8 @@
 #include "offload/store.h"
 
 #define DEPTH 32
-#define BATCH 512 /* reads handed over at once: their tail, when the queue runs dry, is short beside them */
+#define BATCH 128 /* reads handed over at once */
+#define SLOTS 2   /* batches under way: while one is waited for, the next keeps the queue full, as fio does */
 
 struct file_bench {
     const struct hrb_options *options;
@@ -20,8 +21,9 @@ struct file_bench {
     struct hri_lane *lane;
     uint32_t cell_bytes, n_cells;
     unsigned batches;
-    struct hri_region memory; /* [BATCH][cell_bytes] */
-    struct hri_read *reads;   /* [BATCH] */
+    struct hri_region memory; /* [SLOTS][BATCH][cell_bytes] */
+    struct hri_read *reads;   /* [SLOTS][BATCH] */
+    struct hri_read_batch slots[SLOTS];
     struct hri_rng rng;
     char fio_path[512];
     char reason[1024];
@@ -63,8 +65,8 @@ static int open_ours(struct file_bench *b, uint64_t bytes)
     if (status == HR_OK)
         status = hri_lane_create(b->store, &lane, &b->lane);
     if (status == HR_OK)
-        status = hri_region_alloc(NULL, (size_t)BATCH * b->cell_bytes, &b->memory);
-    b->reads = calloc(BATCH, sizeof *b->reads);
+        status = hri_region_alloc(NULL, (size_t)SLOTS * BATCH * b->cell_bytes, &b->memory);
+    b->reads = calloc((size_t)SLOTS * BATCH, sizeof *b->reads);
     if (status != HR_OK || !b->reads) {
         snprintf(b->reason, sizeof b->reason, "opening the store: %s", hr_last_error());
         return 1;
@@ -73,26 +75,33 @@ static int open_ours(struct file_bench *b, uint64_t bytes)
     return write_cells(b);
 }
 
-static int read_batch(struct file_bench *b)
+static int begin_batch(struct file_bench *b, unsigned slot)
 {
-    struct hri_read_batch batch = {.reads = b->reads, .n_reads = BATCH};
+    struct hri_read *reads = b->reads + (size_t)slot * BATCH;
+    unsigned char *memory = (unsigned char *)b->memory.base + (size_t)slot * BATCH * b->cell_bytes;
     for (unsigned i = 0; i < BATCH; i++) {
-        b->reads[i] = (struct hri_read){.lane = b->lane, .n_cells = 1,
-                                        .cell = (uint32_t)hri_rng_below(&b->rng, b->n_cells),
-                                        .dst = (unsigned char *)b->memory.base + (size_t)i * b->cell_bytes};
+        reads[i] = (struct hri_read){.lane = b->lane, .n_cells = 1, .cell = (uint32_t)hri_rng_below(&b->rng, b->n_cells),
+                                     .dst = memory + (size_t)i * b->cell_bytes};
     }
-    hr_status_t status = hri_store_read_begin(b->store, &batch);
-    if (status == HR_OK)
-        status = hri_store_read_wait(b->store, &batch, 0);
-    if (status != HR_OK) {
+    b->slots[slot] = (struct hri_read_batch){.reads = reads, .n_reads = BATCH};
+    if (hri_store_read_begin(b->store, &b->slots[slot]) == HR_OK)
+        return 0;
+    snprintf(b->reason, sizeof b->reason, "reading: %s", hr_last_error());
+    return 1;
+}
+
+static int end_batch(struct file_bench *b, unsigned slot)
+{
+    const struct hri_read *reads = b->slots[slot].reads;
+    if (hri_store_read_wait(b->store, &b->slots[slot], 0) != HR_OK) {
         snprintf(b->reason, sizeof b->reason, "reading: %s", hr_last_error());
         return 1;
     }
     for (unsigned i = 0; i < BATCH; i++) {
         uint64_t number;
-        memcpy(&number, b->reads[i].dst, sizeof number);
-        if (number != b->reads[i].cell) {
-            snprintf(b->reason, sizeof b->reason, "cell %u came back as %llu", b->reads[i].cell, (unsigned long long)number);
+        memcpy(&number, reads[i].dst, sizeof number);
+        if (number != reads[i].cell) {
+            snprintf(b->reason, sizeof b->reason, "cell %u came back as %llu", reads[i].cell, (unsigned long long)number);
             return 1;
         }
     }
@@ -104,8 +113,13 @@ static double run_ours(void *context)
 {
     struct file_bench *b = context;
     double start = hrb_seconds();
-    for (unsigned i = 0; i < b->batches; i++) {
-        if (read_batch(b))
+    unsigned begun = 0;
+    for (; begun < SLOTS && begun < b->batches; begun++) {
+        if (begin_batch(b, begun))
+            return -1;
+    }
+    for (unsigned ended = 0; ended < b->batches; ended++) {
+        if (end_batch(b, ended % SLOTS) || (begun < b->batches && begin_batch(b, begun++ % SLOTS)))
             return -1;
     }
     double bytes = (double)b->batches * BATCH * b->cell_bytes;

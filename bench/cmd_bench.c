@@ -88,9 +88,9 @@ static void print_result(const struct hrb_benchmark *b, const struct hrb_result 
     const cJSON *item;
     cJSON_ArrayForEach(item, r->details) {
         if (cJSON_IsNumber(item))
-            fprintf(file, "%-22s   %s %.4g\n", "", item->string, item->valuedouble);
+            fprintf(file, "%-22s   %-18s %.6g\n", "", item->string, item->valuedouble);
         else if (cJSON_IsString(item))
-            fprintf(file, "%-22s   %s %s\n", "", item->string, item->valuestring);
+            fprintf(file, "%-22s   %-18s %s\n", "", item->string, item->valuestring);
     }
 }
 

@@ -37,6 +37,14 @@ foreach(pair "FAISS;-lfaiss -lgomp -lstdc++" "HWLOC;-lhwloc" "ISAL;-lisal" "URIN
 endforeach()
 string(APPEND hr_static_libs "-pthread -lm")
 
+# Relative to the file itself, so that "cmake --install --prefix" and a moved prefix work.
+if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
+    set(hr_pc_prefix ${CMAKE_INSTALL_PREFIX})
+else()
+    file(RELATIVE_PATH hr_up /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+    string(REGEX REPLACE "/$" "" hr_up "${hr_up}")
+    set(hr_pc_prefix "\${pcfiledir}/${hr_up}")
+endif()
 configure_file(cmake/headrace.pc.in headrace.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/headrace.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
