@@ -249,7 +249,7 @@ hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_selec
     out->bytes = 0;
     out->capped = false;
     memset(out->predicted, 0, sizeof out->predicted);
-    if (head->n_blocks == 0)
+    if (head->n_blocks == 0 && head->options.recipe.selector->unit == HRI_UNIT_BLOCKS)
         return HR_OK;
     return head->ops->select(head, in, out);
 }

@@ -160,6 +160,7 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
         s->items_max = (uint32_t)(items < s->blocks_max ? items : s->blocks_max);
     } else if (r->selector->unit == HRI_UNIT_ROWS) {
         s->items_max = min_u32((uint32_t)budget_rows + 1, s->tokens_max);
+        s->blocks_max = s->tokens_max / hri_index_block_rows_max(r, s->dk, s->dv) + 1; /* sizes its ranking */
     }
 }
 
@@ -421,7 +422,7 @@ static hr_status_t frames_create(hr_sequence_t *s)
 
 static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
 {
-    if (status != HR_ERR_BUDGET || strncmp(hr_last_error(), "device tier: ", 13) == 0) {
+    if (status != HR_ERR_BUDGET || strstr(hr_last_error(), "it needs at least") != NULL) {
         return status;
     }
     struct hri_layer none = {0};

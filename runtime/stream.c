@@ -25,11 +25,10 @@ static hr_status_t stream_init(struct stream *st)
     hr_sequence_t *s = st->s;
     size_t page_bytes = (size_t)s->n_kv * s->log_cell_bytes;
     uint32_t pages = (uint32_t)(HRI_STREAM_BYTES / page_bytes);
-    uint32_t asked =
-        st->end > st->first ? (st->end - 1) / HRI_LOG_ROWS - st->first / HRI_LOG_ROWS + 1 : 1;
+    uint32_t whole = s->tokens_max / HRI_LOG_ROWS + 1; /* one size for all calls, so that none allocates later */
     uint32_t tail = s->tail_max / HRI_LOG_ROWS + 1;
     pages = pages < 1 ? 1 : pages;
-    pages = pages > asked ? asked : pages;
+    pages = pages > whole ? whole : pages;
     st->pages_max = pages;
     uint32_t slots = pages > tail ? pages : tail;
     size_t cells = (size_t)slots * s->n_kv;
