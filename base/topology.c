@@ -47,9 +47,8 @@ static void fill_info(struct hri_topology *topology)
     info->l3_bytes = cache_bytes(hwloc, HWLOC_OBJ_L3CACHE, &info->line_bytes);
     info->l2_bytes = cache_bytes(hwloc, HWLOC_OBJ_L2CACHE, &info->line_bytes);
     info->l1d_bytes = cache_bytes(hwloc, HWLOC_OBJ_L1CACHE, &info->line_bytes);
-    unsigned version = hwloc_get_api_version();
-    snprintf(topology->source, sizeof topology->source, "hwloc %u.%u%s", version >> 16,
-             version >> 8 & 0xff, topology->synthetic ? " synthetic" : "");
+    snprintf(topology->source, sizeof topology->source, "hwloc %s%s", HWLOC_VERSION,
+             topology->synthetic ? " synthetic" : "");
     info->source = topology->source;
 }
 

@@ -25,7 +25,7 @@ struct hri_topology_info {
     size_t l2_bytes;
     size_t l3_bytes;
     size_t line_bytes;
-    const char *source; /* "hwloc 2.9.0", "hwloc synthetic" or "sysconf" */
+    const char *source; /* "hwloc 2.9.0", "hwloc 2.9.0 synthetic" or "sysconf" */
 };
 
 /*
