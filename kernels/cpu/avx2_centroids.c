@@ -3,7 +3,9 @@
 #include "kernels/cpu/query_i8.h"
 #include "kernels/cpu/simd_avx2.h"
 
-#define PREFETCH_BYTES 4096
+/* How far ahead lines are asked for: from memory into the second level, and from there into the first. */
+#define PREFETCH_FAR_BYTES  8192
+#define PREFETCH_NEAR_BYTES 384
 
 HRI_INLINE __m256i query_bytes(const int8_t *p)
 {
@@ -24,7 +26,7 @@ HRI_INLINE void score_group(const int queries, const struct query_i8 *q, uint32_
                             const float *step, float *out, size_t out_stride)
 {
     const __m256i one = _mm256_set1_epi16(1), radix = _mm256_set1_epi16(128);
-    __m256i sum[4][2];
+    __m256i sum[2][2];
 
     HRI_UNROLL
     for (int i = 0; i < queries; i++)
@@ -32,7 +34,8 @@ HRI_INLINE void score_group(const int queries, const struct query_i8 *q, uint32_
     for (uint32_t j = 0; j < dk; j += 4) {
         const uint8_t *at = codes + (size_t)j * 16;
         const __m256i line[2] = {_mm256_loadu_si256((const void *)at), _mm256_loadu_si256((const void *)(at + 32))};
-        _mm_prefetch((const char *)at + PREFETCH_BYTES, _MM_HINT_T0);
+        _mm_prefetch((const char *)at + PREFETCH_FAR_BYTES, _MM_HINT_T1);
+        _mm_prefetch((const char *)at + PREFETCH_NEAR_BYTES, _MM_HINT_T0);
         HRI_UNROLL
         for (int i = 0; i < queries; i++) {
             const __m256i high = query_bytes(q[i].high + j), low = query_bytes(q[i].low + j);
@@ -51,35 +54,20 @@ HRI_INLINE void score_group(const int queries, const struct query_i8 *q, uint32_
     }
 }
 
-HRI_INLINE void score_all(const int queries, const struct query_i8 *q, uint32_t dk, const struct hri_centroids *c,
-                          float *out, size_t out_stride)
-{
-    for (uint32_t b = 0; b < c->n; b += 16)
-        score_group(queries, q, dk, c->codes + (size_t)b * dk, c->step + b, out + b, out_stride);
-}
-
 void hri_avx2_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c, float *out,
                               size_t out_stride)
 {
-    struct query_i8 bytes[4];
+    struct query_i8 bytes[HR_GROUP_MAX];
 
-    for (uint32_t i = 0; i < g; i += 4) {
-        const uint32_t queries = g - i < 4 ? g - i : 4;
-        float *dst = out + i * out_stride;
-        for (uint32_t a = 0; a < queries; a++)
-            query_i8_make(bytes + a, q + (size_t)(i + a) * dk, dk, 64);
-        switch (queries) {
-        case 4:
-            score_all(4, bytes, dk, &c, dst, out_stride);
-            break;
-        case 3:
-            score_all(3, bytes, dk, &c, dst, out_stride);
-            break;
-        case 2:
-            score_all(2, bytes, dk, &c, dst, out_stride);
-            break;
-        default:
-            score_all(1, bytes, dk, &c, dst, out_stride);
-        }
+    for (uint32_t i = 0; i < g; i++)
+        query_i8_make(bytes + i, q + (size_t)i * dk, dk, 64);
+    for (uint32_t b = 0; b < c.n; b += 16) {
+        const uint8_t *codes = c.codes + (size_t)b * dk;
+        uint32_t i = 0;
+
+        for (; i + 2 <= g; i += 2)
+            score_group(2, bytes + i, dk, codes, c.step + b, out + i * out_stride + b, out_stride);
+        if (i < g)
+            score_group(1, bytes + i, dk, codes, c.step + b, out + i * out_stride + b, out_stride);
     }
 }

@@ -3,14 +3,22 @@
 #include "kernels/cpu/query_i8.h"
 #include "kernels/cpu/simd_avx512.h"
 
-/* Lines ahead that are asked for. */
-#define PREFETCH_BYTES 4096
+/* How far ahead lines are asked for: from memory into the second level, and from there into the first. */
+#define PREFETCH_FAR_BYTES  8192
+#define PREFETCH_NEAR_BYTES 384
 
 HRI_INLINE __m512i query_bytes(const int8_t *p)
 {
     int32_t word;
     memcpy(&word, p, sizeof word);
     return _mm512_set1_epi32(word);
+}
+
+/* The intrinsic, but gcc 12 copies the sums to other registers and back around it. */
+HRI_INLINE __m512i add_products(__m512i sum, __m512i codes, __m512i query)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(query));
+    return sum;
 }
 
 HRI_INLINE void store_scores(__m512i high, __m512i low, const struct query_i8 *q, const float *step, float *out)
@@ -37,15 +45,16 @@ HRI_INLINE void score_groups(const int groups, const int queries, const struct q
         for (int a = 0; a < groups; a++) {
             const uint8_t *at = codes + a * group_bytes + (size_t)j * 16;
             line[a] = _mm512_loadu_si512(at);
-            _mm_prefetch((const char *)at + PREFETCH_BYTES, _MM_HINT_T0);
+            _mm_prefetch((const char *)at + PREFETCH_FAR_BYTES, _MM_HINT_T1);
+            _mm_prefetch((const char *)at + PREFETCH_NEAR_BYTES, _MM_HINT_T0);
         }
         HRI_UNROLL
         for (int i = 0; i < queries; i++) {
             const __m512i h = query_bytes(q[i].high + j), l = query_bytes(q[i].low + j);
             HRI_UNROLL
             for (int a = 0; a < groups; a++) {
-                high[i][a] = _mm512_dpbusd_epi32(high[i][a], line[a], h);
-                low[i][a] = _mm512_dpbusd_epi32(low[i][a], line[a], l);
+                high[i][a] = add_products(high[i][a], line[a], h);
+                low[i][a] = add_products(low[i][a], line[a], l);
             }
         }
     }
@@ -57,40 +66,32 @@ HRI_INLINE void score_groups(const int groups, const int queries, const struct q
     }
 }
 
-HRI_INLINE void score_all(const int queries, const struct query_i8 *q, uint32_t dk, const struct hri_centroids *c,
-                          float *out, size_t out_stride)
+HRI_INLINE void score_queries(const int groups, uint32_t g, const struct query_i8 *q, uint32_t dk, const uint8_t *codes,
+                              const float *step, float *out, size_t out_stride)
 {
-    const uint32_t n = (c->n + 15u) & ~15u;
-    uint32_t b = 0;
+    uint32_t i = 0;
 
-    for (; b + 32 <= n; b += 32)
-        score_groups(2, queries, q, dk, c->codes + (size_t)b * dk, c->step + b, out + b, out_stride);
-    if (b < n)
-        score_groups(1, queries, q, dk, c->codes + (size_t)b * dk, c->step + b, out + b, out_stride);
+    for (; i + 4 <= g; i += 4)
+        score_groups(groups, 4, q + i, dk, codes, step, out + i * out_stride, out_stride);
+    if (g - i == 3)
+        score_groups(groups, 3, q + i, dk, codes, step, out + i * out_stride, out_stride);
+    else if (g - i == 2)
+        score_groups(groups, 2, q + i, dk, codes, step, out + i * out_stride, out_stride);
+    else if (g - i == 1)
+        score_groups(groups, 1, q + i, dk, codes, step, out + i * out_stride, out_stride);
 }
 
 void hri_avx512_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c, float *out,
                                 size_t out_stride)
 {
-    struct query_i8 bytes[4];
+    struct query_i8 bytes[HR_GROUP_MAX];
+    const uint32_t n = (c.n + 15u) & ~15u;
+    uint32_t b = 0;
 
-    for (uint32_t i = 0; i < g; i += 4) {
-        const uint32_t queries = g - i < 4 ? g - i : 4;
-        float *dst = out + i * out_stride;
-        for (uint32_t a = 0; a < queries; a++)
-            query_i8_make(bytes + a, q + (size_t)(i + a) * dk, dk, 126);
-        switch (queries) {
-        case 4:
-            score_all(4, bytes, dk, &c, dst, out_stride);
-            break;
-        case 3:
-            score_all(3, bytes, dk, &c, dst, out_stride);
-            break;
-        case 2:
-            score_all(2, bytes, dk, &c, dst, out_stride);
-            break;
-        default:
-            score_all(1, bytes, dk, &c, dst, out_stride);
-        }
-    }
+    for (uint32_t i = 0; i < g; i++)
+        query_i8_make(bytes + i, q + (size_t)i * dk, dk, 126);
+    for (; b + 32 <= n; b += 32)
+        score_queries(2, g, bytes, dk, c.codes + (size_t)b * dk, c.step + b, out + b, out_stride);
+    if (b < n)
+        score_queries(1, g, bytes, dk, c.codes + (size_t)b * dk, c.step + b, out + b, out_stride);
 }

@@ -18,6 +18,7 @@
 #define HRI_TILE_ROWS 512u
 /* Query vectors that attend_tile works on at a time, at most (each level has its own number), and rows per packed panel. */
 #define HRI_TILE_QUERIES 12u
+#define HRI_TILE_QUERIES_UP 16u /* in whole vectors */
 #define HRI_TILE_PANEL 32u
 /* Row stride of the tile's logits and queries: a little over a power of two, so that rows do not share cache sets. */
 #define HRI_TILE_LOGIT_STRIDE (HRI_TILE_ROWS + 16u)

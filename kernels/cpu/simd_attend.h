@@ -58,15 +58,20 @@ HRI_INLINE void fill_tails(float *x, uint32_t g, uint32_t n, float value)
 static void take_tile(float *x, uint32_t g, uint32_t n, uint32_t dv, float soft_cap, struct hri_partial *part)
 {
     const uint32_t whole = (n + VN - 1) / VN * VN;
+    float old_m[HR_GROUP_MAX] = {0.0f}, new_m[HR_GROUP_MAX] = {0.0f}, shrink[HR_GROUP_MAX];
 
-    fill_tails(x, g, n, 0.0f);
-    for (uint32_t i = 0; i < g; i++)
-        cap_logits(x + i * TILE_ROWS_MAX, whole, soft_cap);
-    fill_tails(x, g, n, -INFINITY);
+    fill_tails(x, g, n, -HRI_LOGIT_MAX);
     for (uint32_t i = 0; i < g; i++) {
-        float shrink = take_logits(x + i * TILE_ROWS_MAX, whole, part->m + i, part->l + i);
-        if (shrink != 1.0f)
-            scale_row(part->o + (size_t)i * dv, dv, shrink);
+        old_m[i] = part->m[i];
+        new_m[i] = cut_logits(x + i * TILE_ROWS_MAX, whole, soft_cap, old_m[i]);
+    }
+    fill_tails(x, g, n, -INFINITY);
+    shrink_factors(old_m, new_m, g, shrink);
+    for (uint32_t i = 0; i < g; i++) {
+        part->m[i] = new_m[i];
+        part->l[i] = part->l[i] * shrink[i] + weigh_logits(x + i * TILE_ROWS_MAX, whole, new_m[i]);
+        if (shrink[i] != 1.0f)
+            scale_row(part->o + (size_t)i * dv, dv, shrink[i]);
     }
 }
 
@@ -74,7 +79,9 @@ static void attend_cursor(const float *q, uint32_t g, uint32_t dk, uint32_t dv, 
                           float soft_cap, struct hri_partial *part)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
+    float ordered[HR_GROUP_MAX * HRI_DIM_MAX];
 
+    q = order_queries(q, g, dk, cursor->tile.element, ordered);
     while (cursor_next(cursor)) {
         const struct row_tile *tile = &cursor->tile;
         dot_tile(q, g, dk, tile, x, TILE_ROWS_MAX);
@@ -106,15 +113,17 @@ void HRI_OP(score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows
                         size_t out_stride)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
+    float ordered[HR_GROUP_MAX * HRI_DIM_MAX];
     struct row_cursor cursor;
 
     cursor_init(&cursor, rows.base, rows.stride_bytes, rows.n, (enum element)rows.dtype, dk);
+    q = order_queries(q, g, dk, cursor.tile.element, ordered);
     while (cursor_next(&cursor)) {
         const uint32_t n = cursor.tile.n;
         dot_tile(q, g, dk, &cursor.tile, x, TILE_ROWS_MAX);
         fill_tails(x, g, n, 0.0f);
         for (uint32_t i = 0; i < g; i++) {
-            cap_logits(x + i * TILE_ROWS_MAX, (n + VN - 1) / VN * VN, soft_cap);
+            (void)cut_logits(x + i * TILE_ROWS_MAX, (n + VN - 1) / VN * VN, soft_cap, 0.0f);
             memcpy(out + i * out_stride + (cursor.at - n), x + i * TILE_ROWS_MAX, n * sizeof *x);
         }
     }

@@ -140,6 +140,32 @@ HRI_INLINE vf vf_load_element_half(const void *p, enum element element, size_t i
 {
     return vf_load_element(p, element, index);
 }
+/* Two vectors as even lanes and odd lanes, and back. */
+HRI_INLINE void vf_unzip(vf *a, vf *b)
+{
+    const vf low = _mm256_permute2f128_ps(*a, *b, 0x20), high = _mm256_permute2f128_ps(*a, *b, 0x31);
+    const vf even = _mm256_shuffle_ps(low, high, 0x88), odd = _mm256_shuffle_ps(low, high, 0xdd);
+    *a = even;
+    *b = odd;
+}
+HRI_INLINE void vf_zip(vf *a, vf *b)
+{
+    const vf low = _mm256_unpacklo_ps(*a, *b), high = _mm256_unpackhi_ps(*a, *b);
+    *a = _mm256_permute2f128_ps(low, high, 0x20);
+    *b = _mm256_permute2f128_ps(low, high, 0x31);
+}
+/* 2 VN elements in the cheapest order: bfloat16 comes unzipped, everything else in sequence. */
+HRI_INLINE void vf_load_pair(const void *p, enum element element, size_t index, vf *a, vf *b)
+{
+    if (element == ELEMENT_BF16) {
+        __m256i both = _mm256_loadu_si256((const void *)((const uint16_t *)p + index));
+        *a = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+        *b = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000u)));
+    } else {
+        *a = vf_load_element(p, element, index);
+        *b = vf_load_element(p, element, index + VN);
+    }
+}
 /* VN floats as 16-bit floats, to nearest even; NaN stays NaN. */
 HRI_INLINE void vf_store_f16(uint16_t *p, vf x)
 {

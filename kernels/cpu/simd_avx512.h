@@ -147,6 +147,33 @@ HRI_INLINE vf vf_load_element_half(const void *p, enum element element, size_t i
         return _mm512_zextps256_ps512(_mm256_loadu_ps((const float *)p + index));
     }
 }
+/* Two vectors as even lanes and odd lanes, and back. */
+HRI_INLINE void vf_unzip(vf *a, vf *b)
+{
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const vf x = *a, y = *b;
+    *a = _mm512_permutex2var_ps(x, even, y);
+    *b = _mm512_permutex2var_ps(x, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y);
+}
+HRI_INLINE void vf_zip(vf *a, vf *b)
+{
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const vf x = *a, y = *b;
+    *a = _mm512_permutex2var_ps(x, low, y);
+    *b = _mm512_permutex2var_ps(x, _mm512_add_epi32(low, _mm512_set1_epi32(8)), y);
+}
+/* 2 VN elements in the cheapest order: bfloat16 comes unzipped, everything else in sequence. */
+HRI_INLINE void vf_load_pair(const void *p, enum element element, size_t index, vf *a, vf *b)
+{
+    if (element == ELEMENT_BF16) {
+        __m512i both = _mm512_loadu_si512((const void *)((const uint16_t *)p + index));
+        *a = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+        *b = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000u)));
+    } else {
+        *a = vf_load_element(p, element, index);
+        *b = vf_load_element(p, element, index + VN);
+    }
+}
 /* VN floats as 16-bit floats, to nearest even; NaN stays NaN. */
 HRI_INLINE void vf_store_f16(uint16_t *p, vf x)
 {

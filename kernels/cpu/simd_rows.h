@@ -1,13 +1,16 @@
 /* Dot products with rows and weighted sums of rows: the two halves of attention when there are few queries.
  *
  * Rows are given as a list of pointers, so that gathered rows and runs of rows are one case. Both halves work on a tile of rows
- * that stays in the first-level cache while all queries of the group use it, and ask for the next tile's rows meanwhile: the
- * first for what it will read itself (K), the second for V. Include after a simd_*.h. */
+ * that stays in the caches while all queries of the group use it, and ask for the next tile's rows meanwhile: the first for what
+ * it will read itself (K), the second for V, a few lines at a time so that memory is never idle and never stalls the sums.
+ *
+ * bfloat16 rows are taken 2 VN elements at a time as even and odd elements (a shift, a mask). Queries are put in that order once
+ * per call (order_queries), sums are brought into it and out of it once per tile. Include after a simd_*.h. */
 #ifndef HRI_SIMD_ROWS_H
 #define HRI_SIMD_ROWS_H
 
-/* A tile holds about this many bytes, and a number of rows that is a multiple of VN between these. */
-#define TILE_BYTES 16384u
+/* A tile holds about this many bytes, and a number of rows that is a multiple of 16 between these. */
+#define TILE_BYTES 32768u
 #define TILE_ROWS_MIN 16u
 #define TILE_ROWS_MAX 128u
 
@@ -27,42 +30,70 @@ HRI_INLINE uint32_t tile_rows(uint32_t width, enum element element)
 HRI_INLINE void prefetch_bytes(const void *p, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
-        _mm_prefetch((const char *)p + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)p + i, _MM_HINT_T1);
+}
+
+/* The queries as dot_tile wants them: unzipped for bfloat16. Returns q itself or the copy. */
+HRI_INLINE const float *order_queries(const float *q, uint32_t g, uint32_t dk, enum element element, float *copy)
+{
+    if (element != ELEMENT_BF16)
+        return q;
+    memcpy(copy, q, (size_t)g * dk * sizeof *q);
+    for (uint32_t i = 0; i < g; i++) {
+        for (uint32_t j = 0; j + 2 * VN <= dk; j += 2 * VN) {
+            float *at = copy + (size_t)i * dk + j;
+            vf a = vf_load(at), b = vf_load(at + VN);
+            vf_unzip(&a, &b);
+            vf_store(at, a);
+            vf_store(at + VN, b);
+        }
+    }
+    return copy;
+}
+
+/* sum[i][r] += q_i . k_r for one vector of each; x points to the vectors of the queries, dk apart. */
+HRI_INLINE void dot_step(vf sum[DOT_QUERIES][4], const float *x, uint32_t dk, const int queries, const bool half,
+                         const vf k[4])
+{
+    HRI_UNROLL
+    for (int i = 0; i < queries; i++) {
+        const float *at = x + (size_t)i * dk;
+        const vf query = half ? vf_load_element_half(at, ELEMENT_F32, 0) : vf_load(at);
+        HRI_UNROLL
+        for (int r = 0; r < 4; r++)
+            sum[i][r] = vf_fma(query, k[r], sum[i][r]);
+    }
 }
 
 /* out[i][0..3] = q_i . rows 0..3. */
 HRI_INLINE void dot_block(const float *q, uint32_t dk, const int queries, enum element element,
                           const void *const *rows, float *out, size_t out_stride)
 {
-    vf sum[DOT_QUERIES][4], k[4];
+    vf sum[DOT_QUERIES][4], k[4], k2[4];
     uint32_t j = 0;
 
     HRI_UNROLL
     for (int i = 0; i < queries; i++)
         sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = vf_zero();
-    for (; j + VN <= dk; j += VN) {
+    for (; j + 2 * VN <= dk; j += 2 * VN) {
+        HRI_UNROLL
+        for (int r = 0; r < 4; r++)
+            vf_load_pair(rows[r], element, j, k + r, k2 + r);
+        dot_step(sum, q + j, dk, queries, false, k);
+        dot_step(sum, q + j + VN, dk, queries, false, k2);
+    }
+    if (j + VN <= dk) {
         HRI_UNROLL
         for (int r = 0; r < 4; r++)
             k[r] = vf_load_element(rows[r], element, j);
-        HRI_UNROLL
-        for (int i = 0; i < queries; i++) {
-            vf x = vf_load(q + (size_t)i * dk + j);
-            HRI_UNROLL
-            for (int r = 0; r < 4; r++)
-                sum[i][r] = vf_fma(x, k[r], sum[i][r]);
-        }
+        dot_step(sum, q + j, dk, queries, false, k);
+        j += VN;
     }
     if (j < dk) {
         HRI_UNROLL
         for (int r = 0; r < 4; r++)
             k[r] = vf_load_element_half(rows[r], element, j);
-        HRI_UNROLL
-        for (int i = 0; i < queries; i++) {
-            vf x = vf_load_element_half(q + (size_t)i * dk, ELEMENT_F32, j);
-            HRI_UNROLL
-            for (int r = 0; r < 4; r++)
-                sum[i][r] = vf_fma(x, k[r], sum[i][r]);
-        }
+        dot_step(sum, q + j, dk, queries, true, k);
     }
     HRI_UNROLL
     for (int i = 0; i < queries; i++)
@@ -95,7 +126,7 @@ HRI_INLINE void dot_tile_of(const float *q, uint32_t g, uint32_t dk, const struc
     }
 }
 
-/* out[i][r] = q_i . first dk elements of row r, for r below n rounded up to 4. */
+/* out[i][r] = q_i . first dk elements of row r, for r below n rounded up to 4. q as order_queries left it. */
 static void dot_tile(const float *q, uint32_t g, uint32_t dk, const struct row_tile *tile, float *out,
                      size_t out_stride)
 {
@@ -114,78 +145,109 @@ static void dot_tile(const float *q, uint32_t g, uint32_t dk, const struct row_t
     }
 }
 
-/* o[i][0..vectors * VN) += sum_r w[i][r] * row_r[offset..]; with half set, one half vector. */
-HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, const int vectors, const bool half,
+/* o[i][0..4 VN) += sum_r w[i][r] * row_r[offset..]. */
+HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, const bool prefetch,
                           const struct row_tile *tile, enum element element, size_t offset, float *o, size_t dv)
 {
     vf sum[SUM_QUERIES][4], v[4];
-    const uint32_t lanes = half ? VN / 2 : VN;
 
     HRI_UNROLL
     for (int i = 0; i < queries; i++) {
         HRI_UNROLL
-        for (int c = 0; c < vectors; c++)
-            sum[i][c] = half ? vf_load_n(o + i * dv, lanes) : vf_load(o + i * dv + c * VN);
+        for (int c = 0; c < 4; c++)
+            sum[i][c] = vf_load(o + i * dv + c * VN);
+        if (element == ELEMENT_BF16) {
+            vf_unzip(&sum[i][0], &sum[i][1]);
+            vf_unzip(&sum[i][2], &sum[i][3]);
+        }
     }
     for (uint32_t r = 0; r < tile->n; r++) {
-        HRI_UNROLL
-        for (int c = 0; c < vectors; c++)
-            v[c] = half ? vf_load_element_half(tile->rows[r], element, offset)
-                        : vf_load_element(tile->rows[r], element, offset + (size_t)c * VN);
+        if (prefetch)
+            prefetch_bytes((const char *)tile->next[r] + offset * element_bytes(element), 4 * VN * element_bytes(element));
+        vf_load_pair(tile->rows[r], element, offset, v, v + 1);
+        vf_load_pair(tile->rows[r], element, offset + 2 * VN, v + 2, v + 3);
         HRI_UNROLL
         for (int i = 0; i < queries; i++) {
             vf weight = vf_set(w[i * w_stride + r]);
             HRI_UNROLL
-            for (int c = 0; c < vectors; c++)
+            for (int c = 0; c < 4; c++)
                 sum[i][c] = vf_fma(weight, v[c], sum[i][c]);
         }
     }
     HRI_UNROLL
     for (int i = 0; i < queries; i++) {
-        HRI_UNROLL
-        for (int c = 0; c < vectors; c++) {
-            if (half)
-                vf_store_n(o + i * dv, sum[i][c], lanes);
-            else
-                vf_store(o + i * dv + c * VN, sum[i][c]);
+        if (element == ELEMENT_BF16) {
+            vf_zip(&sum[i][0], &sum[i][1]);
+            vf_zip(&sum[i][2], &sum[i][3]);
         }
+        HRI_UNROLL
+        for (int c = 0; c < 4; c++)
+            vf_store(o + i * dv + c * VN, sum[i][c]);
     }
 }
 
-HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, const struct row_tile *tile,
-                            enum element element, size_t offset, uint32_t dv, float *o)
+/* o[i][0..VN) += sum_r w[i][r] * row_r[offset..], or half a vector of it. */
+HRI_INLINE void sum_vector(const float *w, size_t w_stride, const int queries, const bool half,
+                           const struct row_tile *tile, enum element element, size_t offset, float *o, size_t dv)
+{
+    const uint32_t lanes = half ? VN / 2 : VN;
+    vf sum[SUM_QUERIES];
+
+    HRI_UNROLL
+    for (int i = 0; i < queries; i++)
+        sum[i] = vf_load_n(o + i * dv, lanes);
+    for (uint32_t r = 0; r < tile->n; r++) {
+        const vf v = half ? vf_load_element_half(tile->rows[r], element, offset)
+                          : vf_load_element(tile->rows[r], element, offset);
+        HRI_UNROLL
+        for (int i = 0; i < queries; i++)
+            sum[i] = vf_fma(vf_set(w[i * w_stride + r]), v, sum[i]);
+    }
+    HRI_UNROLL
+    for (int i = 0; i < queries; i++)
+        vf_store_n(o + i * dv, sum[i], lanes);
+}
+
+HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, const bool prefetch,
+                            const struct row_tile *tile, enum element element, size_t offset, uint32_t dv, float *o)
 {
     uint32_t j = 0;
 
-    for (; j + 4 * VN <= dv; j += 4 * VN)
-        sum_block(w, w_stride, queries, 4, false, tile, element, offset + j, o + j, dv);
+    for (; j + 4 * VN <= dv; j += 4 * VN) {
+        if (prefetch)
+            sum_block(w, w_stride, queries, true, tile, element, offset + j, o + j, dv);
+        else
+            sum_block(w, w_stride, queries, false, tile, element, offset + j, o + j, dv);
+    }
+    if (prefetch && j < dv) {
+        for (uint32_t r = 0; r < tile->n; r++)
+            prefetch_bytes((const char *)tile->next[r] + (offset + j) * element_bytes(element), (dv - j) * element_bytes(element));
+    }
     for (; j + VN <= dv; j += VN)
-        sum_block(w, w_stride, queries, 1, false, tile, element, offset + j, o + j, dv);
+        sum_vector(w, w_stride, queries, false, tile, element, offset + j, o + j, dv);
     if (j < dv)
-        sum_block(w, w_stride, queries, 1, true, tile, element, offset + j, o + j, dv);
+        sum_vector(w, w_stride, queries, true, tile, element, offset + j, o + j, dv);
 }
 
 HRI_INLINE void sum_tile_of(const float *w, size_t w_stride, uint32_t g, const struct row_tile *tile,
                             enum element element, size_t offset, uint32_t dv, float *o)
 {
+    bool prefetch = tile->next != NULL; /* by the first queries only */
     uint32_t i = 0;
 
-    if (tile->next) {
-        for (uint32_t r = 0; r < tile->n; r++)
-            prefetch_bytes((const char *)tile->next[r] + offset * element_bytes(element),
-                           dv * element_bytes(element));
+    for (; i + SUM_QUERIES <= g; i += SUM_QUERIES) {
+        sum_columns(w + i * w_stride, w_stride, SUM_QUERIES, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
+        prefetch = false;
     }
-    for (; i + SUM_QUERIES <= g; i += SUM_QUERIES)
-        sum_columns(w + i * w_stride, w_stride, SUM_QUERIES, tile, element, offset, dv, o + (size_t)i * dv);
 #if SUM_QUERIES > 2
     if (g - i == 3)
-        sum_columns(w + i * w_stride, w_stride, 3, tile, element, offset, dv, o + (size_t)i * dv);
+        sum_columns(w + i * w_stride, w_stride, 3, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
     else if (g - i == 2)
-        sum_columns(w + i * w_stride, w_stride, 2, tile, element, offset, dv, o + (size_t)i * dv);
+        sum_columns(w + i * w_stride, w_stride, 2, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
     else
 #endif
     if (g - i == 1)
-        sum_columns(w + i * w_stride, w_stride, 1, tile, element, offset, dv, o + (size_t)i * dv);
+        sum_columns(w + i * w_stride, w_stride, 1, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
 }
 
 /* o[i][0..dv) += sum_r w[i][r] * row_r[offset..offset + dv). */

@@ -24,37 +24,61 @@ HRI_INLINE vf vf_cut(vf x)
     return vf_min(vf_max(x, vf_set(-HRI_LOGIT_MAX)), vf_set(HRI_LOGIT_MAX));
 }
 
-/* x[0..n) in whole vectors: soft-capped, then cut so that nothing is infinite or NaN. */
 HRI_INLINE void cap_logits(float *x, uint32_t n, float soft_cap)
 {
-    if (soft_cap > 0.0f) {
-        const vf inverse = vf_set(1.0f / soft_cap), cap = vf_set(soft_cap);
-        for (uint32_t j = 0; j < n; j += VN)
-            vf_store(x + j, vf_mul(cap, vf_tanh(vf_mul(vf_load(x + j), inverse))));
-    }
+    const vf inverse = vf_set(1.0f / soft_cap), cap = vf_set(soft_cap);
+
     for (uint32_t j = 0; j < n; j += VN)
-        vf_store(x + j, vf_cut(vf_load(x + j)));
+        vf_store(x + j, vf_mul(cap, vf_tanh(vf_mul(vf_load(x + j), inverse))));
 }
 
-/* Turns logits x[0..n), whole vectors, -INFINITY where there is none and at least one that is finite, into weights relative to
- * the new maximum; adds them to (m, l). Returns what the sum so far must be multiplied with. */
-HRI_INLINE float take_logits(float *x, uint32_t n, float *m, float *l)
+/* x[0..n) in whole vectors: soft-capped where asked, cut so that nothing is infinite or NaN. Returns the largest, or m. */
+HRI_INLINE float cut_logits(float *x, uint32_t n, float soft_cap, float m)
 {
-    vf largest = vf_set(*m), sum = vf_zero();
+    vf largest = vf_set(m);
+
+    if (soft_cap > 0.0f)
+        cap_logits(x, n, soft_cap);
+    for (uint32_t j = 0; j < n; j += VN) {
+        const vf logit = vf_cut(vf_load(x + j));
+        vf_store(x + j, logit);
+        largest = vf_max(logit, largest);
+    }
+    return vf_largest(largest);
+}
+
+/* The largest of logits x[0..n), whole vectors, and m. */
+HRI_INLINE float largest_logit(const float *x, uint32_t n, float m)
+{
+    vf largest = vf_set(m);
 
     for (uint32_t j = 0; j < n; j += VN)
         largest = vf_max(vf_load(x + j), largest);
-    const float new_m = vf_largest(largest);
-    const float shrink = new_m > *m ? expf(*m - new_m) : 1.0f;
-    const vf shift = vf_set(new_m);
+    return vf_largest(largest);
+}
+
+/* Logits x[0..n), whole vectors, become weights relative to m; their sum is returned. */
+HRI_INLINE float weigh_logits(float *x, uint32_t n, float m)
+{
+    const vf shift = vf_set(m);
+    vf sum = vf_zero();
+
     for (uint32_t j = 0; j < n; j += VN) {
-        vf weight = vf_exp(vf_sub(vf_load(x + j), shift));
+        const vf weight = vf_exp(vf_sub(vf_load(x + j), shift));
         vf_store(x + j, weight);
         sum = vf_add(sum, weight);
     }
-    *m = new_m;
-    *l = *l * shrink + vf_sum(sum);
-    return shrink;
+    return vf_sum(sum);
+}
+
+/* What sums relative to old_m[0..n) must be multiplied with where the largest logit is now new_m, n <= HR_GROUP_MAX;
+ * 1 where nothing changed, also where there still is none. Arrays have whole vectors. */
+HRI_INLINE void shrink_factors(const float *old_m, const float *new_m, uint32_t n, float *factors)
+{
+    for (uint32_t i = 0; i < n; i += VN)
+        vf_store(factors + i, vf_exp(vf_sub(vf_load(old_m + i), vf_load(new_m + i))));
+    for (uint32_t i = 0; i < n; i++)
+        factors[i] = new_m[i] > old_m[i] ? factors[i] : 1.0f;
 }
 
 /* o[0..d), d a multiple of 8, times factor. */

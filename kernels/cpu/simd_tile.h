@@ -68,9 +68,9 @@ static void pack_rows(const struct tile_job *job, const struct hri_rows *rows, u
     }
 }
 
-/* Logits x[low..high) of one query, of which it sees [first, last), become weights, 0 where it does not see. */
-HRI_INLINE float tile_weights(float *x, uint32_t low, uint32_t high, uint32_t first, uint32_t last, float soft_cap,
-                              float *m, float *l)
+/* One query's logits are made ready: capped, -INFINITY where it does not see (first..last is what it sees), and the largest,
+ * or m, is returned. Works on whole vectors around [first, last). */
+HRI_INLINE float tile_mask(float *x, uint32_t first, uint32_t last, float soft_cap, float m)
 {
     const uint32_t from = first / VN * VN, to = (last + VN - 1) / VN * VN;
 
@@ -80,12 +80,19 @@ HRI_INLINE float tile_weights(float *x, uint32_t low, uint32_t high, uint32_t fi
         x[j] = -INFINITY;
     for (uint32_t j = last; j < to; j++)
         x[j] = -INFINITY;
-    const float shrink = take_logits(x + from, to - from, m, l);
+    return largest_logit(x + from, to - from, m);
+}
+
+/* Then they become weights, 0 elsewhere in [low, high), and their sum is returned. */
+HRI_INLINE float tile_weigh(float *x, uint32_t low, uint32_t high, uint32_t first, uint32_t last, float m)
+{
+    const uint32_t from = first / VN * VN, to = (last + VN - 1) / VN * VN;
+
     if (low < from)
         memset(x + low, 0, (from - low) * sizeof *x);
     if (to < high)
         memset(x + to, 0, (high - to) * sizeof *x);
-    return shrink;
+    return weigh_logits(x + from, to - from, m);
 }
 
 /* o[i][j..j + PANEL) = o * shrink + sums. */
@@ -100,11 +107,35 @@ HRI_INLINE void merge_columns(float *o, uint32_t dv, uint32_t j, float shrink, c
     }
 }
 
+/* The logits of a block of queries become weights; (m, l) take them in. */
+static void tile_softmax(const struct tile_job *job, uint32_t count, uint32_t low, uint32_t high, const uint32_t *first,
+                         const uint32_t *last, float *m, float *l, float *shrink)
+{
+    float old_m[HRI_TILE_QUERIES_UP] = {0.0f}, new_m[HRI_TILE_QUERIES_UP] = {0.0f};
+
+    for (uint32_t i = 0; i < count; i++) {
+        float *x = job->x + i * HRI_TILE_LOGIT_STRIDE;
+        old_m[i] = new_m[i] = m[i];
+        if (first[i] < last[i])
+            new_m[i] = tile_mask(x, first[i], last[i], job->soft_cap, m[i]);
+    }
+    shrink_factors(old_m, new_m, count, shrink);
+    for (uint32_t i = 0; i < count; i++) {
+        float *x = job->x + i * HRI_TILE_LOGIT_STRIDE;
+        if (first[i] < last[i]) {
+            m[i] = new_m[i];
+            l[i] = l[i] * shrink[i] + tile_weigh(x, low, high, first[i], last[i], new_m[i]);
+        } else {
+            memset(x + low, 0, (high - low) * sizeof *x);
+        }
+    }
+}
+
 /* The queries [0, count) of a block of `block` rows; first and last are inside the tile. */
 HRI_INLINE void tile_block(const struct tile_job *job, const int block, uint32_t count, const float *q,
                            const uint32_t *first, const uint32_t *last, float *m, float *l, float *o)
 {
-    float shrink[GEMM_ROWS], sums[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
+    float shrink[HRI_TILE_QUERIES_UP], sums[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
     uint32_t low = UINT32_MAX, high = 0;
 
     for (uint32_t i = 0; i < count; i++) {
@@ -119,14 +150,7 @@ HRI_INLINE void tile_block(const struct tile_job *job, const int block, uint32_t
     for (uint32_t j = low / PANEL * PANEL; j < high; j += PANEL)
         gemm_panel(block, job->q, HRI_TILE_QUERY_STRIDE, 1, job->k_panels + (size_t)j * job->dk, PANEL, job->dk, true,
                    job->x + j, HRI_TILE_LOGIT_STRIDE);
-    for (uint32_t i = 0; i < count; i++) {
-        float *x = job->x + i * HRI_TILE_LOGIT_STRIDE;
-        shrink[i] = 1.0f;
-        if (first[i] < last[i])
-            shrink[i] = tile_weights(x, low, high, first[i], last[i], job->soft_cap, m + i, l + i);
-        else
-            memset(x + low, 0, (high - low) * sizeof *x);
-    }
+    tile_softmax(job, count, low, high, first, last, m, l, shrink);
     for (uint32_t j = 0; j < job->dv; j += PANEL) {
         gemm_panel(block, job->x + low, HRI_TILE_LOGIT_STRIDE, 1, job->v_panels + ((size_t)j * job->n + (size_t)low * PANEL),
                    PANEL, high - low, false, sums, PANEL);
