@@ -14,7 +14,7 @@ struct fixture {
     struct hri_select_out out;
 };
 
-static struct fixture *fixture_new(const char *recipe, uint32_t g, uint64_t seed)
+static struct fixture *fixture_in_segments(const char *recipe, uint32_t g, uint64_t seed, uint32_t segment)
 {
     struct hri_rng rng;
     struct fixture *f = calloc(1, sizeof *f);
@@ -23,8 +23,13 @@ static struct fixture *fixture_new(const char *recipe, uint32_t g, uint64_t seed
     f->rows = synth_make(&rng, N, DK, DV);
     f->q = synth_queries(&rng, &f->rows, 64, g);
     struct bench_geometry geometry = {.recipe = recipe, .g = g, .k_dim = DK, .v_dim = DV, .horizon_tokens = 1000};
-    bench_head_init(&f->b, &geometry, f->rows.k, f->rows.v, N, f->q, 64, 0, N, 600);
+    bench_head_init(&f->b, &geometry, f->rows.k, f->rows.v, N, f->q, 64, 0, N, segment);
     return f;
+}
+
+static struct fixture *fixture_new(const char *recipe, uint32_t g, uint64_t seed)
+{
+    return fixture_in_segments(recipe, g, seed, 600);
 }
 
 static void fixture_free(struct fixture *f)
@@ -304,7 +309,7 @@ static void test_quality(void **state)
     double error[4] = {0};
     (void)state;
     for (int r = 0; r < 4; r++) {
-        struct fixture *f = fixture_new(recipes[r], 2, 9);
+        struct fixture *f = fixture_in_segments(recipes[r], 2, 9, N);
         for (uint32_t i = 0; i < 64 * 2 * DK; i++)
             f->q[i] *= 0.3f; /* attention less peaked than on a single centre */
         for (uint32_t i = 0; i < 24; i++) {
