@@ -31,6 +31,7 @@ class File:
     def __init__(self, path):
         self.bytes = np.memmap(path, np.uint8, "r")
         self.at = 0
+        self.kept = {}
         if self.take("S4") != b"GGUF":
             raise SystemExit(f"{path}: not a GGUF file")
         version = int(self.take("<u4"))
@@ -74,9 +75,14 @@ class File:
         return name, dims, int(self.take("<u4")), int(self.take("<u8"))
 
     def tensor(self, name):
-        """As float32 with the innermost dimension last, or None."""
+        """As float32 with the innermost dimension last, or None. Kept: greedy decoding asks again and again."""
         if name not in self.tensors:
             return None
+        if name not in self.kept:
+            self.kept[name] = self.dequantise(name)
+        return self.kept[name]
+
+    def dequantise(self, name):
         dims, kind, offset = self.tensors[name]
         if kind not in FORMATS:
             raise SystemExit(f"tensor {name} has type {kind}, which this script does not know")

@@ -140,7 +140,7 @@ int main(void)
     }
     make_ids();
     run_temp_path(tokens, "ids.txt");
-    run_temp_path(output, "output");
+    run_temp_path(output, "output.npy");
     if (run_write_ids(tokens, ids, TOKENS) != 0) {
         return 1;
     }
