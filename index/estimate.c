@@ -22,6 +22,41 @@ float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step
     return logit + fminf(0.5f * variance, HRI_HALF_VARIANCE_MAX) + head->log_rows[head->block_rows[b]];
 }
 
+/* x[b] = logit at the centre plus half the variance, for all blocks. */
+static void log_weights(const struct hri_index_head *head, const struct hri_step *step, uint32_t g, float *x)
+{
+    const uint16_t *spread = head->shape.spread;
+    const float *dots = step->dots + g * step->stride;
+    float half = 0.5f * step->variance[g];
+    if (head->options.soft_cap > 0) {
+        for (uint32_t b = 0; b < head->n_blocks; b++)
+            x[b] = hri_step_log_mass(head, step, g, b) - head->log_rows[head->block_rows[b]];
+        return;
+    }
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        x[b] = dots[b];
+    for (uint32_t b = 0; spread && b < head->n_blocks; b++) {
+        float add = half * hri_f32_from_bf16(spread[b]);
+        x[b] += add < HRI_HALF_VARIANCE_MAX ? add : HRI_HALF_VARIANCE_MAX;
+    }
+}
+
+void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step)
+{
+    const struct hri_kernels *kernels = head->options.kernels;
+    for (uint32_t g = 0; g < head->options.g; g++) {
+        float *weight = step->weight + g * step->stride;
+        log_weights(head, step, g, weight);
+        step->top[g] = kernels->max(weight, head->n_blocks);
+        kernels->exp_sum(weight, step->top[g], weight, head->n_blocks);
+        for (uint32_t b = 0; b < head->n_blocks; b++)
+            weight[b] *= (float)head->block_rows[b];
+        step->total[g] = hri_sum(weight, head->n_blocks);
+        if (in->near && in->near->l[g] > 0)
+            step->total[g] += in->near->l[g] * expf(in->near->m[g] - step->top[g]);
+    }
+}
+
 void hri_step_first_order(const struct hri_index_head *head, struct hri_step *step)
 {
     memset(step->variance, 0, head->options.g * sizeof(float));
@@ -39,6 +74,7 @@ uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_
 {
     const struct hri_index_options *o = &head->options;
     uint32_t n = head->n_blocks, dv = o->v_dim, n_marked = 0;
+    const uint16_t *spread = head->shape.spread;
     float mass[HR_GROUP_MAX], lean[HR_GROUP_MAX];
     for (uint32_t b = 0; b < n; b++)
         n_marked += step->mark[b];
@@ -46,12 +82,12 @@ uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_
         return 0;
     for (uint32_t g = 0; g < o->g; g++) {
         float *weight = step->weight + g * step->stride;
-        mass[g] = lean[g] = 0;
-        for (uint32_t b = 0; b < n; b++) {
-            weight[b] = step->mark[b] ? weight[b] : 0;
-            mass[g] += weight[b];
-            lean[g] += weight[b] * hri_block_spread(head, b);
-        }
+        for (uint32_t b = 0; b < n; b++)
+            weight[b] *= (float)step->mark[b];
+        mass[g] = hri_sum(weight, n);
+        for (uint32_t b = 0; spread && b < n; b++)
+            step->work[b] = weight[b] * hri_f32_from_bf16(spread[b]);
+        lean[g] = spread ? hri_sum(step->work, n) : 0;
     }
     memset(step->sum, 0, (size_t)o->g * dv * sizeof(float));
     o->kernels->weighted_sum_i8(step->weight, step->stride, o->g, n, dv, head->summary.v_codes, head->summary.v_scale, step->sum);

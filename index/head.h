@@ -27,6 +27,19 @@ struct hri_index_head {
     struct hri_points points;      /* headrace */
 };
 
+/* Sum with several chains, so that it is not as slow as one addition after the other. */
+static inline float hri_sum(const float *x, uint32_t n)
+{
+    float sum[8] = {0};
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (uint32_t j = 0; j < 8; j++)
+            sum[j] += x[i + j];
+    for (; i < n; i++)
+        sum[0] += x[i];
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
 static inline uint32_t hri_lanes_up(uint32_t n)
 {
     return (n + HRI_LANES - 1) / HRI_LANES * HRI_LANES;
@@ -52,10 +65,10 @@ bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_
 struct hri_step {
     size_t stride;              /* blocks up to 16 */
     float *dots;                /* [g][stride] q . centre */
-    float *weight;              /* [g][stride] exp(log mass - top) */
+    float *weight;              /* [g][stride] mass / exp(top) */
     float *sum;                 /* [g][v_dim] */
     float *shift;               /* [g][v_dim] D q */
-    float *top, *total;         /* [HR_GROUP_MAX] largest log mass; all mass over exp(top), near included */
+    float *top, *total;         /* [HR_GROUP_MAX] largest logit; all mass over exp(top), near included */
     float *variance;            /* [HR_GROUP_MAX] q'Cq */
     float *work;                /* [stride] */
     struct hri_ranked *ranked;  /* [stride] */
@@ -64,12 +77,13 @@ struct hri_step {
 size_t hri_step_bytes(const struct hri_index_options *options);
 struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_select_in *in);
 
-/* Log of the estimated mass of a block: log n + q.m + variance / 2 (docs/algorithm.md, level 0); without a shape there is no
- * variance. Needs dots and variance. */
 #define HRI_HALF_VARIANCE_MAX 3.0f
+/* Blocks: log of the estimated mass, log n + q.m + variance / 2 (docs/algorithm.md, level 0). Needs dots and variance. */
 float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step *step, uint32_t g, uint32_t b);
 /* A block's spread; 0 without a shape. */
 float hri_block_spread(const struct hri_index_head *head, uint32_t b);
+/* Of all blocks: weight = mass / exp(top), top and total (near included). Needs dots and variance. */
+void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step);
 /* variance and shift for selectors whose summaries have no shape: zero. */
 void hri_step_first_order(const struct hri_index_head *head, struct hri_step *step);
 
@@ -78,8 +92,5 @@ uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_
 /* Adds the estimates of these blocks, from dots. */
 void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step *step, const uint32_t *blocks, uint32_t n,
                               struct hri_partial *part);
-
-/* weight, top and total from log masses that lie in step->weight. */
-void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step);
 
 #endif

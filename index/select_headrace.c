@@ -1,5 +1,6 @@
 /* Headrace, level 0 and level 2 (docs/algorithm.md): blocks in the metric of the queries, second-order summaries of everything, int8
  * rows where they remove most expected error per byte. */
+#include "base/half.h"
 #include "index/group.h"
 #include "index/head.h"
 
@@ -103,7 +104,7 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
 /* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
 static inline float excess(float variance)
 {
-    float v = fminf(variance, DOUBT_VARIANCE_MAX);
+    float v = variance < DOUBT_VARIANCE_MAX ? variance : DOUBT_VARIANCE_MAX;
     return v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
 }
 
@@ -116,12 +117,17 @@ struct doubt {
     double tolerance;
 };
 
+/* p^2 (exp(variance) - 1 + floor) / n */
+static inline float doubt_of(float share, float variance, float rows)
+{
+    return share * share * (excess(variance) + DOUBT_FLOOR) / rows;
+}
+
 static float block_doubt(const struct doubt *d, uint32_t g, uint32_t b)
 {
     const struct hri_step *step = d->step;
     float share = step->weight[g * step->stride + b] / step->total[g];
-    float variance = step->variance[g] * hri_block_spread(d->head, b);
-    return share * share * (excess(variance) + DOUBT_FLOOR) / d->head->block_rows[b];
+    return doubt_of(share, step->variance[g] * hri_block_spread(d->head, b), d->head->block_rows[b]);
 }
 
 static float predicted_error(const struct doubt *d, uint32_t g)
@@ -178,28 +184,29 @@ static void score(const struct hri_index_head *head, const struct hri_select_in 
 {
     const struct hri_index_options *o = &head->options;
     hri_summary_dots(head, in->q, step->dots, step->stride);
-    for (uint32_t g = 0; g < o->g; g++) {
+    for (uint32_t g = 0; g < o->g; g++)
         hri_shape_query(head, in->q + (size_t)g * o->k_dim, &step->variance[g], step->shift + (size_t)g * o->v_dim);
-        for (uint32_t b = 0; b < head->n_blocks; b++)
-            step->weight[g * step->stride + b] = hri_step_log_mass(head, step, g, b);
-    }
     hri_step_weigh(head, in, step);
 }
 
 static void rank(const struct hri_index_head *head, struct hri_step *step, struct doubt *doubt)
 {
-    memset(step->work, 0, head->n_blocks * sizeof(float));
+    const uint16_t *spread = head->shape.spread;
+    const uint8_t *rows = head->block_rows;
+    uint32_t n = head->n_blocks;
+    float before = 0;
+    memset(step->work, 0, n * sizeof(float));
     for (uint32_t g = 0; g < head->options.g; g++) {
-        float sum = 0;
-        for (uint32_t b = 0; b < head->n_blocks; b++) {
-            float part = block_doubt(doubt, g, b);
-            sum += part;
-            step->work[b] += part;
-        }
-        doubt->left[g] = sum;
+        const float *weight = step->weight + g * step->stride;
+        float inverse = 1 / step->total[g], variance = step->variance[g];
+        for (uint32_t b = 0; b < n; b++)
+            step->work[b] += doubt_of(weight[b] * inverse, variance * hri_f32_from_bf16(spread[b]), rows[b]);
+        float after = hri_sum(step->work, n);
+        doubt->left[g] = after - before;
+        before = after;
     }
-    for (uint32_t b = 0; b < head->n_blocks; b++)
-        step->ranked[b] = (struct hri_ranked){step->work[b] / head->block_rows[b], b};
+    for (uint32_t b = 0; b < n; b++)
+        step->ranked[b] = (struct hri_ranked){step->work[b] / rows[b], b};
 }
 
 /* Blocks that lie in frames cost no transfer: the best of those not chosen yet are taken beyond the budget. */

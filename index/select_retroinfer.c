@@ -66,9 +66,6 @@ static hr_status_t select_clusters(const struct hri_index_head *head, const stru
     uint32_t n = head->n_blocks;
     hri_step_first_order(head, &step);
     hri_summary_dots(head, in->q, step.dots, step.stride);
-    for (uint32_t g = 0; g < o->g; g++)
-        for (uint32_t b = 0; b < n; b++)
-            step.weight[g * step.stride + b] = hri_step_log_mass(head, &step, g, b);
     hri_step_weigh(head, in, &step);
     memset(step.work, 0, n * sizeof(float));
     for (uint32_t g = 0; g < o->g; g++)

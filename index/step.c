@@ -3,8 +3,6 @@
 #include "base/assert.h"
 #include "index/head.h"
 
-#include <math.h>
-
 /* Blocks that do not fit are passed over this many times before the rest of the budget is left unspent. */
 #define PASSED_OVER_MAX 64u
 
@@ -33,18 +31,6 @@ struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_
     step.mark = hri_arena_array(&arena, step.stride, 1);
     HRI_ASSERT(head->n_blocks == 0 || step.mark != NULL);
     return step;
-}
-
-void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step)
-{
-    const struct hri_kernels *kernels = head->options.kernels;
-    for (uint32_t g = 0; g < head->options.g; g++) {
-        float *weight = step->weight + g * step->stride;
-        step->top[g] = kernels->max(weight, head->n_blocks);
-        step->total[g] = kernels->exp_sum(weight, step->top[g], weight, head->n_blocks);
-        if (in->near && in->near->l[g] > 0)
-            step->total[g] += in->near->l[g] * expf(in->near->m[g] - step->top[g]);
-    }
 }
 
 static bool take_one(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t block, uint64_t *left_bytes,
