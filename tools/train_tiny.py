@@ -5,7 +5,7 @@
     tools/train_tiny.py export --checkpoint /tmp/tiny.npz engine/models/tiny.gguf
 
 The model answers questions about (key, value) pairs that lie scattered in a long text; it is trained on
-256 tokens and answers at 16,384 and beyond. engine/models/README.md fixes the architecture, the file
+256 tokens and answers at 16,384. engine/models/README.md fixes the architecture, the file
 and the text; this script is where the weights come from. It needs NumPy and torch (Debian's
 python3-torch is enough), runs on one core, and its seed is fixed: the random numbers come from one
 generator each of NumPy and torch, the schedule counts steps and not seconds.
