@@ -9,14 +9,19 @@
 #include "bench/subjects.h"
 
 static const struct hrb_benchmark benchmarks[] = {
-    {"attention-f32", "full attention of one query head over f32 rows in memory", 0.8, hrb_attention_read, 1},
-    {"attention-bf16", "full attention of one query head over bf16 rows in memory", 0.8, hrb_attention_read, 101},
-    {"attention-bf16-gqa4", "full attention of four query heads that share bf16 rows", 0.8, hrb_attention_read, 104},
+    {"attention-f32", "full attention of one query head over f32 rows in memory", 0.8,
+     hrb_attention_read, 1},
+    {"attention-bf16", "full attention of one query head over bf16 rows in memory", 0.8,
+     hrb_attention_read, 101},
+    {"attention-bf16-gqa4", "full attention of four query heads that share bf16 rows", 0.8,
+     hrb_attention_read, 104},
     {"summary-score", "scores of block summaries, one query head", 0.9, hrb_summary_score, 1},
-    {"summary-score-gqa4", "scores of block summaries, four query heads that share them", 0.9, hrb_summary_score, 4},
+    {"summary-score-gqa4", "scores of block summaries, four query heads that share them", 0.9,
+     hrb_summary_score, 4},
     {"file-read-32k", "random reads of 32 KiB blocks from the file tier", 0.95, hrb_file_read, 32},
     {"file-read-64k", "random reads of 64 KiB blocks from the file tier", 0.95, hrb_file_read, 64},
-    {"file-read-256k", "random reads of 256 KiB blocks from the file tier", 0.95, hrb_file_read, 256},
+    {"file-read-256k", "random reads of 256 KiB blocks from the file tier", 0.95, hrb_file_read,
+     256},
     {"decode-131072", "a decode step at 131,072 tokens, 1% moved", 8, hrb_decode_step, 131072},
     {"run-memory", "peak memory of a run whose cache lies in the file tier", 1, hrb_run_memory, 0},
     {"engine-prefill-7900", "prefill of 7,900 tokens", 1.5, hrb_engine, 0},
@@ -39,9 +44,11 @@ cJSON *hrb_machine_json(const struct hrb_options *options)
     cJSON *json = cJSON_CreateObject();
     if (hri_cpu_detect(&cpu) == HR_OK) {
         cJSON_AddStringToObject(json, "cpu", cpu.brand);
-        cJSON_AddStringToObject(json, "features", hri_cpu_features(&cpu, features, sizeof features));
+        cJSON_AddStringToObject(json, "features",
+                                hri_cpu_features(&cpu, features, sizeof features));
     }
-    cJSON_AddNumberToObject(json, "threads", options->n_threads ? options->n_threads : hri_cpu_usable_count());
+    cJSON_AddNumberToObject(json, "threads",
+                            options->n_threads ? options->n_threads : hri_cpu_usable_count());
     if (hri_topology_create(NULL, NULL, &topology) == HR_OK) {
         const struct hri_topology_info *info = hri_topology_info(topology);
         cJSON_AddNumberToObject(json, "cores", info->core_count);

@@ -1,5 +1,6 @@
-/* Benchmarks: each checks its result, then measures the code and its limit (or a peer) in turns, A-B-B-A, in the same run, and
- * reports the median of the paired ratios. Absolute times of two runs on a shared machine say little; these ratios hold. */
+/* Benchmarks: each checks its result, then measures the code and its limit (or a peer) in turns,
+ * A-B-B-A, in the same run, and reports the median of the paired ratios. Absolute times of two
+ * runs on a shared machine say little; these ratios hold. */
 #ifndef BENCH_BENCH_H
 #define BENCH_BENCH_H
 
@@ -15,29 +16,31 @@ struct hrb_options {
     const char *file_dir; /* folder for the file benchmarks */
     const char *model;    /* GGUF file for the engine benchmarks, NULL: they are skipped */
     const char *tool;     /* path of this program, for benchmarks that run it as a user would */
-    void (*note)(const char *format, ...) __attribute__((format(printf, 1, 2))); /* progress, one line */
-    bool (*stop)(void);   /* true: the user wants to end */
+    void (*note)(const char *format, ...)
+        __attribute__((format(printf, 1, 2))); /* progress, one line */
+    bool (*stop)(void);                        /* true: the user wants to end */
 };
 
 struct hrb_result {
-    double value, limit;  /* medians, in unit */
-    double ratio;         /* median over rounds of the paired ratio; more is better */
-    double value_p99;     /* 99th percentile (the largest of fewer than 100), 0: not measured */
+    double value, limit; /* medians, in unit */
+    double ratio;        /* median over rounds of the paired ratio; more is better */
+    double value_p99;    /* 99th percentile (the largest of fewer than 100), 0: not measured */
     const char *unit;
     const char *limit_is; /* what the limit is, in words */
     uint64_t bytes;       /* that one run of the code moves or reads, 0: not told */
     unsigned rounds;
-    cJSON *details;       /* object or NULL; owned by the result */
+    cJSON *details; /* object or NULL; owned by the result */
     bool skipped;
-    char reason[1024];    /* why it was skipped or failed */
+    char reason[1024]; /* why it was skipped or failed */
 };
 
 struct hrb_benchmark {
     const char *name, *what;
-    double goal;          /* the ratio to reach */
+    double goal; /* the ratio to reach */
     /* 0: measured or skipped; 1: failed, with the reason in the result. */
-    int (*run)(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result);
-    int variant;          /* for benchmarks that share a function */
+    int (*run)(const struct hrb_benchmark *self, const struct hrb_options *options,
+               struct hrb_result *result);
+    int variant; /* for benchmarks that share a function */
 };
 
 /* Static, ordered; NULL past the end. */

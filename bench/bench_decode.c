@@ -1,8 +1,9 @@
-/* A decode step over a long text: the recipe against full attention by the same kernels, both through the public API.
+/* A decode step over a long text: the recipe against full attention by the same kernels, both
+ * through the public API.
  *
- * One layer, 8 kv-heads of 128, 32 query heads. Rows come in clusters, as keys of real models do: a row is its cluster's centre plus
- * noise, and queries point at a few centres. Whatever the recipe leaves out shows in the error that is measured beside the time.
- */
+ * One layer, 8 kv-heads of 128, 32 query heads. Rows come in clusters, as keys of real models
+ * do: a row is its cluster's centre plus noise, and queries point at a few centres. Whatever the
+ * recipe leaves out shows in the error that is measured beside the time. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +15,11 @@
 #include "bench/measure.h"
 #include "bench/subjects.h"
 
-#define DIM 128
-#define KV_HEADS 8
-#define Q_HEADS 32
-#define CLUSTERS 1024 /* per kv-head */
-#define CHUNK 1024
+#define DIM         128
+#define KV_HEADS    8
+#define Q_HEADS     32
+#define CLUSTERS    1024 /* per kv-head */
+#define CHUNK       1024
 #define ERROR_STEPS 8
 
 struct decode {
@@ -40,13 +41,14 @@ static int say(struct decode *d, const char *what)
     return 1;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ rows */
+/* ----------------------------------------------------------------------------------------- rows */
 
 static float noise(struct decode *d)
 {
     /* A sum of four uniforms is near enough to normal and much cheaper. */
     uint64_t bits = hri_rng_u64(&d->rng);
-    int sum = (int)(bits & 0xffff) + (int)((bits >> 16) & 0xffff) + (int)((bits >> 32) & 0xffff) + (int)(bits >> 48);
+    int sum = (int)(bits & 0xffff) + (int)((bits >> 16) & 0xffff) + (int)((bits >> 32) & 0xffff) +
+              (int)(bits >> 48);
     return ((float)sum * (1 / 65536.0f) - 2) * 1.7320508f;
 }
 
@@ -94,7 +96,7 @@ static hr_status_t attend(struct decode *d, hr_attend_mode_t mode, int check)
     return hr_sequence_attend(d->sequence, 0, &q, &options, &out, &d->report, NULL);
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- set-up */
+/* --------------------------------------------------------------------------------------- set-up */
 
 static int open_sequence(struct decode *d, uint32_t tokens)
 {
@@ -103,7 +105,8 @@ static int open_sequence(struct decode *d, uint32_t tokens)
     uint64_t exact_bytes = (uint64_t)tokens * KV_HEADS * 2 * DIM * 2;
     hr_runtime_options_init(&runtime);
     runtime.device_bytes = exact_bytes / 8;
-    runtime.host_bytes = 2 * exact_bytes; /* rows and blocks: this is about the step, not about the disk */
+    runtime.host_bytes =
+        2 * exact_bytes; /* rows and blocks: this is about the step, not about the disk */
     runtime.n_threads = d->options->n_threads;
     if (hr_runtime_create(&runtime, &d->runtime) != HR_OK)
         return say(d, "runtime");
@@ -115,7 +118,8 @@ static int open_sequence(struct decode *d, uint32_t tokens)
     sequence.tokens_max = tokens + 4096;
     sequence.recipe = "headrace";
     sequence.moved = 0.01;
-    return hr_sequence_create(d->runtime, &sequence, &d->sequence) == HR_OK ? 0 : say(d, "sequence");
+    return hr_sequence_create(d->runtime, &sequence, &d->sequence) == HR_OK ? 0
+                                                                            : say(d, "sequence");
 }
 
 static int alloc_arrays(struct decode *d)
@@ -163,7 +167,7 @@ static int measure_error(struct decode *d)
     return 0;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- measurement */
+/* ---------------------------------------------------------------------------------- measurement */
 
 static double run_step(struct decode *d, hr_attend_mode_t mode)
 {
@@ -209,8 +213,10 @@ static int measure(struct decode *d, struct hrb_result *result)
     cJSON_AddNumberToObject(result->details, "predicted_error", d->predicted);
     cJSON_AddNumberToObject(result->details, "true_error", d->truth);
     cJSON_AddNumberToObject(result->details, "moved_fraction",
-                            (double)d->report.bytes_selected / (double)(d->report.body_bytes ? d->report.body_bytes : 1));
-    cJSON_AddNumberToObject(result->details, "device_fraction", (double)stats.summary_bytes / (double)stats.body_bytes);
+                            (double)d->report.bytes_selected /
+                                (double)(d->report.body_bytes ? d->report.body_bytes : 1));
+    cJSON_AddNumberToObject(result->details, "device_fraction",
+                            (double)stats.summary_bytes / (double)stats.body_bytes);
     cJSON_AddNumberToObject(result->details, "index_seconds", (double)stats.index_ns * 1e-9);
     for (unsigned i = 0; i < HR_STAGES; i++) {
         char name[32];
@@ -220,13 +226,15 @@ static int measure(struct decode *d, struct hrb_result *result)
     return 0;
 }
 
-int hrb_decode_step(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+int hrb_decode_step(const struct hrb_benchmark *self, const struct hrb_options *options,
+                    struct hrb_result *result)
 {
     struct decode d = {.options = options};
     int code = 1;
     hri_rng_seed(&d.rng, 7);
     options->note("%s: appending and grouping %d tokens", self->name, self->variant);
-    if (alloc_arrays(&d) || open_sequence(&d, (uint32_t)self->variant) || fill(&d, (uint32_t)self->variant) || measure_error(&d))
+    if (alloc_arrays(&d) || open_sequence(&d, (uint32_t)self->variant) ||
+        fill(&d, (uint32_t)self->variant) || measure_error(&d))
         hrb_failed(result, "%s", d.reason);
     else
         code = measure(&d, result);

@@ -1,5 +1,6 @@
-/* The engine beside llama.cpp on the same model file, threads and text; and the memory of a run. Both are run as programs, as a
- * user would run them; what they report is their own time for prefill and for a decoded token. */
+/* The engine beside llama.cpp on the same model file, threads and text; and the memory of a run.
+ * Both are run as programs, as a user would run them; what they report is their own time for
+ * prefill and for a decoded token. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +15,11 @@
 #include "bench/subjects.h"
 
 #define PREFILL_TOKENS 7900
-#define DECODE_TOKENS 48
-#define DEVICE_BYTES (24u << 20)
-#define HOST_BYTES (64u << 20)
-#define FILE_BYTES (1u << 30)
-#define MEMORY_EXTRA (100u << 20)
+#define DECODE_TOKENS  48
+#define DEVICE_BYTES   (24u << 20)
+#define HOST_BYTES     (64u << 20)
+#define FILE_BYTES     (1u << 30)
+#define MEMORY_EXTRA   (100u << 20)
 
 struct engine_bench {
     const struct hrb_options *options;
@@ -30,22 +31,25 @@ struct engine_bench {
     char reason[1024];
 };
 
-/* ---------------------------------------------------------------------------------------------------------------- text */
+/* ----------------------------------------------------------------------------------------- text */
 
 /* Words at random: speed depends on how many tokens there are, not on what they say. */
 static int write_text(struct engine_bench *b)
 {
     static const char *const words[] = {
-        "the", "river", "carries", "water", "to", "a", "mill", "and", "its", "wheel", "turns", "slowly", "under", "old", "trees",
-        "while", "people", "from", "town", "walk", "along", "path", "with", "baskets", "of", "grain", "that", "they", "bring",
-        "each", "autumn", "after", "harvest", "when", "days", "grow", "short", "cold", "wind", "comes", "over", "hills", "again"};
+        "the",   "river", "carries", "water",  "to",    "a",       "mill",  "and",    "its",
+        "wheel", "turns", "slowly",  "under",  "old",   "trees",   "while", "people", "from",
+        "town",  "walk",  "along",   "path",   "with",  "baskets", "of",    "grain",  "that",
+        "they",  "bring", "each",    "autumn", "after", "harvest", "when",  "days",   "grow",
+        "short", "cold",  "wind",    "comes",  "over",  "hills",   "again"};
     struct hri_rng rng;
     FILE *file = fopen(b->text_path, "w");
     if (!file)
         return 1;
     hri_rng_seed(&rng, 11);
     for (unsigned i = 0; i < 2 * PREFILL_TOKENS; i++)
-        fprintf(file, "%s%s", words[hri_rng_below(&rng, sizeof words / sizeof words[0])], i % 12 == 11 ? ".\n" : " ");
+        fprintf(file, "%s%s", words[hri_rng_below(&rng, sizeof words / sizeof words[0])],
+                i % 12 == 11 ? ".\n" : " ");
     return fclose(file) != 0;
 }
 
@@ -54,7 +58,8 @@ static const cJSON *find(const cJSON *json, const char *outer, const char *inner
     return cJSON_GetObjectItem(cJSON_GetObjectItem(json, outer), inner);
 }
 
-/* Tokens per second from {"prefill": {"tokens_per_second"}, "decode": {...}}, which both sides print. */
+/* Tokens per second from {"prefill": {"tokens_per_second"}, "decode": {...}}, which both sides
+ * print. */
 static double rate_of(struct engine_bench *b, const struct hrb_process *p, const char *who)
 {
     cJSON *json = cJSON_Parse(p->output ? p->output : "");
@@ -62,13 +67,14 @@ static double rate_of(struct engine_bench *b, const struct hrb_process *p, const
     double value = cJSON_IsNumber(rate) ? rate->valuedouble : 0;
     cJSON_Delete(json);
     if (p->code || value <= 0) {
-        snprintf(b->reason, sizeof b->reason, "%s failed (exit code %d): %s", who, p->code, p->message);
+        snprintf(b->reason, sizeof b->reason, "%s failed (exit code %d): %s", who, p->code,
+                 p->message);
         return -1;
     }
     return value;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- ours */
+/* ----------------------------------------------------------------------------------------- ours */
 
 static double run_ours(void *context)
 {
@@ -80,10 +86,33 @@ static double run_ours(void *context)
     snprintf(device, sizeof device, "%u", DEVICE_BYTES);
     snprintf(host, sizeof host, "%u", HOST_BYTES);
     snprintf(cap, sizeof cap, "%u", FILE_BYTES);
-    const char *argv[] = {b->options->tool, "run", "--model", b->options->model, "--file", b->text_path, "--tokens-context", tokens,
-                          "--tokens", decode, "--moved", "1%", "--threads", b->threads, "--device-bytes", device,
-                          "--host-bytes", host, "--file-dir", b->options->file_dir, "--file-bytes", cap, "--allow-longer",
-                          "--quiet", "--json", "-", NULL};
+    const char *argv[] = {b->options->tool,
+                          "run",
+                          "--model",
+                          b->options->model,
+                          "--file",
+                          b->text_path,
+                          "--tokens-context",
+                          tokens,
+                          "--tokens",
+                          decode,
+                          "--moved",
+                          "1%",
+                          "--threads",
+                          b->threads,
+                          "--device-bytes",
+                          device,
+                          "--host-bytes",
+                          host,
+                          "--file-dir",
+                          b->options->file_dir,
+                          "--file-bytes",
+                          cap,
+                          "--allow-longer",
+                          "--quiet",
+                          "--json",
+                          "-",
+                          NULL};
     if (!hrb_process_run(argv, &p)) {
         snprintf(b->reason, sizeof b->reason, "cannot start %s", b->options->tool);
         return -1;
@@ -94,7 +123,7 @@ static double run_ours(void *context)
     return rate > 0 ? 1 / rate : -1;
 }
 
-/* --------------------------------------------------------------------------------------------------------------- peer */
+/* ----------------------------------------------------------------------------------------- peer */
 
 static const char *peer_script(char *path, size_t path_bytes)
 {
@@ -110,8 +139,11 @@ static double run_peer(void *context)
     struct hrb_process p;
     snprintf(tokens, sizeof tokens, "%u", b->tokens);
     snprintf(decode, sizeof decode, "%u", b->decode_tokens);
-    const char *argv[] = {"sh", peer_script(script, sizeof script), "run", b->options->model, b->text_path, tokens, decode,
-                          b->threads, NULL};
+    const char *argv[] = {"sh",         peer_script(script, sizeof script),
+                          "run",        b->options->model,
+                          b->text_path, tokens,
+                          decode,       b->threads,
+                          NULL};
     if (!hrb_process_run(argv, &p)) {
         snprintf(b->reason, sizeof b->reason, "cannot start %s", script);
         return -1;
@@ -130,7 +162,8 @@ static bool peer_is_there(struct engine_bench *b)
     const char *argv[] = {"sh", peer_script(script, sizeof script), "check", NULL};
     bool there = hrb_process_run(argv, &p) && p.code == 0;
     if (!there)
-        snprintf(b->reason, sizeof b->reason, "%s", *p.message ? p.message : "llama.cpp is not installed");
+        snprintf(b->reason, sizeof b->reason, "%s",
+                 *p.message ? p.message : "llama.cpp is not installed");
     free(p.output);
     return there;
 }
@@ -140,7 +173,8 @@ static int measure_engine(struct engine_bench *b, struct hrb_result *result)
     struct hrb_pair pair;
     if (write_text(b))
         return hrb_failed(result, "cannot write '%s'", b->text_path);
-    b->options->note("engine: %u tokens, ours and llama.cpp in turns; this takes minutes", b->tokens);
+    b->options->note("engine: %u tokens, ours and llama.cpp in turns; this takes minutes",
+                     b->tokens);
     if (hrb_measure(b->options, b->options->quick ? 1 : 3, run_ours, b, run_peer, b, &pair))
         return hrb_failed(result, "%s", *b->reason ? b->reason : "stopped");
     result->value = 1 / pair.a_median;
@@ -153,7 +187,8 @@ static int measure_engine(struct engine_bench *b, struct hrb_result *result)
     return 0;
 }
 
-int hrb_engine(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+int hrb_engine(const struct hrb_benchmark *self, const struct hrb_options *options,
+               struct hrb_result *result)
 {
     struct engine_bench b = {.options = options, .prefill = self->variant == 0};
     b.tokens = self->variant ? (unsigned)self->variant : PREFILL_TOKENS;
@@ -162,14 +197,16 @@ int hrb_engine(const struct hrb_benchmark *self, const struct hrb_options *optio
         return hrb_skip(result, "needs --model FILE");
     if (!peer_is_there(&b))
         return hrb_skip(result, "%s", b.reason);
-    snprintf(b.threads, sizeof b.threads, "%u", options->n_threads ? options->n_threads : hri_cpu_usable_count());
-    snprintf(b.text_path, sizeof b.text_path, "%s/headrace-bench-%d.txt", options->file_dir, (int)getpid());
+    snprintf(b.threads, sizeof b.threads, "%u",
+             options->n_threads ? options->n_threads : hri_cpu_usable_count());
+    snprintf(b.text_path, sizeof b.text_path, "%s/headrace-bench-%d.txt", options->file_dir,
+             (int)getpid());
     int code = measure_engine(&b, result);
     unlink(b.text_path);
     return code;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- memory */
+/* --------------------------------------------------------------------------------------- memory */
 
 static int measure_memory(struct engine_bench *b, struct hrb_result *result)
 {
@@ -179,10 +216,29 @@ static int measure_memory(struct engine_bench *b, struct hrb_result *result)
     snprintf(device, sizeof device, "%u", DEVICE_BYTES);
     snprintf(host, sizeof host, "%u", HOST_BYTES);
     snprintf(cap, sizeof cap, "%u", FILE_BYTES);
-    const char *argv[] = {b->options->tool, "run", "--device-bytes", device, "--host-bytes", host, "--file-dir",
-                          b->options->file_dir, "--file-bytes", cap, "--quiet", "--json", "-", "--tokens-context",
-                          tiny ? "16384" : "7900", "--tokens", "16", "--allow-longer", "--model", tiny ? "tiny" : b->options->model,
-                          tiny ? NULL : "--file", b->text_path, NULL};
+    const char *argv[] = {b->options->tool,
+                          "run",
+                          "--device-bytes",
+                          device,
+                          "--host-bytes",
+                          host,
+                          "--file-dir",
+                          b->options->file_dir,
+                          "--file-bytes",
+                          cap,
+                          "--quiet",
+                          "--json",
+                          "-",
+                          "--tokens-context",
+                          tiny ? "16384" : "7900",
+                          "--tokens",
+                          "16",
+                          "--allow-longer",
+                          "--model",
+                          tiny ? "tiny" : b->options->model,
+                          tiny ? NULL : "--file",
+                          b->text_path,
+                          NULL};
     if (!tiny && write_text(b))
         return hrb_failed(result, "cannot write '%s'", b->text_path);
     if (!hrb_process_run(argv, &p))
@@ -203,11 +259,13 @@ static int measure_memory(struct engine_bench *b, struct hrb_result *result)
     return 0;
 }
 
-int hrb_run_memory(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+int hrb_run_memory(const struct hrb_benchmark *self, const struct hrb_options *options,
+                   struct hrb_result *result)
 {
     struct engine_bench b = {.options = options};
     (void)self;
-    snprintf(b.text_path, sizeof b.text_path, "%s/headrace-bench-%d.txt", options->file_dir, (int)getpid());
+    snprintf(b.text_path, sizeof b.text_path, "%s/headrace-bench-%d.txt", options->file_dir,
+             (int)getpid());
     int code = measure_memory(&b, result);
     unlink(b.text_path);
     return code;

@@ -1,4 +1,5 @@
-/* The file tier's random block reads beside fio with the same job: same folder, block size, depth, direct I/O. */
+/* The file tier's random block reads beside fio with the same job: same folder, block size,
+ * depth, direct I/O. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,8 @@
 
 #define DEPTH 32
 #define BATCH 128 /* reads handed over at once */
-#define SLOTS 2   /* batches under way: while one is waited for, the next keeps the queue full, as fio does */
+#define SLOTS                                                                                      \
+    2 /* batches under way: while one is waited for, the next keeps the queue full, as fio does */
 
 struct file_bench {
     const struct hrb_options *options;
@@ -29,9 +31,10 @@ struct file_bench {
     char reason[1024];
 };
 
-/* ---------------------------------------------------------------------------------------------------------------- ours */
+/* ----------------------------------------------------------------------------------------- ours */
 
-/* Each cell starts with its number; the rest is noise, so that no layer below can make it smaller. */
+/* Each cell starts with its number; the rest is noise, so that no layer below can make it
+ * smaller. */
 static int write_cells(struct file_bench *b)
 {
     uint64_t *cell = malloc(b->cell_bytes);
@@ -60,7 +63,8 @@ static int open_ours(struct file_bench *b, uint64_t bytes)
         .io_mode = HR_IO_AUTO,
         .queue_depth = DEPTH,
     };
-    struct hri_lane_options lane = {.cell_bytes = b->cell_bytes, .cells_max = b->n_cells, .priority = HRI_LANE_BLOCKS};
+    struct hri_lane_options lane = {
+        .cell_bytes = b->cell_bytes, .cells_max = b->n_cells, .priority = HRI_LANE_BLOCKS};
     hr_status_t status = hri_store_create(&options, &b->store);
     if (status == HR_OK)
         status = hri_lane_create(b->store, &lane, &b->lane);
@@ -80,7 +84,9 @@ static int begin_batch(struct file_bench *b, unsigned slot)
     struct hri_read *reads = b->reads + (size_t)slot * BATCH;
     unsigned char *memory = (unsigned char *)b->memory.base + (size_t)slot * BATCH * b->cell_bytes;
     for (unsigned i = 0; i < BATCH; i++) {
-        reads[i] = (struct hri_read){.lane = b->lane, .n_cells = 1, .cell = (uint32_t)hri_rng_below(&b->rng, b->n_cells),
+        reads[i] = (struct hri_read){.lane = b->lane,
+                                     .n_cells = 1,
+                                     .cell = (uint32_t)hri_rng_below(&b->rng, b->n_cells),
                                      .dst = memory + (size_t)i * b->cell_bytes};
     }
     b->slots[slot] = (struct hri_read_batch){.reads = reads, .n_reads = BATCH};
@@ -101,7 +107,8 @@ static int end_batch(struct file_bench *b, unsigned slot)
         uint64_t number;
         memcpy(&number, reads[i].dst, sizeof number);
         if (number != reads[i].cell) {
-            snprintf(b->reason, sizeof b->reason, "cell %u came back as %llu", reads[i].cell, (unsigned long long)number);
+            snprintf(b->reason, sizeof b->reason, "cell %u came back as %llu", reads[i].cell,
+                     (unsigned long long)number);
             return 1;
         }
     }
@@ -126,7 +133,7 @@ static double run_ours(void *context)
     return (hrb_seconds() - start) / bytes * 1e9;
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- fio */
+/* ------------------------------------------------------------------------------------------ fio */
 
 static double fio_bandwidth(const char *output)
 {
@@ -144,10 +151,25 @@ static int run_fio(struct file_bench *b, const char *rw, const char *more, doubl
     struct hrb_process p;
     snprintf(name, sizeof name, "--filename=%s", b->fio_path);
     snprintf(size, sizeof size, "--size=%llu", (unsigned long long)b->n_cells * b->cell_bytes);
-    snprintf(block, sizeof block, "--bs=%u", strcmp(rw, "--rw=write") == 0 ? 1u << 20 : b->cell_bytes);
+    snprintf(block, sizeof block, "--bs=%u",
+             strcmp(rw, "--rw=write") == 0 ? 1u << 20 : b->cell_bytes);
     snprintf(depth, sizeof depth, "--iodepth=%d", DEPTH);
-    const char *argv[] = {"fio", "--name=headrace", name, size, block, depth, rw, more, "--direct=1", "--ioengine=io_uring",
-                          "--registerfiles=1", "--fixedbufs=1", "--randrepeat=0", "--norandommap=1", "--output-format=json", NULL};
+    const char *argv[] = {"fio",
+                          "--name=headrace",
+                          name,
+                          size,
+                          block,
+                          depth,
+                          rw,
+                          more,
+                          "--direct=1",
+                          "--ioengine=io_uring",
+                          "--registerfiles=1",
+                          "--fixedbufs=1",
+                          "--randrepeat=0",
+                          "--norandommap=1",
+                          "--output-format=json",
+                          NULL};
     bool started = hrb_process_run(argv, &p);
     *bandwidth_out = started ? fio_bandwidth(p.output) : 0;
     if (!started || p.code)
@@ -161,13 +183,14 @@ static double run_peer(void *context)
     struct file_bench *b = context;
     char amount[64];
     double bandwidth;
-    snprintf(amount, sizeof amount, "--io_size=%llu", (unsigned long long)b->batches * BATCH * b->cell_bytes);
+    snprintf(amount, sizeof amount, "--io_size=%llu",
+             (unsigned long long)b->batches * BATCH * b->cell_bytes);
     if (run_fio(b, "--rw=randread", amount, &bandwidth) || bandwidth <= 0)
         return -1;
     return 1e9 / bandwidth;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- benchmark */
+/* ------------------------------------------------------------------------------------ benchmark */
 
 static int compare_with_fio(struct file_bench *b, struct hrb_result *result)
 {
@@ -194,7 +217,8 @@ static int compare_with_fio(struct file_bench *b, struct hrb_result *result)
     return 0;
 }
 
-int hrb_file_read(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+int hrb_file_read(const struct hrb_benchmark *self, const struct hrb_options *options,
+                  struct hrb_result *result)
 {
     if (!hrb_program_exists("fio"))
         return hrb_skip(result, "fio is not installed (Debian package fio)");
@@ -204,8 +228,10 @@ int hrb_file_read(const struct hrb_benchmark *self, const struct hrb_options *op
     b.batches = (unsigned)((options->quick ? 256u << 20 : 768u << 20) / (BATCH * b.cell_bytes));
     b.batches = b.batches ? b.batches : 1;
     hri_rng_seed(&b.rng, 5);
-    snprintf(b.fio_path, sizeof b.fio_path, "%s/headrace-bench-%d.fio", options->file_dir, (int)getpid());
-    int code = open_ours(&b, bytes) ? hrb_failed(result, "%s", b.reason) : compare_with_fio(&b, result);
+    snprintf(b.fio_path, sizeof b.fio_path, "%s/headrace-bench-%d.fio", options->file_dir,
+             (int)getpid());
+    int code =
+        open_ours(&b, bytes) ? hrb_failed(result, "%s", b.reason) : compare_with_fio(&b, result);
     unlink(b.fio_path);
     hri_store_destroy(b.store);
     hri_region_free(NULL, &b.memory);

@@ -12,8 +12,8 @@
 #include "bench/subjects.h"
 #include "kernels/kernels.h"
 
-#define DIM 128
-#define PIECE_ROWS 4096   /* rows of one task */
+#define DIM          128
+#define PIECE_ROWS   4096 /* rows of one task */
 #define PIECE_BLOCKS 8192 /* summaries of one task */
 
 /* One body of bytes cut into pieces; each piece is read or computed on by one task. */
@@ -42,7 +42,8 @@ static void field_fini(struct field *f)
     free(f->scores);
 }
 
-static int field_init(struct field *f, const struct hrb_options *options, uint32_t g, size_t piece_bytes, size_t bytes)
+static int field_init(struct field *f, const struct hrb_options *options, uint32_t g,
+                      size_t piece_bytes, size_t bytes)
 {
     memset(f, 0, sizeof *f);
     f->kernels = hri_kernels_get(hri_kernels_best());
@@ -75,7 +76,7 @@ static unsigned char *piece_at(const struct field *f, unsigned piece)
     return (unsigned char *)f->region.base + piece * f->piece_bytes;
 }
 
-/* ------------------------------------------------------------------------------------------------------ the read limit */
+/* ------------------------------------------------------------------------------- the read limit */
 
 static void read_task(void *context, unsigned task, unsigned worker)
 {
@@ -93,11 +94,12 @@ static double read_run(void *context)
     return hrb_seconds() - start;
 }
 
-/* ------------------------------------------------------------------------------------------------------- attention */
+/* ------------------------------------------------------------------------------------ attention */
 
 static struct hri_rows rows_of(const struct field *f, unsigned piece)
 {
-    return (struct hri_rows){piece_at(f, piece), 2 * DIM * hr_dtype_bytes(f->dtype), PIECE_ROWS, f->dtype};
+    return (struct hri_rows){piece_at(f, piece), 2 * DIM * hr_dtype_bytes(f->dtype), PIECE_ROWS,
+                             f->dtype};
 }
 
 static void attend_task(void *context, unsigned task, unsigned worker)
@@ -122,7 +124,8 @@ static void fill_rows(struct field *f)
 {
     struct hri_rng rng;
     hri_rng_seed(&rng, 2);
-    /* One piece of random rows, copied: the arithmetic does not depend on the values, filling a gigabyte would. */
+    /* One piece of random rows, copied: the arithmetic does not depend on the values, filling a
+     * gigabyte would. */
     size_t n = f->piece_bytes / hr_dtype_bytes(f->dtype);
     for (size_t i = 0; i < n; i++) {
         float x = 2 * hri_rng_f32(&rng) - 1;
@@ -135,10 +138,12 @@ static void fill_rows(struct field *f)
         memcpy(piece_at(f, i), f->region.base, f->piece_bytes);
 }
 
-/* Equal pieces have equal attention, so the merged result must be that of one piece by the reference. */
+/* Equal pieces have equal attention, so the merged result must be that of one piece by the
+ * reference. */
 static double attend_error(struct field *f)
 {
-    float m[HR_GROUP_MAX], l[HR_GROUP_MAX], o[HR_GROUP_MAX * DIM], want[HR_GROUP_MAX * DIM], got[HR_GROUP_MAX * DIM];
+    float m[HR_GROUP_MAX], l[HR_GROUP_MAX], o[HR_GROUP_MAX * DIM], want[HR_GROUP_MAX * DIM],
+        got[HR_GROUP_MAX * DIM];
     struct hri_partial part = {m, l, o};
     hri_partial_clear(&part, f->g, DIM);
     hri_kernels_get(HRI_KERNEL_REF)->attend_rows(f->q, f->g, DIM, DIM, rows_of(f, 0), 0, &part);
@@ -151,14 +156,16 @@ static double attend_error(struct field *f)
     return error;
 }
 
-int hrb_attention_read(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+int hrb_attention_read(const struct hrb_benchmark *self, const struct hrb_options *options,
+                       struct hrb_result *result)
 {
     struct field f;
     struct hrb_pair pair;
     hr_dtype_t dtype = self->variant < 100 ? HR_DTYPE_F32 : HR_DTYPE_BF16;
     size_t piece_bytes = (size_t)PIECE_ROWS * 2 * DIM * hr_dtype_bytes(dtype);
     int code = 1;
-    if (field_init(&f, options, (uint32_t)self->variant % 100, piece_bytes, options->quick ? 512u << 20 : 1024u << 20)) {
+    if (field_init(&f, options, (uint32_t)self->variant % 100, piece_bytes,
+                   options->quick ? 512u << 20 : 1024u << 20)) {
         hrb_failed(result, "out of memory");
         goto out;
     }
@@ -181,18 +188,20 @@ out:
     return code;
 }
 
-/* -------------------------------------------------------------------------------------------------------- scoring */
+/* -------------------------------------------------------------------------------------- scoring */
 
 static const float *steps_of(const struct field *f, unsigned piece)
 {
-    return (const float *)(const void *)(piece_at(f, piece) + hri_centroids_bytes(PIECE_BLOCKS, DIM));
+    return (const float *)(const void *)(piece_at(f, piece) +
+                                         hri_centroids_bytes(PIECE_BLOCKS, DIM));
 }
 
 static void score_task(void *context, unsigned task, unsigned worker)
 {
     struct field *f = context;
     struct hri_centroids c = {piece_at(f, task), steps_of(f, task), PIECE_BLOCKS};
-    f->kernels->score_centroids(f->q, f->g, DIM, c, f->scores + (size_t)worker * f->g * PIECE_BLOCKS, PIECE_BLOCKS);
+    f->kernels->score_centroids(f->q, f->g, DIM, c,
+                                f->scores + (size_t)worker * f->g * PIECE_BLOCKS, PIECE_BLOCKS);
 }
 
 static double score_run(void *context)
@@ -218,7 +227,8 @@ static void fill_centroids(struct field *f)
         memcpy(piece_at(f, i), f->region.base, f->piece_bytes);
 }
 
-/* Largest difference from the dot product with the unpacked centroids, over the bound that the contract gives. */
+/* Largest difference from the dot product with the unpacked centroids, over the bound that the
+ * contract gives. */
 static double score_error(struct field *f)
 {
     float centroid[DIM];
@@ -233,19 +243,22 @@ static double score_error(struct field *f)
                 size += fabs(centroid[i]);
                 q_max = fmax(q_max, fabs(f->q[g * DIM + i]));
             }
-            worst = fmax(worst, fabs(dot - f->scores[(size_t)g * PIECE_BLOCKS + b]) / (size * q_max * 0x1p-13));
+            worst = fmax(worst, fabs(dot - f->scores[(size_t)g * PIECE_BLOCKS + b]) /
+                                    (size * q_max * 0x1p-13));
         }
     }
     return worst;
 }
 
-int hrb_summary_score(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+int hrb_summary_score(const struct hrb_benchmark *self, const struct hrb_options *options,
+                      struct hrb_result *result)
 {
     struct field f;
     struct hrb_pair pair;
     size_t bytes = hri_centroids_bytes(PIECE_BLOCKS, DIM) + PIECE_BLOCKS * sizeof(float);
     int code = 1;
-    if (field_init(&f, options, (uint32_t)self->variant, hri_round_up(bytes, 4096), options->quick ? 512u << 20 : 1024u << 20)) {
+    if (field_init(&f, options, (uint32_t)self->variant, hri_round_up(bytes, 4096),
+                   options->quick ? 512u << 20 : 1024u << 20)) {
         hrb_failed(result, "out of memory");
         goto out;
     }

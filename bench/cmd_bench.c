@@ -21,12 +21,16 @@
 static const struct cli_command command = {
     .name = "bench",
     .operands = "[list | NAME...]",
-    .about =
-        "Runs the named benchmarks, or all of them. Each checks its result, then measures the code and its limit (a plain\n"
-        "read of the same bytes, fio, full attention, llama.cpp) in turns in the same run. ratio is how near the code comes\n"
-        "to the limit, or by how much it passes it; goal is the ratio to reach. 'list' names them without running any.",
+    .about = "Runs the named benchmarks, or all of them. Each checks its result, then measures the "
+             "code and\n"
+             "its limit (a plain read of the same bytes, fio, full attention, llama.cpp) in turns "
+             "in the\n"
+             "same run. ratio is how near the code comes to the limit, or by how much it passes "
+             "it; goal is\n"
+             "the ratio to reach. 'list' names them without running any.",
     .examples = "  headrace bench attention-bf16 summary-score\n"
-                "  headrace bench --model SmolLM2-135M-Instruct.Q4_1.gguf --file-dir /var/tmp --json bench.json",
+                "  headrace bench --model SmolLM2-135M-Instruct.Q4_1.gguf --file-dir /var/tmp \\\n"
+                "      --json bench.json",
 };
 
 static bool stop(void)
@@ -52,13 +56,15 @@ static int print_list(void)
     return 0;
 }
 
-static int choose(const struct cli_operands *names, const struct hrb_benchmark **chosen, size_t *n_out)
+static int choose(const struct cli_operands *names, const struct hrb_benchmark **chosen,
+                  size_t *n_out)
 {
     char words[2048] = "", nearest[64];
     const struct hrb_benchmark *b;
     size_t n = 0;
     for (size_t i = 0; (b = hrb_benchmark_at(i)) && i < BENCHMARKS_MAX; i++) {
-        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i ? " " : "", b->name);
+        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i ? " " : "",
+                 b->name);
         if (names->n == 0)
             chosen[n++] = b;
     }
@@ -67,9 +73,12 @@ static int choose(const struct cli_operands *names, const struct hrb_benchmark *
         while ((b = hrb_benchmark_at(i)) && strcmp(b->name, names->text[j]) != 0)
             i++;
         if (!b && *cli_nearest(names->text[j], words, nearest, sizeof nearest))
-            return cli_usage_error(command.name, "unknown benchmark '%s'; the nearest is '%s'", names->text[j], nearest);
+            return cli_usage_error(command.name, "unknown benchmark '%s'; the nearest is '%s'",
+                                   names->text[j], nearest);
         if (!b)
-            return cli_usage_error(command.name, "unknown benchmark '%s'; 'headrace bench list' names them", names->text[j]);
+            return cli_usage_error(command.name,
+                                   "unknown benchmark '%s'; 'headrace bench list' names them",
+                                   names->text[j]);
         chosen[n++] = b;
     }
     *n_out = n;
@@ -83,10 +92,11 @@ static void print_result(const struct hrb_benchmark *b, const struct hrb_result 
         fprintf(file, "%-22s %s: %s\n", b->name, code ? "FAILED" : "skipped", r->reason);
         return;
     }
-    fprintf(file, "%-22s %10.4g %10.4g %-9s %8.3f %6.2f  %-5s %s\n", b->name, r->value, r->limit, r->unit, r->ratio, b->goal,
-            r->ratio >= b->goal ? "yes" : "no", r->limit_is);
+    fprintf(file, "%-22s %10.4g %10.4g %-9s %8.3f %6.2f  %-5s %s\n", b->name, r->value, r->limit,
+            r->unit, r->ratio, b->goal, r->ratio >= b->goal ? "yes" : "no", r->limit_is);
     const cJSON *item;
-    cJSON_ArrayForEach(item, r->details) {
+    cJSON_ArrayForEach(item, r->details)
+    {
         if (cJSON_IsNumber(item))
             fprintf(file, "%-22s   %-18s %.6g\n", "", item->string, item->valuedouble);
         else if (cJSON_IsString(item))
@@ -122,10 +132,12 @@ static cJSON *result_json(const struct hrb_benchmark *b, const struct hrb_result
     return json;
 }
 
-static int run_all(const struct hrb_benchmark *const *chosen, size_t n, const struct hrb_options *options, cJSON *list)
+static int run_all(const struct hrb_benchmark *const *chosen, size_t n,
+                   const struct hrb_options *options, cJSON *list)
 {
     int failed = 0;
-    fprintf(cli_out(), "%-22s %10s %10s %-9s %8s %6s  %-5s %s\n", "benchmark", "value", "limit", "unit", "ratio", "goal", "there", "the limit is");
+    fprintf(cli_out(), "%-22s %10s %10s %-9s %8s %6s  %-5s %s\n", "benchmark", "value", "limit",
+            "unit", "ratio", "goal", "there", "the limit is");
     for (size_t i = 0; i < n && !stop(); i++) {
         struct hrb_result result = {0};
         cli_note("%s: %s", chosen[i]->name, chosen[i]->what);
@@ -139,7 +151,8 @@ static int run_all(const struct hrb_benchmark *const *chosen, size_t n, const st
     return failed ? CLI_EXIT_FAILED : CLI_EXIT_OK;
 }
 
-static int bench(const struct hrb_benchmark *const *chosen, size_t n, const struct hrb_options *options, const char *path)
+static int bench(const struct hrb_benchmark *const *chosen, size_t n,
+                 const struct hrb_options *options, const char *path)
 {
     char date[32];
     time_t now = time(NULL);
@@ -169,18 +182,20 @@ int cli_bench(int argc, char **argv)
     bool quiet = false;
     size_t n = 0;
     const struct cli_option options[] = {
-        {.name = "model", .kind = CLI_STRING, .value = &o.model, .metavar = "FILE",
-         .text = "GGUF file for the engine's benchmarks; they are skipped without it"},
-        {.name = "file-dir", .kind = CLI_STRING, .value = &o.file_dir, .metavar = "DIR",
-         .text = "folder on the disk to measure; up to 2.5 GiB are written there and removed"},
-        {.name = "threads", .kind = CLI_COUNT, .value = &threads, .metavar = "N", .min = 1, .max = 256,
-         .text = "threads [one per core]"},
-        {.name = "quick", .kind = CLI_FLAG, .value = &o.quick, .text = "fewer rounds and less data: figures are rougher"},
-        {.name = "json", .kind = CLI_STRING, .value = &path, .metavar = "FILE",
-         .text = "also write the results as JSON; - is standard output, text then goes to standard error"},
-        {.name = "quiet", .kind = CLI_FLAG, .value = &quiet, .text = "no progress"},
+        CLI_OPTION("model", CLI_STRING, &o.model, "FILE",
+                   "GGUF file for the engine's benchmarks; they are skipped without it"),
+        CLI_OPTION("file-dir", CLI_STRING, &o.file_dir, "DIR",
+                   "folder on the disk to measure; up to 2.5 GiB are written there and removed"),
+        CLI_RANGE("threads", CLI_COUNT, &threads, "N", 1, 256, "threads [one per core]"),
+        CLI_SWITCH("quick", &o.quick, "fewer rounds and less data: figures are rougher"),
+        CLI_OPTION(
+            "json", CLI_STRING, &path, "FILE",
+            "also write the results as JSON; - is standard output, text then goes to standard "
+            "error"),
+        CLI_SWITCH("quiet", &quiet, "no progress"),
     };
-    int code = cli_args_parse(&command, options, sizeof options / sizeof options[0], argc, argv, &names);
+    int code =
+        cli_args_parse(&command, options, sizeof options / sizeof options[0], argc, argv, &names);
     if (code >= 0)
         return code;
     if (names.n == 1 && strcmp(names.text[0], "list") == 0)

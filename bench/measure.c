@@ -34,8 +34,8 @@ double hrb_median(double *values, size_t n)
     return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
-int hrb_measure(const struct hrb_options *options, unsigned rounds, hrb_run_fn a, void *a_context, hrb_run_fn b,
-                void *b_context, struct hrb_pair *pair_out)
+int hrb_measure(const struct hrb_options *options, unsigned rounds, hrb_run_fn a, void *a_context,
+                hrb_run_fn b, void *b_context, struct hrb_pair *pair_out)
 {
     double a_times[2 * HRB_ROUNDS_MAX], b_times[HRB_ROUNDS_MAX], ratios[HRB_ROUNDS_MAX];
     unsigned n = 0;

@@ -13,20 +13,23 @@ struct hrb_pair {
     unsigned rounds;
     double a_median, b_median; /* seconds of one run */
     double a_p99;
-    double ratio;              /* median of b / a over rounds: how many times faster a is */
+    double ratio; /* median of b / a over rounds: how many times faster a is */
 };
 
-/* Rounds of A B B A after one untimed run of each: 0, or 1 when a run failed or the user stopped before the first round. */
-int hrb_measure(const struct hrb_options *options, unsigned rounds, hrb_run_fn a, void *a_context, hrb_run_fn b,
-                void *b_context, struct hrb_pair *pair_out);
+/* Rounds of A B B A after one untimed run of each: 0, or 1 when a run failed or the user stopped
+ * before the first round. */
+int hrb_measure(const struct hrb_options *options, unsigned rounds, hrb_run_fn a, void *a_context,
+                hrb_run_fn b, void *b_context, struct hrb_pair *pair_out);
 
-double hrb_median(double *values, size_t n);             /* sorts */
+double hrb_median(double *values, size_t n);               /* sorts */
 double hrb_percentile(double *values, size_t n, double p); /* sorts; p in [0, 1] */
 double hrb_seconds(void);
 
 /* result->reason, and the code to return. */
-int hrb_skip(struct hrb_result *result, const char *format, ...) __attribute__((format(printf, 2, 3)));
-int hrb_failed(struct hrb_result *result, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int hrb_skip(struct hrb_result *result, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+int hrb_failed(struct hrb_result *result, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 /* Fills value and limit as rates of bytes per second from a pair (a: the code, b: the limit). */
 void hrb_result_rate(struct hrb_result *result, const struct hrb_pair *pair, uint64_t bytes);

@@ -7,11 +7,11 @@
 #include <stdint.h>
 
 struct hrb_process {
-    int code;                  /* exit code, 128 + N after signal N */
+    int code; /* exit code, 128 + N after signal N */
     uint64_t peak_rss_bytes;
     double seconds;
-    char *output;              /* standard output, terminated; the caller frees it */
-    char message[256];         /* last line of standard error */
+    char *output;      /* standard output, terminated; the caller frees it */
+    char message[256]; /* last line of standard error */
 };
 /* argv[0] is searched in PATH; NULL ends argv. False when it could not be started. */
 bool hrb_process_run(const char *const *argv, struct hrb_process *process_out);

@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-/* Vectors of 64 bytes: one load on AVX-512, two on AVX2, four on plain x86-64; eight of them in flight. */
+/* Vectors of 64 bytes: one load on AVX-512, two on AVX2, four on plain x86-64; eight of them in
+ * flight. */
 typedef uint64_t line_t __attribute__((vector_size(64), may_alias));
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
@@ -22,5 +23,6 @@ CLONES uint64_t hrb_read_memory(const void *data, size_t bytes)
     }
     for (int i = 1; i < 8; i++)
         sum[0] ^= sum[i];
-    return sum[0][0] ^ sum[0][1] ^ sum[0][2] ^ sum[0][3] ^ sum[0][4] ^ sum[0][5] ^ sum[0][6] ^ sum[0][7];
+    return sum[0][0] ^ sum[0][1] ^ sum[0][2] ^ sum[0][3] ^ sum[0][4] ^ sum[0][5] ^ sum[0][6] ^
+           sum[0][7];
 }

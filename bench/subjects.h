@@ -4,8 +4,9 @@
 
 #include "bench/bench.h"
 
-#define HRB_SUBJECT(name)                                                                                              \
-    int name(const struct hrb_benchmark *self, const struct hrb_options *options, struct hrb_result *result)
+#define HRB_SUBJECT(name)                                                                          \
+    int name(const struct hrb_benchmark *self, const struct hrb_options *options,                  \
+             struct hrb_result *result)
 
 HRB_SUBJECT(hrb_attention_read); /* variant: query heads per kv-head, + 100 for bf16 rows */
 HRB_SUBJECT(hrb_summary_score);  /* variant: query heads per kv-head */

@@ -13,7 +13,9 @@
 #include "cli/out.h"
 
 #define HELP_COLUMN 26
-#define WORD_MAX 64
+#define HELP_WIDTH  96
+#define HELP_SPACE  '\x1f' /* a space that ends no line */
+#define WORD_MAX    64
 
 int cli_usage_error(const char *command, const char *format, ...)
 {
@@ -27,7 +29,7 @@ int cli_usage_error(const char *command, const char *format, ...)
     return CLI_EXIT_USAGE;
 }
 
-/* ------------------------------------------------------------------------------------------------------ nearest word */
+/* --------------------------------------------------------------------------------- nearest word */
 
 static size_t edit_distance(const char *a, const char *b)
 {
@@ -84,11 +86,12 @@ static int unknown_option(const struct cli_command *command, const struct cli_op
     size_t dashes = strspn(text, "-");
     snprintf(name, sizeof name, "%.*s", (int)strcspn(text + dashes, "="), text + dashes);
     if (*cli_nearest(name, words, nearest, sizeof nearest))
-        return cli_usage_error(command->name, "unknown option '%s'; the nearest is --%s", text, nearest);
+        return cli_usage_error(command->name, "unknown option '%s'; the nearest is --%s", text,
+                               nearest);
     return cli_usage_error(command->name, "unknown option '%s'; --help lists what there is", text);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ values */
+/* --------------------------------------------------------------------------------------- values */
 
 static bool parse_share(const char *text, double *share_out)
 {
@@ -99,7 +102,8 @@ static bool parse_share(const char *text, double *share_out)
     return true;
 }
 
-static int bad_value(const char *command, const struct cli_option *o, const char *text, const char *what)
+static int bad_value(const char *command, const struct cli_option *o, const char *text,
+                     const char *what)
 {
     return cli_usage_error(command, "--%s '%s' is not %s", o->name, text, what);
 }
@@ -117,7 +121,8 @@ static int parse_number(const char *command, const struct cli_option *o, const c
         if (ok)
             *(uint64_t *)o->value = count;
     } else {
-        ok = hr_parse_real(text, &value) == HR_OK && value >= o->min && (o->max <= 0 || value <= o->max);
+        ok = hr_parse_real(text, &value) == HR_OK && value >= o->min &&
+             (o->max <= 0 || value <= o->max);
         if (ok)
             *(double *)o->value = value;
     }
@@ -141,10 +146,12 @@ static int parse_shares(const char *command, const struct cli_option *o, const c
         char word[16];
         size_t n = strcspn(rest, ",");
         if (shares->n == CLI_LIST_MAX)
-            return cli_usage_error(command, "--%s '%s' has more than %d shares", o->name, text, CLI_LIST_MAX);
+            return cli_usage_error(command, "--%s '%s' has more than %d shares", o->name, text,
+                                   CLI_LIST_MAX);
         snprintf(word, sizeof word, "%.*s", (int)n, rest);
         if (n >= sizeof word || !parse_share(word, &shares->share[shares->n]))
-            return cli_usage_error(command, "--%s '%s': '%.*s' is not %s", o->name, text, (int)n, rest, share_text);
+            return cli_usage_error(command, "--%s '%s': '%.*s' is not %s", o->name, text, (int)n,
+                                   rest, share_text);
         memcpy(shares->text[shares->n++], word, sizeof word);
         rest += n;
     } while (*rest++ == ',');
@@ -162,15 +169,18 @@ static int parse_names(const char *command, const struct cli_option *o, const ch
         const char *equal = memchr(rest, '=', n), *colon = memchr(rest, ':', n);
         if (n == 0)
             return cli_usage_error(command, "--%s '%s' has an empty name", o->name, text);
-        bool goes_on = names->n > 0 && equal && (!colon || colon > equal) && strchr(names->name[names->n - 1], ':');
+        bool goes_on = names->n > 0 && equal && (!colon || colon > equal) &&
+                       strchr(names->name[names->n - 1], ':');
         if (!goes_on && names->n == CLI_LIST_MAX)
-            return cli_usage_error(command, "--%s '%s' has more than %d names", o->name, text, CLI_LIST_MAX);
+            return cli_usage_error(command, "--%s '%s' has more than %d names", o->name, text,
+                                   CLI_LIST_MAX);
         char *name = goes_on ? names->name[names->n - 1] : names->name[names->n];
         size_t at = goes_on ? strlen(name) : 0;
-        int length = snprintf(name + at, sizeof names->name[0] - at, "%s%.*s", goes_on ? "," : "", (int)n, rest);
+        int length = snprintf(name + at, sizeof names->name[0] - at, "%s%.*s", goes_on ? "," : "",
+                              (int)n, rest);
         if ((size_t)length >= sizeof names->name[0] - at)
-            return cli_usage_error(command, "--%s '%s': a name is longer than %zu characters", o->name, text,
-                                   sizeof names->name[0] - 1);
+            return cli_usage_error(command, "--%s '%s': a name is longer than %zu characters",
+                                   o->name, text, sizeof names->name[0] - 1);
         names->n += !goes_on;
         rest += n;
     } while (*rest++ == ',');
@@ -217,14 +227,15 @@ static int parse_value(const char *command, const struct cli_option *o, const ch
         return parse_names(command, o, text);
     case CLI_CHOICE:
         if (!is_choice(text, o->choices))
-            return cli_usage_error(command, "--%s '%s' is not one of: %s", o->name, text, o->choices);
+            return cli_usage_error(command, "--%s '%s' is not one of: %s", o->name, text,
+                                   o->choices);
         *(const char **)o->value = text;
         return -1;
     }
     return CLI_EXIT_USAGE;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- help */
+/* ----------------------------------------------------------------------------------------- help */
 
 static void default_text(const struct cli_option *o, char *text, size_t text_bytes)
 {
@@ -233,7 +244,8 @@ static void default_text(const struct cli_option *o, char *text, size_t text_byt
     switch (o->kind) {
     case CLI_BYTES:
         if (*(uint64_t *)o->value)
-            snprintf(text, text_bytes, " [%s]", hr_format_bytes(*(uint64_t *)o->value, number, sizeof number));
+            snprintf(text, text_bytes, " [%s]",
+                     hr_format_bytes(*(uint64_t *)o->value, number, sizeof number));
         break;
     case CLI_SHARE:
         if (*(double *)o->value > 0)
@@ -256,7 +268,8 @@ static void default_text(const struct cli_option *o, char *text, size_t text_byt
         const struct cli_shares *shares = o->value;
         size_t at = 0;
         for (size_t i = 0; i < shares->n && at < text_bytes; i++)
-            at += (size_t)snprintf(text + at, text_bytes - at, "%s%s", i ? "," : " [", shares->text[i]);
+            at += (size_t)snprintf(text + at, text_bytes - at, "%s%s", i ? "," : " [",
+                                   shares->text[i]);
         if (at && at < text_bytes)
             snprintf(text + at, text_bytes - at, "]");
         break;
@@ -265,7 +278,8 @@ static void default_text(const struct cli_option *o, char *text, size_t text_byt
         const struct cli_names *names = o->value;
         size_t at = 0;
         for (size_t i = 0; i < names->n && at < text_bytes; i++)
-            at += (size_t)snprintf(text + at, text_bytes - at, "%s%s", i ? "," : " [", names->name[i]);
+            at += (size_t)snprintf(text + at, text_bytes - at, "%s%s", i ? "," : " [",
+                                   names->name[i]);
         if (at && at < text_bytes)
             snprintf(text + at, text_bytes - at, "]");
         break;
@@ -275,27 +289,48 @@ static void default_text(const struct cli_option *o, char *text, size_t text_byt
     }
 }
 
-static void print_option(const char *name, const char *metavar, const char *text, const char *initial)
+/* Prints text after the column, in lines of at most HELP_WIDTH; width: what the first line has. */
+static void print_wrapped(const char *text, const char *initial, int width)
+{
+    char all[1024];
+    size_t n_text = strlen(text);
+    snprintf(all, sizeof all, "%s%s", text, initial);
+    for (size_t i = n_text + 1; *initial && i < sizeof all && all[i]; i++)
+        all[i] = all[i] == ' ' ? HELP_SPACE : all[i]; /* "[24 MiB]" stays together */
+    for (const char *at = all; *at;) {
+        size_t n = strlen(at), room = HELP_WIDTH - HELP_COLUMN;
+        if (n > room) {
+            for (n = room; n > 1 && at[n] != ' ';)
+                n--;
+        }
+        printf("%*s", HELP_COLUMN - width, "");
+        for (size_t i = 0; i < n; i++)
+            putchar(at[i] == HELP_SPACE ? ' ' : at[i]);
+        putchar('\n');
+        at += n;
+        at += strspn(at, " ");
+        width = 0;
+    }
+}
+
+static void print_option(const char *name, const char *metavar, const char *text,
+                         const char *initial)
 {
     int width = printf("  --%s%s%s", name, metavar ? " " : "", metavar ? metavar : "");
     if (width >= HELP_COLUMN) {
         printf("\n");
         width = 0;
     }
-    while (*text) {
-        size_t n = strcspn(text, "\n");
-        bool last = text[n] == '\0';
-        printf("%*s%.*s%s\n", HELP_COLUMN - width, "", (int)n, text, last ? initial : "");
-        text += n + !last;
-        width = 0;
-    }
+    print_wrapped(text, initial, width);
 }
 
-static void print_help(const struct cli_command *command, const struct cli_option *options, size_t n_options)
+static void print_help(const struct cli_command *command, const struct cli_option *options,
+                       size_t n_options)
 {
     char initial[CLI_LIST_MAX * 16];
     printf("usage: headrace %s%s%s%s\n\n%s\n\n", command->name, n_options ? " [OPTION]..." : "",
-           command->operands ? " " : "", command->operands ? command->operands : "", command->about);
+           command->operands ? " " : "", command->operands ? command->operands : "",
+           command->about);
     for (size_t i = 0; i < n_options; i++) {
         const struct cli_option *o = &options[i];
         if (!o->name) {
@@ -307,14 +342,16 @@ static void print_help(const struct cli_command *command, const struct cli_optio
     }
     print_option("help", NULL, "this text", "");
     printf("\nDefaults stand in [brackets]. Sizes: 8388608, 8MB (10^6) or 8MiB (2^20).\n"
-           "Exit code: 0 done, 1 it failed on the way, 2 the command line is wrong, 128 + N ended by signal N.\n");
+           "Exit code: 0 done, 1 it failed on the way, 2 the command line is wrong, 128 + N ended "
+           "by signal N.\n");
     if (command->examples)
         printf("\nExamples\n%s\n", command->examples);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- parsing */
+/* -------------------------------------------------------------------------------------- parsing */
 
-/* getopt_long accepts any unambiguous beginning; a new option would then break old command lines, so only whole names count. */
+/* getopt_long accepts any unambiguous beginning; a new option would then break old command
+ * lines, so only whole names count. */
 static bool is_whole_name(const char *argument, const char *name)
 {
     size_t n = strlen(name);
@@ -322,7 +359,8 @@ static bool is_whole_name(const char *argument, const char *name)
            (argument[2 + n] == '\0' || argument[2 + n] == '=');
 }
 
-static int take_operand(const struct cli_command *command, const char *text, struct cli_operands *operands)
+static int take_operand(const struct cli_command *command, const char *text,
+                        struct cli_operands *operands)
 {
     if (!command->operands || !operands)
         return cli_usage_error(command->name, "unexpected argument '%s'", text);
@@ -332,8 +370,8 @@ static int take_operand(const struct cli_command *command, const char *text, str
     return -1;
 }
 
-static int take_option(const struct cli_command *command, const struct cli_option *options, size_t n_options,
-                       const struct cli_option *o, char *argument)
+static int take_option(const struct cli_command *command, const struct cli_option *options,
+                       size_t n_options, const struct cli_option *o, char *argument)
 {
     if (!is_whole_name(argument, o->name))
         return unknown_option(command, options, n_options, argument);
@@ -343,21 +381,22 @@ static int take_option(const struct cli_command *command, const struct cli_optio
 }
 
 /* getopt's answers to what it cannot take: '?' and ':'. */
-static int refuse(const struct cli_command *command, const struct cli_option *options, size_t n_options, int got,
-                  const char *argument)
+static int refuse(const struct cli_command *command, const struct cli_option *options,
+                  size_t n_options, int got, const char *argument)
 {
     if (got == ':')
         return cli_usage_error(command->name, "%s needs a value", argument);
     size_t n = strcspn(argument, "=");
     for (size_t i = 0; i < n_options; i++) {
         if (options[i].name && argument[n] == '=' && is_whole_name(argument, options[i].name))
-            return cli_usage_error(command->name, "--%s takes no value ('%s')", options[i].name, argument);
+            return cli_usage_error(command->name, "--%s takes no value ('%s')", options[i].name,
+                                   argument);
     }
     return unknown_option(command, options, n_options, argument);
 }
 
-int cli_args_parse(const struct cli_command *command, const struct cli_option *options, size_t n_options,
-                   int argc, char **argv, struct cli_operands *operands_out)
+int cli_args_parse(const struct cli_command *command, const struct cli_option *options,
+                   size_t n_options, int argc, char **argv, struct cli_operands *operands_out)
 {
     struct option table[CLI_OPTIONS_MAX + 2] = {{0}};
     int index_of[CLI_OPTIONS_MAX + 1];
@@ -365,7 +404,8 @@ int cli_args_parse(const struct cli_command *command, const struct cli_option *o
     for (size_t i = 0; i < n_options; i++) {
         if (!options[i].name)
             continue;
-        table[n] = (struct option){options[i].name, options[i].kind == CLI_FLAG ? no_argument : required_argument,
+        table[n] = (struct option){options[i].name,
+                                   options[i].kind == CLI_FLAG ? no_argument : required_argument,
                                    NULL, 256 + n};
         index_of[n++] = (int)i;
     }
@@ -389,7 +429,8 @@ int cli_args_parse(const struct cli_command *command, const struct cli_option *o
         else if (got == '?' || got == ':')
             code = refuse(command, options, n_options, got, argv[at]);
         else
-            code = take_option(command, options, n_options, &options[index_of[got - 256]], argv[at]);
+            code =
+                take_option(command, options, n_options, &options[index_of[got - 256]], argv[at]);
         if (code >= 0)
             return code;
     }

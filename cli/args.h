@@ -1,4 +1,5 @@
-/* Options of the subcommands: one table says what getopt_long accepts, what --help prints and how a value is checked. */
+/* Options of the subcommands: one table says what getopt_long accepts, what --help prints and
+ * how a value is checked. */
 #ifndef CLI_ARGS_H
 #define CLI_ARGS_H
 
@@ -6,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define CLI_OPTIONS_MAX 48
+#define CLI_OPTIONS_MAX  48
 #define CLI_OPERANDS_MAX 64
 
 enum cli_exit { CLI_EXIT_OK = 0, CLI_EXIT_FAILED = 1, CLI_EXIT_USAGE = 2 };
@@ -21,7 +22,7 @@ enum cli_kind {
     CLI_COUNT,    /* uint64_t between min and max */
     CLI_REAL,     /* double between min and max */
     CLI_SHARES,   /* struct cli_shares: comma-separated CLI_SHAREs */
-    CLI_NAMES,    /* struct cli_names: comma-separated words; commas inside "name:key=value" stay with their word */
+    CLI_NAMES,    /* struct cli_names: comma-separated recipes, such as quest:page=32,sink=4,full */
     CLI_CHOICE,   /* const char *, one of the words in `choices` */
 };
 
@@ -37,15 +38,40 @@ struct cli_names {
 };
 
 struct cli_option {
-    const char *name;    /* without the dashes; NULL: the text is a heading of the help */
+    const char *name; /* without the dashes; NULL: the text is a heading of the help */
     enum cli_kind kind;
     void *value;         /* holds the default on entry */
     const char *metavar; /* NULL for flags */
-    const char *text;    /* of the help; '\n' starts a new line */
+    const char *text;    /* of the help; wrapped */
     double min, max;     /* CLI_COUNT, CLI_REAL; max 0: no limit */
     const char *choices; /* CLI_CHOICE: words separated by spaces */
     bool *given;         /* NULL or set to true when the option is there */
 };
+
+/* Rows of an option table. */
+#define CLI_HEADING(text_)                                                                         \
+    {                                                                                              \
+        .text = (text_)                                                                            \
+    }
+#define CLI_SWITCH(name_, value_, text_)                                                           \
+    {                                                                                              \
+        .name = (name_), .kind = CLI_FLAG, .value = (value_), .text = (text_)                      \
+    }
+#define CLI_OPTION(name_, kind_, value_, metavar_, text_)                                          \
+    {                                                                                              \
+        .name = (name_), .kind = (kind_), .value = (value_), .metavar = (metavar_),                \
+        .text = (text_)                                                                            \
+    }
+#define CLI_RANGE(name_, kind_, value_, metavar_, min_, max_, text_)                               \
+    {                                                                                              \
+        .name = (name_), .kind = (kind_), .value = (value_), .metavar = (metavar_),                \
+        .text = (text_), .min = (min_), .max = (max_)                                              \
+    }
+#define CLI_WORD(name_, value_, metavar_, choices_, text_)                                         \
+    {                                                                                              \
+        .name = (name_), .kind = CLI_CHOICE, .value = (value_), .metavar = (metavar_),             \
+        .text = (text_), .choices = (choices_)                                                     \
+    }
 
 struct cli_command {
     const char *name;     /* "run", "eval model" */
@@ -61,13 +87,15 @@ struct cli_operands {
 };
 
 /* argv[0] is the command's own word. Returns -1 to go on, else the exit code (0 after --help). */
-int cli_args_parse(const struct cli_command *command, const struct cli_option *options, size_t n_options,
-                   int argc, char **argv, struct cli_operands *operands_out);
+int cli_args_parse(const struct cli_command *command, const struct cli_option *options,
+                   size_t n_options, int argc, char **argv, struct cli_operands *operands_out);
 
 /* "headrace NAME: message" on standard error, and the exit code of a wrong command line. */
-int cli_usage_error(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int cli_usage_error(const char *command, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
-/* The word of the list (separated by spaces) that is nearest to text, copied to nearest, or "" if none is near. */
+/* The word of the list (separated by spaces) that is nearest to text, copied to nearest, or ""
+ * if none is near. */
 const char *cli_nearest(const char *text, const char *words, char *nearest, size_t nearest_bytes);
 
 #endif

@@ -11,51 +11,57 @@
 #include "cli/out.h"
 #include "cli/prompt.h"
 
-/* -------------------------------------------------------------------------------------------------------- eval model */
+/* ----------------------------------------------------------------------------------- eval model */
 
 static const struct cli_command command = {
     .name = "eval model",
-    .about =
-        "Reads the first tokens of a text, then feeds the tokens that follow one by one and compares, for every recipe and\n"
-        "budget, the next-token distribution with that of dense attention over the same text: negative log-likelihood,\n"
-        "KL(dense || recipe), top-1 agreement, bytes held and moved. All recipes share one prefill per pass.",
-    .examples = "  headrace eval model --model SmolLM2-135M-Instruct.Q4_1.gguf --file book.txt --tokens-context 7900 \\\n"
-                "      --tokens-scored 128 --recipes headrace,retroinfer,quest --moved 0.5%,1%,2% --json -",
+    .about = "Reads the first tokens of a text, then feeds the tokens that follow one by one and "
+             "compares,\n"
+             "for every recipe and budget, the next-token distribution with that of dense "
+             "attention over\n"
+             "the same text: negative log-likelihood, KL(dense || recipe), top-1 agreement, bytes "
+             "held and\n"
+             "moved. All recipes of a pass share one prefill.",
+    .examples =
+        "  headrace eval model --model SmolLM2-135M-Instruct.Q4_1.gguf --file book.txt \\\n"
+        "      --tokens-context 7900 --tokens-scored 128 --recipes headrace,retroinfer,quest \\\n"
+        "      --moved 0.5%,1%,2% --json -",
 };
 
 static int parse(int argc, char **argv, struct cli_eval_options *o)
 {
     const struct cli_option options[] = {
-        {.text = "Model and text:"},
-        {.name = "model", .kind = CLI_STRING, .value = &o->model, .metavar = "FILE",
-         .text = "GGUF file, or tiny: the embedded retrieval model"},
-        {.name = "file", .kind = CLI_STRING, .value = &o->file, .metavar = "TEXT",
-         .text = "file with the text, UTF-8; - is standard input; tiny makes its own without it"},
-        {.name = "tokens-context", .kind = CLI_COUNT, .value = &o->tokens_context, .metavar = "N", .min = 2, .max = 1u << 30,
-         .text = "tokens read before the first scored one"},
-        {.name = "tokens-scored", .kind = CLI_COUNT, .value = &o->tokens_scored, .metavar = "M", .min = 1, .max = 1u << 24,
-         .text = "tokens scored after them"},
-        {.name = "allow-longer", .kind = CLI_FLAG, .value = &o->allow_longer,
-         .text = "go on beyond the context the model was trained for"},
-        {.text = "What to compare:"},
-        {.name = "recipes", .kind = CLI_NAMES, .value = &o->recipes, .metavar = "A,B",
-         .text = "recipes, with parameters as in quest:page=32,sink=4"},
-        {.name = "moved", .kind = CLI_SHARES, .value = &o->moved, .metavar = "S,T",
-         .text = "budgets: bytes a step may select, as shares of the body's exact bytes"},
-        {.name = "tolerance", .kind = CLI_FRACTION, .value = &o->recipe.tolerance, .metavar = "X",
-         .text = "stop earlier, when the predicted error is below X; 0: spend the budget"},
-        {.name = "true-error", .kind = CLI_FLAG, .value = &o->true_error,
-         .text = "also measure the true error of every attention output (slow)"},
-        {.name = "dtype", .kind = CLI_CHOICE, .value = &o->recipe.dtype, .metavar = "TYPE", .choices = CLI_DTYPES,
-         .text = "how exact rows are kept: f32, f16 or bf16"},
-        {.name = "seed", .kind = CLI_COUNT, .value = &o->recipe.seed, .metavar = "S", .text = "of grouping [0]"},
+        CLI_HEADING("Model and text:"),
+        CLI_OPTION("model", CLI_STRING, &o->model, "FILE",
+                   "GGUF file, or tiny: the embedded retrieval model"),
+        CLI_OPTION("file", CLI_STRING, &o->file, "TEXT",
+                   "file with the text, UTF-8; - is standard input; tiny makes its own without it"),
+        CLI_RANGE("tokens-context", CLI_COUNT, &o->tokens_context, "N", 2, 1u << 30,
+                  "tokens read before the first scored one"),
+        CLI_RANGE("tokens-scored", CLI_COUNT, &o->tokens_scored, "M", 1, 1u << 24,
+                  "tokens scored after them"),
+        CLI_SWITCH("allow-longer", &o->allow_longer,
+                   "go on beyond the context the model was trained for"),
+        CLI_HEADING("What to compare:"),
+        CLI_OPTION("recipes", CLI_NAMES, &o->recipes, "A,B", cli_recipe_help()),
+        CLI_OPTION("moved", CLI_SHARES, &o->moved, "S,T",
+                   "budgets: bytes a step may select, as shares of the body's exact bytes"),
+        CLI_OPTION("tolerance", CLI_FRACTION, &o->recipe.tolerance, "X",
+                   "stop earlier, when the predicted error is below X; 0: spend the budget"),
+        CLI_SWITCH("true-error", &o->true_error,
+                   "also measure the true error of every attention output (slow)"),
+        CLI_WORD("dtype", &o->recipe.dtype, "TYPE", CLI_DTYPES,
+                 "how exact rows are kept: f32, f16 or bf16"),
+        CLI_RANGE("seed", CLI_COUNT, &o->recipe.seed, "S", 0, 0, "of grouping [0]"),
         CLI_PLACE_OPTIONS(o->place),
-        {.name = "memory-bytes", .kind = CLI_BYTES, .value = &o->memory_bytes, .metavar = "SIZE",
-         .text = "memory for the caches of one pass; what does not fit waits for the next pass"},
-        {.text = "Output:"},
-        {.name = "json", .kind = CLI_STRING, .value = &o->json, .metavar = "FILE",
-         .text = "also write the results as JSON; - is standard output, text then goes to standard error"},
-        {.name = "quiet", .kind = CLI_FLAG, .value = &o->quiet, .text = "no progress"},
+        CLI_OPTION("memory-bytes", CLI_BYTES, &o->memory_bytes, "SIZE",
+                   "memory for the caches of one pass; what does not fit waits for the next pass"),
+        CLI_HEADING("Output:"),
+        CLI_OPTION(
+            "json", CLI_STRING, &o->json, "FILE",
+            "also write the results as JSON; - is standard output, text then goes to standard "
+            "error"),
+        CLI_SWITCH("quiet", &o->quiet, "no progress"),
     };
     return cli_args_parse(&command, options, sizeof options / sizeof options[0], argc, argv, NULL);
 }
@@ -79,13 +85,16 @@ static int check_lengths(const struct cli_eval *eval, size_t n_tokens)
     unsigned long long need = o->tokens_context + o->tokens_scored;
     uint32_t context = eval->model.info->context_length;
     if (n_tokens < need)
-        return cli_fail("'%s' has %zu tokens; --tokens-context %llu and --tokens-scored %llu need %llu", o->file, n_tokens,
-                        (unsigned long long)o->tokens_context, (unsigned long long)o->tokens_scored, need);
+        return cli_fail(
+            "'%s' has %zu tokens; --tokens-context %llu and --tokens-scored %llu need %llu",
+            o->file, n_tokens, (unsigned long long)o->tokens_context,
+            (unsigned long long)o->tokens_scored, need);
     if (!context || need <= context)
         return 0;
     if (!o->allow_longer)
-        return cli_fail("%llu tokens are more than the %u the model was trained for; --allow-longer goes on regardless", need,
-                        context);
+        return cli_fail("%llu tokens are more than the %u the model was trained for; "
+                        "--allow-longer goes on regardless",
+                        need, context);
     cli_warn("%llu tokens are more than the %u the model was trained for", need, context);
     return 0;
 }
@@ -102,7 +111,8 @@ static int read_ids(struct cli_eval *eval)
         code = check_lengths(eval, tokens.count);
     } else {
         struct cli_prompt prompt = {0};
-        struct cli_prompt_options made = {.tokens_context = o->tokens_context + o->tokens_scored, .seed = o->recipe.seed};
+        struct cli_prompt_options made = {.tokens_context = o->tokens_context + o->tokens_scored,
+                                          .seed = o->recipe.seed};
         made.keys = o->tokens_scored >= 96 ? 48 : (o->tokens_scored + 1) / 2;
         if ((code = cli_prompt_make(&eval->model, &made, &prompt)))
             return code;
@@ -125,11 +135,13 @@ static int plan(struct cli_eval *eval)
         return cli_fail("out of memory");
     for (size_t i = 0; i < o->recipes.n; i++) {
         for (size_t j = 0; j < o->moved.n; j++)
-            eval->items[at++] = (struct cli_eval_item){
-                .recipe = o->recipes.name[i], .moved = o->moved.share[j], .moved_text = o->moved.text[j]};
+            eval->items[at++] = (struct cli_eval_item){.recipe = o->recipes.name[i],
+                                                       .moved = o->moved.share[j],
+                                                       .moved_text = o->moved.text[j]};
     }
     uint64_t dense_bytes = cli_exact_bytes(&eval->model, o->recipe.dtype, eval->n_ids);
-    uint64_t most_bytes = 2 * dense_bytes + (32u << 20); /* exact rows, blocks, summaries and windows */
+    uint64_t most_bytes =
+        2 * dense_bytes + (32u << 20); /* exact rows, blocks, summaries and windows */
     uint64_t item_bytes = cli_place_memory_bytes(&o->place);
     item_bytes = item_bytes < most_bytes ? item_bytes : most_bytes;
     uint64_t left = o->memory_bytes > dense_bytes ? o->memory_bytes - dense_bytes : 0;
@@ -141,11 +153,13 @@ static int run_passes(struct cli_eval *eval)
 {
     size_t passes = (eval->n_items + eval->items_per_pass - 1) / eval->items_per_pass;
     int code = 0;
-    for (size_t first = 0; first < eval->n_items && code == 0 && !cli_stop_signal(); first += eval->items_per_pass) {
-        size_t left = eval->n_items - first, n = left < eval->items_per_pass ? left : eval->items_per_pass;
+    for (size_t first = 0; first < eval->n_items && code == 0 && !cli_stop_signal();
+         first += eval->items_per_pass) {
+        size_t left = eval->n_items - first,
+               n = left < eval->items_per_pass ? left : eval->items_per_pass;
         if (passes > 1)
-            cli_note("pass %zu of %zu: %zu of %zu combinations (--memory-bytes)", first / eval->items_per_pass + 1, passes, n,
-                     eval->n_items);
+            cli_note("pass %zu of %zu: %zu of %zu combinations (--memory-bytes)",
+                     first / eval->items_per_pass + 1, passes, n, eval->n_items);
         code = cli_eval_pass(eval, first, n);
     }
     return code;
@@ -208,7 +222,7 @@ int cli_eval_model(int argc, char **argv)
     return eval_model(&o);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- eval */
+/* ----------------------------------------------------------------------------------------- eval */
 
 static const struct {
     const char *name;
@@ -224,7 +238,8 @@ static void print_usage(FILE *file)
     fprintf(file, "usage: headrace eval SUBJECT [OPTION]...\n\n");
     for (size_t i = 0; i < SUBJECTS; i++)
         fprintf(file, "  %-8s %s\n", subjects[i].name, subjects[i].brief);
-    fprintf(file, "\n'headrace eval SUBJECT --help' has the options, their defaults and an example.\n");
+    fprintf(file,
+            "\n'headrace eval SUBJECT --help' has the options, their defaults and an example.\n");
 }
 
 int cli_eval(int argc, char **argv)

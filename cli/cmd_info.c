@@ -19,7 +19,8 @@ static bool ends_with(const char *text, const char *tail)
     return n >= m && strcmp(text + n - m, tail) == 0;
 }
 
-/* "limit_bytes" with 25165824 reads "limit" and "24 MiB"; other keys only lose their underscores. */
+/* "limit_bytes" with 25165824 reads "limit" and "24 MiB"; other keys only lose their
+ * underscores. */
 static void print_number(FILE *file, const char *key, double value)
 {
     char text[32];
@@ -58,7 +59,8 @@ static const char *spaced(const char *key, char *name, size_t name_bytes)
 static void print_key(FILE *file, const char *key, unsigned depth)
 {
     char name[64];
-    fprintf(file, "%*s%-*s ", (int)(2 * depth), "", (int)(KEY_WIDTH - 2 * depth), spaced(key, name, sizeof name));
+    fprintf(file, "%*s%-*s ", (int)(2 * depth), "", (int)(KEY_WIDTH - 2 * depth),
+            spaced(key, name, sizeof name));
 }
 
 static bool is_flat_array(const cJSON *item)
@@ -66,7 +68,8 @@ static bool is_flat_array(const cJSON *item)
     const cJSON *child;
     if (!cJSON_IsArray(item))
         return false;
-    cJSON_ArrayForEach(child, item) {
+    cJSON_ArrayForEach(child, item)
+    {
         if (cJSON_IsObject(child) || cJSON_IsArray(child))
             return false;
     }
@@ -76,7 +79,8 @@ static bool is_flat_array(const cJSON *item)
 static void print_values(FILE *file, const cJSON *array)
 {
     const cJSON *child;
-    cJSON_ArrayForEach(child, array) {
+    cJSON_ArrayForEach(child, array)
+    {
         print_scalar(file, array->string, child);
         fputc(child->next ? ' ' : '\n', file);
     }
@@ -94,8 +98,7 @@ static void print_item(FILE *file, const cJSON *item, unsigned depth)
     } else if (cJSON_IsObject(item) || cJSON_IsArray(item)) {
         if (*key)
             fprintf(file, "%*s%s\n", (int)(2 * depth), "", spaced(key, (char[64]){0}, 64));
-        cJSON_ArrayForEach(child, item)
-            print_item(file, child, depth + (*key != '\0'));
+        cJSON_ArrayForEach(child, item) print_item(file, child, depth + (*key != '\0'));
     } else {
         print_key(file, key, depth);
         print_scalar(file, key, item);
@@ -108,19 +111,21 @@ int cli_info(int argc, char **argv)
     static const struct cli_command command = {
         .name = "info",
         .brief = "what this build and this machine can do",
-        .about = "Prints the CPU features in use, topology, memory and its limits, what I/O a folder allows (found by\n"
-                 "probing), the CUDA device and the libraries with their versions.",
+        .about = "Prints the CPU features in use, topology, memory and its limits, what I/O a "
+                 "folder allows\n"
+                 "(found by probing), the CUDA device and the libraries with their versions.",
         .examples = "  headrace info --file-dir /var/tmp\n"
                     "  headrace info --json - | jq .",
     };
     const char *dir = NULL, *path = NULL;
     const struct cli_option options[] = {
-        {.name = "file-dir", .kind = CLI_STRING, .value = &dir, .metavar = "DIR",
-         .text = "folder that would hold the file tier: probe its I/O"},
-        {.name = "json", .kind = CLI_STRING, .value = &path, .metavar = "FILE",
-         .text = "write it as JSON; - is standard output, without the text"},
+        CLI_OPTION("file-dir", CLI_STRING, &dir, "DIR",
+                   "folder that would hold the file tier: probe its I/O"),
+        CLI_OPTION("json", CLI_STRING, &path, "FILE",
+                   "write it as JSON; - is standard output, without the text"),
     };
-    int code = cli_args_parse(&command, options, sizeof options / sizeof options[0], argc, argv, NULL);
+    int code =
+        cli_args_parse(&command, options, sizeof options / sizeof options[0], argc, argv, NULL);
     if (code >= 0)
         return code;
     if ((code = cli_json_check(path)))
@@ -136,7 +141,8 @@ int cli_info(int argc, char **argv)
     if (!path || strcmp(path, "-") != 0) {
         const cJSON *item;
         bool group = false; /* groups stand apart from each other and from single lines */
-        cJSON_ArrayForEach(item, json) {
+        cJSON_ArrayForEach(item, json)
+        {
             if (item != json->child && (group || cJSON_IsObject(item)))
                 fputc('\n', cli_out());
             print_item(cli_out(), item, 0);

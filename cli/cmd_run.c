@@ -11,58 +11,63 @@
 static const struct cli_command command = {
     .name = "run",
     .about =
-        "Reads a text with a model whose KV cache lies in three tiers, writes what comes next, and reports what moved,\n"
-        "what was estimated and how far that is from dense attention.\n\n"
-        "The text is --file, --prompt, or both: then the file is the context and the prompt the question after it. The\n"
-        "model 'tiny' with neither of them makes a text that hides keys and values, asks for them and counts the answers.",
+        "Reads a text with a model whose KV cache lies in three tiers, writes what comes next, "
+        "and\n"
+        "reports what moved, what was estimated and how far that is from dense attention.\n\n"
+        "The text is --file, --prompt, or both: then the file is the context and the prompt the\n"
+        "question after it. The model 'tiny' with neither of them makes a text that hides keys "
+        "and\n"
+        "values, asks for them and counts the answers.",
     .examples =
-        "  headrace run --model SmolLM2-135M-Instruct.Q4_1.gguf --file book.txt --tokens-context 7500 --chat \\\n"
-        "      --prompt 'What is this about?' --device-bytes 24MiB --host-bytes 64MiB --file-dir /var/tmp --file-bytes 1GiB\n"
+        "  headrace run --model SmolLM2-135M-Instruct.Q4_1.gguf --file book.txt --chat \\\n"
+        "      --prompt 'What is this about?' --tokens-context 7500 --device-bytes 24MiB \\\n"
+        "      --host-bytes 64MiB --file-dir /var/tmp --file-bytes 1GiB\n"
         "  headrace run --model tiny --tokens-context 16384 --moved 2% --check-dense",
 };
 
 static int parse(int argc, char **argv, struct cli_run_options *o)
 {
     const struct cli_option options[] = {
-        {.text = "Model and text:"},
-        {.name = "model", .kind = CLI_STRING, .value = &o->model, .metavar = "FILE",
-         .text = "GGUF file, or tiny: the embedded retrieval model"},
-        {.name = "file", .kind = CLI_STRING, .value = &o->prompt.file, .metavar = "TEXT",
-         .text = "file with the text to read, UTF-8; - is standard input"},
-        {.name = "prompt", .kind = CLI_STRING, .value = &o->prompt.question, .metavar = "TEXT",
-         .text = "the text itself, or the question that follows --file"},
-        {.name = "chat", .kind = CLI_FLAG, .value = &o->prompt.chat, .text = "as one turn of a chat, in the model's format"},
-        {.name = "tokens-context", .kind = CLI_COUNT, .value = &o->prompt.tokens_context, .metavar = "N", .min = 1, .max = 1u << 30,
-         .text = "use the first N tokens of --file [all]; length of tiny's own text [4096]"},
-        {.name = "keys", .kind = CLI_COUNT, .value = &o->prompt.keys, .metavar = "N", .min = 1, .max = 64,
-         .text = "keys in tiny's own text"},
-        {.name = "allow-longer", .kind = CLI_FLAG, .value = &o->allow_longer,
-         .text = "go on beyond the context the model was trained for"},
-        {.text = "What to write:"},
-        {.name = "tokens", .kind = CLI_COUNT, .value = &o->tokens, .metavar = "N", .min = 1, .max = 1u << 24,
-         .text = "at most N tokens"},
-        {.name = "temperature", .kind = CLI_REAL, .value = &o->temperature, .metavar = "T", .min = 0, .max = 100,
-         .text = "0: always the likeliest token"},
-        {.name = "top-p", .kind = CLI_REAL, .value = &o->top_p, .metavar = "P", .min = 0, .max = 1,
-         .text = "choose among the likeliest tokens that together have this probability"},
-        {.name = "seed", .kind = CLI_COUNT, .value = &o->recipe.seed, .metavar = "S",
-         .text = "of the sampling, of tiny's own text, of grouping [0]"},
-        {.text = "How to attend:"},
-        {.name = "recipe", .kind = CLI_STRING, .value = &o->recipe.name, .metavar = "NAME",
-         .text = "full, window, exact-topk, quest, retroinfer, headrace; with parameters as in quest:page=32"},
-        {.name = "moved", .kind = CLI_SHARE, .value = &o->recipe.moved, .metavar = "SHARE",
-         .text = "bytes a step may select, as a share of the body's exact bytes"},
-        {.name = "tolerance", .kind = CLI_FRACTION, .value = &o->recipe.tolerance, .metavar = "X",
-         .text = "stop earlier, when the predicted error of the output is below X; 0: spend --moved"},
-        {.name = "dtype", .kind = CLI_CHOICE, .value = &o->recipe.dtype, .metavar = "TYPE", .choices = CLI_DTYPES,
-         .text = "how exact rows are kept: f32, f16 or bf16"},
-        {.name = "check-dense", .kind = CLI_FLAG, .value = &o->check_dense,
-         .text = "also attend densely: true error, KL and top-1 agreement (slow, and the cache a second time)"},
+        CLI_HEADING("Model and text:"),
+        CLI_OPTION("model", CLI_STRING, &o->model, "FILE",
+                   "GGUF file, or tiny: the embedded retrieval model"),
+        CLI_OPTION("file", CLI_STRING, &o->prompt.file, "TEXT",
+                   "file with the text to read, UTF-8; - is standard input"),
+        CLI_OPTION("prompt", CLI_STRING, &o->prompt.question, "TEXT",
+                   "the text itself, or the question that follows --file"),
+        CLI_SWITCH("chat", &o->prompt.chat, "as one turn of a chat, in the model's format"),
+        CLI_RANGE("tokens-context", CLI_COUNT, &o->prompt.tokens_context, "N", 1, 1u << 30,
+                  "use the first N tokens of --file [all]; length of tiny's own text [4096]"),
+        CLI_RANGE("keys", CLI_COUNT, &o->prompt.keys, "N", 1, 64, "keys in tiny's own text"),
+        CLI_SWITCH("allow-longer", &o->allow_longer,
+                   "go on beyond the context the model was trained for"),
+        CLI_HEADING("What to write:"),
+        CLI_RANGE("tokens", CLI_COUNT, &o->tokens, "N", 1, 1u << 24, "at most N tokens"),
+        CLI_RANGE("temperature", CLI_REAL, &o->temperature, "T", 0, 100,
+                  "0: always the likeliest token"),
+        CLI_RANGE("top-p", CLI_REAL, &o->top_p, "P", 0, 1,
+                  "choose among the likeliest tokens that together have this probability"),
+        CLI_RANGE("seed", CLI_COUNT, &o->recipe.seed, "S", 0, 0,
+                  "of the sampling, of tiny's own text, of grouping [0]"),
+        CLI_HEADING("How to attend:"),
+        CLI_OPTION("recipe", CLI_STRING, &o->recipe.name, "NAME", cli_recipe_help()),
+        CLI_OPTION("moved", CLI_SHARE, &o->recipe.moved, "SHARE",
+                   "bytes a step may select, as a share of the body's exact bytes"),
+        CLI_OPTION(
+            "tolerance", CLI_FRACTION, &o->recipe.tolerance, "X",
+            "stop earlier, when the predicted error of the output is below X; 0: spend --moved"),
+        CLI_WORD("dtype", &o->recipe.dtype, "TYPE", CLI_DTYPES,
+                 "how exact rows are kept: f32, f16 or bf16"),
+        CLI_SWITCH("check-dense", &o->check_dense,
+                   "also attend densely: true error, KL and top-1 agreement (slow, and the cache a "
+                   "second time)"),
         CLI_PLACE_OPTIONS(o->place),
-        {.text = "Output:"},
-        {.name = "json", .kind = CLI_STRING, .value = &o->json, .metavar = "FILE",
-         .text = "also write the report as JSON; - is standard output, text then goes to standard error"},
-        {.name = "quiet", .kind = CLI_FLAG, .value = &o->quiet, .text = "no progress and no report, only the text"},
+        CLI_HEADING("Output:"),
+        CLI_OPTION(
+            "json", CLI_STRING, &o->json, "FILE",
+            "also write the report as JSON; - is standard output, text then goes to standard "
+            "error"),
+        CLI_SWITCH("quiet", &o->quiet, "no progress and no report, only the text"),
     };
     return cli_args_parse(&command, options, sizeof options / sizeof options[0], argc, argv, NULL);
 }
@@ -74,9 +79,11 @@ static int check(struct cli_run_options *o)
         return code;
     bool has_text = o->prompt.file || o->prompt.question;
     if (!has_text && strcmp(o->model, "tiny") != 0)
-        return cli_usage_error(command.name, "--file or --prompt is missing: there is nothing to read");
+        return cli_usage_error(command.name,
+                               "--file or --prompt is missing: there is nothing to read");
     if (o->top_p <= 0)
-        return cli_usage_error(command.name, "--top-p '%g' is not a number of more than 0 and at most 1", o->top_p);
+        return cli_usage_error(
+            command.name, "--top-p '%g' is not a number of more than 0 and at most 1", o->top_p);
     if (o->prompt.chat && !has_text)
         return cli_usage_error(command.name, "--chat needs --file or --prompt");
     return cli_recipe_check(command.name, o->recipe.name);
@@ -89,7 +96,8 @@ static int open_session(struct cli_run *run)
     size_t vocab = run->model.info->vocab;
     int code = cli_cache_open(&run->model, &o->place, &o->recipe, run->tokens_max, &run->cache);
     if (code == 0 && o->check_dense)
-        code = cli_cache_open_dense(&run->model, &o->place, o->recipe.dtype, run->tokens_max, &run->dense_cache);
+        code = cli_cache_open_dense(&run->model, &o->place, o->recipe.dtype, run->tokens_max,
+                                    &run->dense_cache);
     if (code)
         return code;
     hr_sequence_t *sequences[2] = {run->cache.sequence, run->dense_cache.sequence};

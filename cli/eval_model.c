@@ -11,16 +11,17 @@ struct pass {
     struct cli_eval *eval;
     struct cli_eval_item *items;
     size_t n;
-    struct cli_cache *caches;      /* [1 + n] */
-    hr_sequence_t **sequences;     /* [1 + n] */
+    struct cli_cache *caches;  /* [1 + n] */
+    hr_sequence_t **sequences; /* [1 + n] */
     hre_session_t *session;
-    float *logits, *dense_logits;  /* [vocab] */
+    float *logits, *dense_logits; /* [vocab] */
     struct cli_progress progress;
 };
 
 static uint32_t prefill_tokens(const struct cli_eval *eval)
 {
-    /* The first scored token must be predicted by the recipe, so the last token of the context is decoded. */
+    /* The first scored token must be predicted by the recipe, so the last token of the context
+     * is decoded. */
     return (uint32_t)eval->options->tokens_context - 1;
 }
 
@@ -28,11 +29,13 @@ static int open_caches(struct pass *pass)
 {
     const struct cli_eval_options *o = pass->eval->options;
     struct cli_recipe recipe = o->recipe;
-    int code = cli_cache_open_dense(&pass->eval->model, &o->place, recipe.dtype, pass->eval->n_ids, &pass->caches[0]);
+    int code = cli_cache_open_dense(&pass->eval->model, &o->place, recipe.dtype, pass->eval->n_ids,
+                                    &pass->caches[0]);
     for (size_t i = 0; i < pass->n && code == 0; i++) {
         recipe.name = pass->items[i].recipe;
         recipe.moved = pass->items[i].moved;
-        code = cli_cache_open(&pass->eval->model, &o->place, &recipe, pass->eval->n_ids, &pass->caches[1 + i]);
+        code = cli_cache_open(&pass->eval->model, &o->place, &recipe, pass->eval->n_ids,
+                              &pass->caches[1 + i]);
     }
     for (size_t i = 0; i <= pass->n; i++)
         pass->sequences[i] = pass->caches[i].sequence;
@@ -103,7 +106,8 @@ static int score_item(struct pass *pass, size_t i, uint32_t id, uint32_t next, d
     size_t vocab = pass->eval->model.info->vocab;
     hre_decode_options_init(&options);
     options.check_exact = pass->eval->options->true_error;
-    hr_status_t status = hre_session_decode(pass->session, (uint32_t)(1 + i), id, &options, pass->logits, &report);
+    hr_status_t status =
+        hre_session_decode(pass->session, (uint32_t)(1 + i), id, &options, pass->logits, &report);
     if (status != HR_OK)
         return cli_fail_engine(item->recipe, status);
     double kl = cli_kl(pass->dense_logits, pass->logits, vocab);
@@ -124,7 +128,8 @@ static int score_token(struct pass *pass, uint32_t t)
     struct hre_decode_options options;
     hre_decode_options_init(&options);
     options.mode = HR_ATTEND_EXACT;
-    hr_status_t status = hre_session_decode(pass->session, 0, ids[t], &options, pass->dense_logits, NULL);
+    hr_status_t status =
+        hre_session_decode(pass->session, 0, ids[t], &options, pass->dense_logits, NULL);
     if (status != HR_OK)
         return cli_fail_engine("dense", status);
     double dense_nll = cli_nll(pass->dense_logits, pass->eval->model.info->vocab, ids[t + 1]);

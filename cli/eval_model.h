@@ -1,4 +1,5 @@
-/* Teacher-forced comparison of recipes with dense attention: the same text, the same weights, one sequence for each recipe. */
+/* Teacher-forced comparison of recipes with dense attention: the same text, the same weights,
+ * one sequence for each recipe. */
 #ifndef CLI_EVAL_MODEL_H
 #define CLI_EVAL_MODEL_H
 
@@ -19,7 +20,7 @@ struct cli_eval_options {
     struct cli_shares moved;
     struct cli_recipe recipe; /* dtype, tolerance, seed for all */
     struct cli_place place;
-    uint64_t memory_bytes;    /* of all caches of one pass */
+    uint64_t memory_bytes; /* of all caches of one pass */
     bool allow_longer, true_error, quiet;
     const char *json;
 };

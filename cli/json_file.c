@@ -25,8 +25,8 @@ void cli_json_real(cJSON *object, const char *name, double value)
         cJSON_AddNullToObject(object, name);
 }
 
-/* Devices and pipes are written in place: a file renamed over one would replace it. So is a link that leads to no name, such as
- * /dev/stderr when standard error is a deleted file. */
+/* Devices and pipes are written in place: a file renamed over one would replace it. So is a link
+ * that leads to no name, such as /dev/stderr when standard error is a deleted file. */
 static bool is_in_place(const char *path)
 {
     struct stat st;
@@ -36,7 +36,8 @@ static bool is_in_place(const char *path)
     return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
 }
 
-/* Where a link leads (/dev/stderr is one): the file there is what must be replaced, not the link. */
+/* Where a link leads (/dev/stderr is one): the file there is what must be replaced, not the
+ * link. */
 static const char *followed(const char *path, char *resolved)
 {
     return realpath(path, resolved) ? resolved : path;

@@ -17,7 +17,8 @@ static const struct {
     int (*main)(int argc, char **argv);
     const char *brief;
 } commands[] = {
-    {"run", cli_run, "read a text with a model whose KV cache is spread over tiers, answer, and report"},
+    {"run", cli_run,
+     "read a text with a model whose KV cache is spread over tiers, answer, and report"},
     {"eval", cli_eval, "compare recipes with dense attention on a model and a text"},
 #if HR_HAVE_BENCH
     {"bench", cli_bench, "measure the hot paths beside the machine's limits and their peers"},
@@ -28,11 +29,13 @@ static const struct {
 
 static void print_usage(FILE *file)
 {
-    fprintf(file, "usage: headrace COMMAND [OPTION]...\n\n"
-                  "Attention over a KV cache that is many times larger than the memory it may use.\n\n");
+    fprintf(file,
+            "usage: headrace COMMAND [OPTION]...\n\n"
+            "Attention over a KV cache that is many times larger than the memory it may use.\n\n");
     for (size_t i = 0; i < COMMANDS; i++)
         fprintf(file, "  %-8s %s\n", commands[i].name, commands[i].brief);
-    fprintf(file, "\n'headrace COMMAND --help' has the options, their defaults and an example. 'headrace --version' tells the version.\n");
+    fprintf(file, "\n'headrace COMMAND --help' has the options, their defaults and an example. "
+                  "'headrace --version' tells the version.\n");
 }
 
 int main(int argc, char **argv)
@@ -41,7 +44,8 @@ int main(int argc, char **argv)
         print_usage(stderr);
         return CLI_EXIT_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         print_usage(stdout);
         return cli_out_close();
     }
@@ -56,7 +60,8 @@ int main(int argc, char **argv)
             int closed = cli_out_close();
             return code ? code : closed;
         }
-        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i ? " " : "", commands[i].name);
+        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i ? " " : "",
+                 commands[i].name);
     }
     if (*cli_nearest(argv[1], words, nearest, sizeof nearest))
         return cli_usage_error("", "unknown command '%s'; the nearest is '%s'", argv[1], nearest);

@@ -8,7 +8,7 @@
 
 #include "cli/args.h"
 
-#define BAR_WIDTH 30
+#define BAR_WIDTH    30
 #define BAR_EVERY_NS 100000000u
 
 /* One process, one terminal: this state belongs to the tool, not to the library. */
@@ -94,7 +94,7 @@ void cli_note(const char *format, ...)
     va_end(list);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- progress */
+/* ------------------------------------------------------------------------------------- progress */
 
 static double rate_of(const struct cli_progress *progress, uint64_t done, uint64_t now_ns)
 {
@@ -109,15 +109,18 @@ static void draw_bar(const struct cli_progress *progress, uint64_t done, uint64_
     memset(bar, ' ', BAR_WIDTH);
     memset(bar, '=', filled > BAR_WIDTH ? BAR_WIDTH : filled);
     bar[BAR_WIDTH] = '\0';
-    fprintf(stderr, "\r%s [%s] %llu/%llu %s, %.1f/s\033[K", progress->label, bar, (unsigned long long)done,
-            (unsigned long long)progress->total, progress->unit, rate_of(progress, done, now_ns));
+    fprintf(stderr, "\r%s [%s] %llu/%llu %s, %.1f/s\033[K", progress->label, bar,
+            (unsigned long long)done, (unsigned long long)progress->total, progress->unit,
+            rate_of(progress, done, now_ns));
     fflush(stderr);
     out.bar_open = true;
 }
 
-void cli_progress_begin(struct cli_progress *progress, const char *label, const char *unit, uint64_t total)
+void cli_progress_begin(struct cli_progress *progress, const char *label, const char *unit,
+                        uint64_t total)
 {
-    *progress = (struct cli_progress){.label = label, .unit = unit, .total = total, .start_ns = cli_now_ns()};
+    *progress = (struct cli_progress){
+        .label = label, .unit = unit, .total = total, .start_ns = cli_now_ns()};
     if (!out.quiet && isatty(STDERR_FILENO))
         draw_bar(progress, 0, progress->start_ns);
 }
@@ -139,7 +142,8 @@ void cli_progress_update(struct cli_progress *progress, uint64_t done)
     if (tenth == progress->tenth || tenth >= 10)
         return;
     progress->tenth = tenth;
-    fprintf(stderr, "%s %3u%%  %llu/%llu %s, %.1f/s\n", progress->label, (unsigned)(100 * done / progress->total), (unsigned long long)done,
+    fprintf(stderr, "%s %3u%%  %llu/%llu %s, %.1f/s\n", progress->label,
+            (unsigned)(100 * done / progress->total), (unsigned long long)done,
             (unsigned long long)progress->total, progress->unit, rate_of(progress, done, now_ns));
 }
 
@@ -152,12 +156,12 @@ void cli_progress_end(struct cli_progress *progress, uint64_t done)
     if (out.bar_open)
         fprintf(stderr, "\r\033[K");
     out.bar_open = false;
-    fprintf(stderr, "%s %llu %s in %s, %.1f %s/s\n", progress->label, (unsigned long long)done, progress->unit,
-            cli_format_ns(now_ns - progress->start_ns, text, sizeof text), rate_of(progress, done, now_ns),
-            progress->unit);
+    fprintf(stderr, "%s %llu %s in %s, %.1f %s/s\n", progress->label, (unsigned long long)done,
+            progress->unit, cli_format_ns(now_ns - progress->start_ns, text, sizeof text),
+            rate_of(progress, done, now_ns), progress->unit);
 }
 
-/* --------------------------------------------------------------------------------------------------------- formatting */
+/* ----------------------------------------------------------------------------------- formatting */
 
 char *cli_format_ns(uint64_t ns, char *text, size_t text_bytes)
 {
@@ -192,7 +196,10 @@ char *cli_format_count(uint64_t count, char *text, size_t text_bytes)
 char *cli_format_share(double share, char *text, size_t text_bytes)
 {
     double percent = 100 * share;
-    int decimals = percent >= 99.95 ? 0 : percent >= 9.995 ? 1 : percent >= 0.9995 || percent == 0 ? 2 : 3;
+    int decimals = percent >= 99.95                    ? 0
+                   : percent >= 9.995                  ? 1
+                   : percent >= 0.9995 || percent == 0 ? 2
+                                                       : 3;
     snprintf(text, text_bytes, "%.*f%%", decimals, percent);
     return text;
 }

@@ -1,5 +1,5 @@
-/* Where the tool writes: text on standard output, progress and messages on standard error; with --json - the JSON has standard
- * output to itself and the text goes to standard error as well. */
+/* Where the tool writes: text on standard output, progress and messages on standard error; with
+ * --json - the JSON has standard output to itself and the text goes to standard error as well. */
 #ifndef CLI_OUT_H
 #define CLI_OUT_H
 
@@ -18,7 +18,8 @@ bool cli_out_is_quiet(void);
 
 /* "headrace: message" on standard error; returns CLI_EXIT_FAILED. */
 int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* The library's message, after what was being tried: "headrace: WHAT: message". Returns CLI_EXIT_FAILED. */
+/* The library's message, after what was being tried: "headrace: WHAT: message". Returns
+ * CLI_EXIT_FAILED. */
 int cli_fail_status(const char *what, hr_status_t status);
 void cli_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A line of progress on standard error, unless quiet. */
@@ -32,7 +33,8 @@ struct cli_progress {
     uint64_t start_ns, shown_ns;
     unsigned tenth;
 };
-void cli_progress_begin(struct cli_progress *progress, const char *label, const char *unit, uint64_t total);
+void cli_progress_begin(struct cli_progress *progress, const char *label, const char *unit,
+                        uint64_t total);
 void cli_progress_update(struct cli_progress *progress, uint64_t done);
 /* Leaves one line with the total and the rate. */
 void cli_progress_end(struct cli_progress *progress, uint64_t done);

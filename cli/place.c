@@ -7,7 +7,9 @@
 int cli_place_check(const char *command, const struct cli_place *place)
 {
     if (place->file_dir && place->file_bytes == 0)
-        return cli_usage_error(command, "--file-dir '%s' needs --file-bytes, the most it may take on disk", place->file_dir);
+        return cli_usage_error(command,
+                               "--file-dir '%s' needs --file-bytes, the most it may take on disk",
+                               place->file_dir);
     if (!place->file_dir && place->file_bytes)
         return cli_usage_error(command, "--file-bytes needs --file-dir, the folder of the file");
     return -1;

@@ -17,53 +17,30 @@ struct cli_place {
     uint64_t threads;
 };
 
-#define CLI_PLACE_DEFAULTS                                                                                             \
-    {                                                                                                                  \
-        .device_bytes = 256u << 20, .host_bytes = 1u << 30, .io = "auto"                                               \
+#define CLI_PLACE_DEFAULTS                                                                         \
+    {                                                                                              \
+        .device_bytes = 256u << 20, .host_bytes = 1u << 30, .io = "auto"                           \
     }
 
 /* Rows for a command's option table; place is a struct cli_place. */
-#define CLI_PLACE_OPTIONS(place)                                                                                       \
-    {.text = "Where the KV cache lies:"},                                                                              \
-        {.name = "device-bytes",                                                                                       \
-         .kind = CLI_BYTES,                                                                                            \
-         .value = &(place).device_bytes,                                                                               \
-         .metavar = "SIZE",                                                                                            \
-         .text = "budget of the fast tier: sink, window, summaries, blocks in use"},                                   \
-        {.name = "host-bytes",                                                                                         \
-         .kind = CLI_BYTES,                                                                                            \
-         .value = &(place).host_bytes,                                                                                 \
-         .metavar = "SIZE",                                                                                            \
-         .text = "budget of the host tier; without --file-dir it must hold everything"},                               \
-        {.name = "file-dir",                                                                                           \
-         .kind = CLI_STRING,                                                                                           \
-         .value = &(place).file_dir,                                                                                   \
-         .metavar = "DIR",                                                                                             \
-         .text = "folder of the file tier; its file has no name and goes with the process"},                           \
-        {.name = "file-bytes",                                                                                         \
-         .kind = CLI_BYTES,                                                                                            \
-         .value = &(place).file_bytes,                                                                                 \
-         .metavar = "SIZE",                                                                                            \
-         .text = "cap on what the file takes on disk; required with --file-dir"},                                      \
-        {.name = "io",                                                                                                 \
-         .kind = CLI_CHOICE,                                                                                           \
-         .value = &(place).io,                                                                                         \
-         .metavar = "MODE",                                                                                            \
-         .choices = "auto uring uring-plain threads",                                                                  \
-         .text = "how the file is read: auto (first that works), uring (registered files\n"                            \
-                 "and buffers), uring-plain, threads (pread and pwrite)"},                                             \
-        {.text = "Machine:"},                                                                                          \
-        {.name = "threads",                                                                                            \
-         .kind = CLI_COUNT,                                                                                            \
-         .value = &(place).threads,                                                                                    \
-         .metavar = "N",                                                                                               \
-         .min = 1,                                                                                                     \
-         .max = 256,                                                                                                   \
-         .text = "worker threads [one per core]"},                                                                     \
-    {                                                                                                                  \
-        .name = "cpu", .kind = CLI_CHOICE, .value = &(place).cpu, .metavar = "LEVEL", .choices = "ref avx2 avx512",    \
-        .text = "kernels: ref, avx2 or avx512 [the best there is]"                                                     \
-    }
+#define CLI_PLACE_OPTIONS(place)                                                                   \
+    CLI_HEADING("Where the KV cache lies:"),                                                       \
+        CLI_OPTION("device-bytes", CLI_BYTES, &(place).device_bytes, "SIZE",                       \
+                   "budget of the fast tier: sink, window, summaries, blocks in use"),             \
+        CLI_OPTION("host-bytes", CLI_BYTES, &(place).host_bytes, "SIZE",                           \
+                   "budget of the host tier; without --file-dir it must hold everything"),         \
+        CLI_OPTION("file-dir", CLI_STRING, &(place).file_dir, "DIR",                               \
+                   "folder of the file tier; its file has no name and goes with the process"),     \
+        CLI_OPTION("file-bytes", CLI_BYTES, &(place).file_bytes, "SIZE",                           \
+                   "cap on what the file takes on disk; required with --file-dir"),                \
+        CLI_WORD("io", &(place).io, "MODE", "auto uring uring-plain threads",                      \
+                 "how the file is read: auto (first that works), uring (registered files "         \
+                 "and buffers), uring-plain, threads (pread and pwrite)"),                         \
+        CLI_HEADING("Machine:"),                                                                   \
+        CLI_RANGE("threads", CLI_COUNT, &(place).threads, "N", 1, 256,                             \
+                  "worker threads [one per core]"),                                                \
+        CLI_WORD("cpu", &(place).cpu, "LEVEL", "ref avx2 avx512",                                  \
+                 "kernels: ref, avx2 or avx512 [the best there is]")
 
 /* -1, or the exit code after a message, when the options do not fit together. */
 int cli_place_check(const char *command, const struct cli_place *place);

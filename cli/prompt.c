@@ -7,7 +7,7 @@
 #include "cli/out.h"
 #include "cli/text_file.h"
 
-/* ------------------------------------------------------------------------------------------------------------- tokens */
+/* --------------------------------------------------------------------------------------- tokens */
 
 static int encode(const struct cli_model *model, const char *what, const char *text, size_t n,
                   const struct hre_encode_options *options, struct hre_tokens *tokens_out)
@@ -16,11 +16,13 @@ static int encode(const struct cli_model *model, const char *what, const char *t
     if (status != HR_OK)
         return cli_fail_engine(what, status);
     if (tokens_out->dropped_bytes)
-        cli_warn("%s: the vocabulary has no token for %zu bytes; they are left out", what, tokens_out->dropped_bytes);
+        cli_warn("%s: the vocabulary has no token for %zu bytes; they are left out", what,
+                 tokens_out->dropped_bytes);
     return 0;
 }
 
-int cli_prompt_encode_file(const struct cli_model *model, const char *path, struct hre_tokens *tokens_out)
+int cli_prompt_encode_file(const struct cli_model *model, const char *path,
+                           struct hre_tokens *tokens_out)
 {
     struct hre_encode_options options;
     char *text;
@@ -35,10 +37,11 @@ int cli_prompt_encode_file(const struct cli_model *model, const char *path, stru
     return code;
 }
 
-/* ------------------------------------------------------------------------------------------------------ the text itself */
+/* ------------------------------------------------------------------------------ the text itself */
 
 /* Keeps the text of the file's first n tokens; a character that this would cut in half goes. */
-static int cut(const struct cli_model *model, const struct cli_prompt_options *o, struct hre_bytes *text)
+static int cut(const struct cli_model *model, const struct cli_prompt_options *o,
+               struct hre_bytes *text)
 {
     struct hre_encode_options options;
     struct hre_tokens tokens = {0};
@@ -52,7 +55,8 @@ static int cut(const struct cli_model *model, const struct cli_prompt_options *o
         cli_note("'%s' has %zu tokens, fewer than --tokens-context %llu", o->file, tokens.count,
                  (unsigned long long)o->tokens_context);
     if (tokens.count > o->tokens_context) {
-        hr_status_t status = hre_tokenizer_decode(model->tokenizer, tokens.ids, o->tokens_context, true, true, &shorter);
+        hr_status_t status = hre_tokenizer_decode(model->tokenizer, tokens.ids, o->tokens_context,
+                                                  true, true, &shorter);
         if (status == HR_OK && shorter.data) {
             shorter.bytes = cli_utf8_check(shorter.data, shorter.bytes);
             shorter.data[shorter.bytes] = '\0';
@@ -67,7 +71,8 @@ static int cut(const struct cli_model *model, const struct cli_prompt_options *o
 }
 
 /* File, empty line, question; whichever of them there are. */
-static int collect(const struct cli_model *model, const struct cli_prompt_options *o, struct hre_bytes *text)
+static int collect(const struct cli_model *model, const struct cli_prompt_options *o,
+                   struct hre_bytes *text)
 {
     int code = 0;
     if (o->file) {
@@ -83,30 +88,32 @@ static int collect(const struct cli_model *model, const struct cli_prompt_option
         return code;
     size_t n = strlen(o->question), bad = cli_utf8_check(o->question, n);
     if (bad < n)
-        return cli_fail("--prompt is not UTF-8: byte 0x%02x at offset %zu", (unsigned char)o->question[bad], bad);
+        return cli_fail("--prompt is not UTF-8: byte 0x%02x at offset %zu",
+                        (unsigned char)o->question[bad], bad);
     hr_status_t status = o->file ? hre_bytes_append(text, "\n\n", 2) : HR_OK;
     if (status == HR_OK)
         status = hre_bytes_append(text, o->question, n);
     return status == HR_OK ? 0 : cli_fail("out of memory");
 }
 
-/* -------------------------------------------------------------------------------------------------------------- prompt */
+/* --------------------------------------------------------------------------------------- prompt */
 
-static int encode_chat(const struct cli_model *model, const char *what, const struct hre_bytes *text,
-                       struct hre_tokens *tokens_out)
+static int encode_chat(const struct cli_model *model, const char *what,
+                       const struct hre_bytes *text, struct hre_tokens *tokens_out)
 {
     struct hre_chat_template chat;
     struct hre_chat_message message = {.role = "user", .content = text->data};
     if (strlen(text->data) < text->bytes)
-        return cli_fail("'%s' has a zero byte at offset %zu, which cannot be part of a chat", what, strlen(text->data));
+        return cli_fail("'%s' has a zero byte at offset %zu, which cannot be part of a chat", what,
+                        strlen(text->data));
     hr_status_t status = hre_chat_template_from_gguf(hre_model_gguf(model->model), &chat);
     if (status == HR_OK)
         status = hre_chat_encode(&chat, model->tokenizer, &message, 1, NULL, tokens_out);
     return status == HR_OK ? 0 : cli_fail_engine("chat", status);
 }
 
-static int encode_prompt(const struct cli_model *model, const struct cli_prompt_options *o, const struct hre_bytes *text,
-                         struct cli_prompt *prompt_out)
+static int encode_prompt(const struct cli_model *model, const struct cli_prompt_options *o,
+                         const struct hre_bytes *text, struct cli_prompt *prompt_out)
 {
     struct hre_tokens tokens = {0};
     const char *what = o->file ? o->file : "--prompt";
@@ -128,12 +135,18 @@ static int encode_prompt(const struct cli_model *model, const struct cli_prompt_
 
 static int make_puzzle(const struct cli_prompt_options *o, struct cli_prompt *prompt_out)
 {
-    struct cli_prompt prompt = {.n_ids = o->tokens_context ? (uint32_t)o->tokens_context : 4096, .n_keys = (uint32_t)o->keys};
+    struct cli_prompt prompt = {.n_ids = o->tokens_context ? (uint32_t)o->tokens_context : 4096,
+                                .n_keys = (uint32_t)o->keys};
+    uint32_t least = 2 * prompt.n_keys + (8 * prompt.n_keys + 2) / 3; /* engine/models/README.md */
+    if (prompt.n_ids < least)
+        return cli_fail("--tokens-context %u has no room for %u keys; they take at least %u tokens",
+                        prompt.n_ids, prompt.n_keys, least);
     prompt.ids = calloc(prompt.n_ids, sizeof *prompt.ids);
     prompt.answers = calloc(prompt.n_keys, sizeof *prompt.answers);
     int code = prompt.ids && prompt.answers ? 0 : cli_fail("out of memory");
     if (code == 0) {
-        hr_status_t status = hre_tiny_text(prompt.n_ids, prompt.n_keys, o->seed, prompt.ids, prompt.answers);
+        hr_status_t status =
+            hre_tiny_text(prompt.n_ids, prompt.n_keys, o->seed, prompt.ids, prompt.answers);
         code = status == HR_OK ? 0 : cli_fail_engine("text", status);
     }
     if (code)
@@ -143,7 +156,8 @@ static int make_puzzle(const struct cli_prompt_options *o, struct cli_prompt *pr
     return code;
 }
 
-int cli_prompt_make(const struct cli_model *model, const struct cli_prompt_options *options, struct cli_prompt *prompt_out)
+int cli_prompt_make(const struct cli_model *model, const struct cli_prompt_options *options,
+                    struct cli_prompt *prompt_out)
 {
     struct hre_bytes text = {0};
     if (!options->file && !options->question)

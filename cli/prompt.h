@@ -17,17 +17,20 @@ struct cli_prompt_options {
 };
 
 struct cli_prompt {
-    uint32_t *ids;    /* [n_ids] */
+    uint32_t *ids; /* [n_ids] */
     uint32_t n_ids;
-    uint32_t *answers; /* [n_keys], or NULL: not a made text. Question i stands at n_ids - 2 n_keys + 2 i */
+    uint32_t *answers; /* [n_keys], or NULL: not a made text. Question i: n_ids - 2 n_keys + 2 i */
     uint32_t n_keys;
 };
 
 /* 0, or an exit code after a message. */
-int cli_prompt_make(const struct cli_model *model, const struct cli_prompt_options *options, struct cli_prompt *prompt_out);
+int cli_prompt_make(const struct cli_model *model, const struct cli_prompt_options *options,
+                    struct cli_prompt *prompt_out);
 void cli_prompt_fini(struct cli_prompt *prompt);
 
-/* The tokens of a text file, with the beginning-of-text marker where the model wants one: 0, or an exit code after a message. */
-int cli_prompt_encode_file(const struct cli_model *model, const char *path, struct hre_tokens *tokens_out);
+/* The tokens of a text file, with the beginning-of-text marker where the model wants one: 0, or
+ * an exit code after a message. */
+int cli_prompt_encode_file(const struct cli_model *model, const char *path,
+                           struct hre_tokens *tokens_out);
 
 #endif

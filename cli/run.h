@@ -39,19 +39,21 @@ struct cli_run {
     float *logits, *dense_logits; /* [vocab]; the second NULL without --check-dense */
     struct hre_bytes text;        /* what was generated */
     uint32_t prefilled, generated;
-    uint32_t asked, answered;     /* a made text's questions */
-    const char *ended;            /* why: "tokens", "end of text", "context", "questions", "interrupted" */
+    uint32_t asked, answered; /* a made text's questions */
+    const char *ended; /* why: "tokens", "end of text", "context", "questions", "interrupted" */
     struct cli_tally tally;
     struct cli_dense dense;
-    cJSON *steps;                 /* one object per step */
+    cJSON *steps; /* one object per step */
     bool failed;
 };
 
-/* Reads the prompt, then answers; the text is streamed. 0, or an exit code after a message; counts are right in any case. */
+/* Reads the prompt, then answers; the text is streamed. 0, or an exit code after a message;
+ * counts are right in any case. */
 int cli_run_prefill(struct cli_run *run);
 int cli_run_generate(struct cli_run *run);
 
-/* Context of the model against prompt and tokens: 0, or an exit code after a message; sets tokens_max. */
+/* Context of the model against prompt and tokens: 0, or an exit code after a message; sets
+ * tokens_max. */
 int cli_run_fit(struct cli_run *run);
 
 void cli_run_report(const struct cli_run *run);

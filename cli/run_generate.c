@@ -1,4 +1,5 @@
-/* The work of a run: prefill with progress, then free text or the answers to a made text's questions. */
+/* The work of a run: prefill with progress, then free text or the answers to a made text's
+ * questions. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,7 +8,7 @@
 #include "cli/out.h"
 #include "cli/run.h"
 
-/* --------------------------------------------------------------------------------------------------------------- fit */
+/* ------------------------------------------------------------------------------------------ fit */
 
 int cli_run_fit(struct cli_run *run)
 {
@@ -15,10 +16,14 @@ int cli_run_fit(struct cli_run *run)
     uint32_t context = run->model.info->context_length, n = run->prompt.n_ids;
     bool longer = context && n > context;
     if (longer && !o->allow_longer)
-        return cli_fail("the prompt has %u tokens, the model was trained for %u; --allow-longer goes on regardless, "
-                        "--tokens-context cuts the text", n, context);
+        return cli_fail("the prompt has %u tokens, the model was trained for %u; --allow-longer "
+                        "goes on regardless, "
+                        "--tokens-context cuts the text",
+                        n, context);
     if (longer)
-        cli_warn("the prompt has %u tokens, the model was trained for %u; answers may make no sense", n, context);
+        cli_warn(
+            "the prompt has %u tokens, the model was trained for %u; answers may make no sense", n,
+            context);
     uint64_t most = run->prompt.n_keys ? n : n + o->tokens;
     if (!run->prompt.n_keys && !o->allow_longer && context && most > context)
         most = context;
@@ -26,7 +31,7 @@ int cli_run_fit(struct cli_run *run)
     return 0;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- prefill */
+/* -------------------------------------------------------------------------------------- prefill */
 
 static int on_progress(void *context, uint32_t done, uint32_t total)
 {
@@ -35,7 +40,8 @@ static int on_progress(void *context, uint32_t done, uint32_t total)
     return cli_stop_signal() != 0;
 }
 
-/* A made text is read up to its first question: what is asked must be answered by the recipe, not by prefill's exact attention. */
+/* A made text is read up to its first question: what is asked must be answered by the recipe,
+ * not by prefill's exact attention. */
 static uint32_t prefill_tokens(const struct cli_run *run)
 {
     return run->prompt.n_ids - 2 * run->prompt.n_keys;
@@ -51,7 +57,8 @@ int cli_run_prefill(struct cli_run *run)
     options.progress_context = &progress;
     options.settle = 1; /* grouping belongs to the reading, not to the first answer's time */
     cli_progress_begin(&progress, "prefill", "tokens", n);
-    hr_status_t status = hre_session_prefill(run->session, run->prompt.ids, n, &options, run->logits);
+    hr_status_t status =
+        hre_session_prefill(run->session, run->prompt.ids, n, &options, run->logits);
     run->prefilled = hre_session_length(run->session, 0);
     cli_progress_end(&progress, run->prefilled);
     if (status == HR_ERR_CANCELED && cli_stop_signal()) {
@@ -61,7 +68,7 @@ int cli_run_prefill(struct cli_run *run)
     return status == HR_OK ? 0 : cli_fail_engine("prefill", status);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- steps */
+/* ---------------------------------------------------------------------------------------- steps */
 
 static void compare(struct cli_run *run)
 {
@@ -73,7 +80,8 @@ static void compare(struct cli_run *run)
     run->dense.kl_max = kl > run->dense.kl_max ? kl : run->dense.kl_max;
 }
 
-/* One token through the model: the recipe's sequence, and the dense one beside it. Without compared the comparison is left out. */
+/* One token through the model: the recipe's sequence, and the dense one beside it. Without
+ * compared the comparison is left out. */
 static int step(struct cli_run *run, uint32_t id, bool compared)
 {
     struct hre_step_report report;
@@ -95,12 +103,13 @@ static int step(struct cli_run *run, uint32_t id, bool compared)
     return 0;
 }
 
-/* --------------------------------------------------------------------------------------------------------- free text */
+/* ------------------------------------------------------------------------------------ free text */
 
 static int emit(struct cli_run *run, struct hre_stream *stream, uint32_t id)
 {
     size_t before = run->text.bytes;
-    hr_status_t status = id == HRE_TOKEN_NONE ? hre_stream_end(stream, &run->text) : hre_stream_push(stream, id, &run->text);
+    hr_status_t status = id == HRE_TOKEN_NONE ? hre_stream_end(stream, &run->text)
+                                              : hre_stream_push(stream, id, &run->text);
     if (status != HR_OK)
         return cli_fail_engine("decode", status);
     if (run->text.bytes == before)
@@ -162,24 +171,28 @@ static int generate_text(struct cli_run *run)
     return code;
 }
 
-/* --------------------------------------------------------------------------------------------------------- made text */
+/* ------------------------------------------------------------------------------------ made text */
 
 static int emit_answer(struct cli_run *run, uint32_t key, uint32_t expected, uint32_t got)
 {
     struct hre_text name, right, said;
     char line[128];
     const hre_tokenizer_t *tokenizer = run->model.tokenizer;
-    if (hre_tokenizer_piece(tokenizer, key, &name) != HR_OK || hre_tokenizer_piece(tokenizer, expected, &right) != HR_OK ||
+    if (hre_tokenizer_piece(tokenizer, key, &name) != HR_OK ||
+        hre_tokenizer_piece(tokenizer, expected, &right) != HR_OK ||
         hre_tokenizer_piece(tokenizer, got, &said) != HR_OK)
         return cli_fail_engine("answer", HR_ERR_INVALID);
-    int n = snprintf(line, sizeof line, "%.*s %.*s", (int)name.bytes, name.data, (int)said.bytes, said.data);
+    int n = snprintf(line, sizeof line, "%.*s %.*s", (int)name.bytes, name.data, (int)said.bytes,
+                     said.data);
     if (got != expected)
-        n += snprintf(line + n, sizeof line - (size_t)n, " (not %.*s)", (int)right.bytes, right.data);
+        n += snprintf(line + n, sizeof line - (size_t)n, " (not %.*s)", (int)right.bytes,
+                      right.data);
     bool line_ends = run->asked % 8 == 0 || run->asked == run->prompt.n_keys;
     snprintf(line + n, sizeof line - (size_t)n, "%s", line_ends ? "\n" : "   ");
     fputs(line, cli_out());
     fflush(cli_out());
-    return hre_bytes_append(&run->text, line, strlen(line)) == HR_OK ? 0 : cli_fail("out of memory");
+    return hre_bytes_append(&run->text, line, strlen(line)) == HR_OK ? 0
+                                                                     : cli_fail("out of memory");
 }
 
 static int ask(struct cli_run *run, const uint32_t *question, uint32_t expected)

@@ -13,13 +13,17 @@ static double per_second(uint64_t n, uint64_t ns)
     return ns ? (double)n * 1e9 / (double)ns : 0;
 }
 
-static void print_text_line(FILE *file, const struct cli_run *run, const struct hre_session_stats *stats)
+static void print_text_line(FILE *file, const struct cli_run *run,
+                            const struct hre_session_stats *stats)
 {
     char count[32], read[32], wrote[32];
-    fprintf(file, "%-10s %s tokens read in %s, %.1f tokens/s; ", "text", cli_format_count(run->prefilled, count, sizeof count),
-            cli_format_ns(stats->prefill_ns, read, sizeof read), per_second(run->prefilled, stats->prefill_ns));
+    fprintf(file, "%-10s %s tokens read in %s, %.1f tokens/s; ", "text",
+            cli_format_count(run->prefilled, count, sizeof count),
+            cli_format_ns(stats->prefill_ns, read, sizeof read),
+            per_second(run->prefilled, stats->prefill_ns));
     fprintf(file, "%llu decoded in %s, %.1f tokens/s\n", (unsigned long long)run->tally.steps,
-            cli_format_ns(run->tally.total_ns, wrote, sizeof wrote), per_second(run->tally.steps, run->tally.total_ns));
+            cli_format_ns(run->tally.total_ns, wrote, sizeof wrote),
+            per_second(run->tally.steps, run->tally.total_ns));
 }
 
 static void print_recipe_line(FILE *file, const struct cli_run *run)
@@ -33,17 +37,22 @@ static void print_recipe_line(FILE *file, const struct cli_run *run)
     fprintf(file, "\n");
 }
 
-static void print_cache_line(FILE *file, const struct cli_run *run, const struct hr_sequence_stats *s)
+static void print_cache_line(FILE *file, const struct cli_run *run,
+                             const struct hr_sequence_stats *s)
 {
     char exact[32], body[32], summaries[32], share[32];
     (void)run;
     fprintf(file, "%-10s %s of exact K and V, %s of them in blocks", "cache",
-            hr_format_bytes(s->exact_bytes, exact, sizeof exact), hr_format_bytes(s->body_bytes, body, sizeof body));
+            hr_format_bytes(s->exact_bytes, exact, sizeof exact),
+            hr_format_bytes(s->body_bytes, body, sizeof body));
     if (s->body_bytes)
-        fprintf(file, "; summaries %s, %s of that", hr_format_bytes(s->summary_bytes, summaries, sizeof summaries),
-                cli_format_share((double)s->summary_bytes / (double)s->body_bytes, share, sizeof share));
+        fprintf(file, "; summaries %s, %s of that",
+                hr_format_bytes(s->summary_bytes, summaries, sizeof summaries),
+                cli_format_share((double)s->summary_bytes / (double)s->body_bytes, share,
+                                 sizeof share));
     if (s->sketch_bytes)
-        fprintf(file, "; sketches %s", hr_format_bytes(s->sketch_bytes, summaries, sizeof summaries));
+        fprintf(file, "; sketches %s",
+                hr_format_bytes(s->sketch_bytes, summaries, sizeof summaries));
     fprintf(file, "\n");
 }
 
@@ -52,8 +61,11 @@ static void print_dense_line(FILE *file, const struct cli_run *run)
     const struct cli_dense *d = &run->dense;
     if (!run->dense_logits || d->tokens == 0)
         return;
-    fprintf(file, "%-10s KL %.5f, largest %.5f; top-1 agreement %llu of %llu (times of a step include this check)\n", "dense",
-            d->kl_sum / (double)d->tokens, d->kl_max, (unsigned long long)d->agreed, (unsigned long long)d->tokens);
+    fprintf(file,
+            "%-10s KL %.5f, largest %.5f; top-1 agreement %llu of %llu (times of a step include "
+            "this check)\n",
+            "dense", d->kl_sum / (double)d->tokens, d->kl_max, (unsigned long long)d->agreed,
+            (unsigned long long)d->tokens);
 }
 
 void cli_run_report(const struct cli_run *run)
@@ -73,8 +85,8 @@ void cli_run_report(const struct cli_run *run)
     if (hr_runtime_stats(run->cache.runtime, &runtime) == HR_OK) {
         fputc('\n', file);
         cli_tiers_print(file, &runtime);
-        fprintf(file, "%-10s %12s %12s   peak resident memory; weights are %s of it\n", "process", "",
-                hr_format_bytes(cli_peak_resident_bytes(), text, sizeof text),
+        fprintf(file, "%-10s %12s %12s   peak resident memory; weights are %s of it\n", "process",
+                "", hr_format_bytes(cli_peak_resident_bytes(), text, sizeof text),
                 hr_format_bytes(run->model.info->weight_bytes, (char[32]){0}, 32));
     }
     if (run->tally.steps)
@@ -88,7 +100,7 @@ void cli_run_report(const struct cli_run *run)
         fprintf(file, "\ninterrupted\n");
 }
 
-/* --------------------------------------------------------------------------------------------------------------- JSON */
+/* ----------------------------------------------------------------------------------------- JSON */
 
 static void add_request(cJSON *json, const struct cli_run *run)
 {
@@ -115,7 +127,8 @@ static void add_times(cJSON *json, const struct cli_run *run)
     cJSON *decode = cJSON_AddObjectToObject(json, "decode");
     cli_json_u64(decode, "tokens", run->tally.steps);
     cJSON_AddNumberToObject(decode, "seconds", (double)run->tally.total_ns * 1e-9);
-    cJSON_AddNumberToObject(decode, "tokens_per_second", per_second(run->tally.steps, run->tally.total_ns));
+    cJSON_AddNumberToObject(decode, "tokens_per_second",
+                            per_second(run->tally.steps, run->tally.total_ns));
 }
 
 static void add_cache(cJSON *json, const struct cli_run *run)
@@ -134,8 +147,9 @@ static void add_cache(cJSON *json, const struct cli_run *run)
     cli_json_u64(cache, "frame_bytes", s.frame_bytes);
     cli_json_u64(cache, "host_bytes", s.host_bytes);
     cli_json_u64(cache, "file_bytes", s.file_bytes);
-    cJSON_AddNumberToObject(cache, "device_fraction",
-                            s.body_bytes ? (double)(s.summary_bytes + s.sketch_bytes) / (double)s.body_bytes : 0);
+    cJSON_AddNumberToObject(
+        cache, "device_fraction",
+        s.body_bytes ? (double)(s.summary_bytes + s.sketch_bytes) / (double)s.body_bytes : 0);
     cJSON_AddNumberToObject(cache, "index_seconds", (double)s.index_ns * 1e-9);
 }
 

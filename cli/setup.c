@@ -16,7 +16,7 @@ int cli_fail_engine(const char *what, hr_status_t status)
     return cli_fail("%s: %s", what, *text ? text : hr_status_text(status));
 }
 
-/* -------------------------------------------------------------------------------------------------------------- model */
+/* ---------------------------------------------------------------------------------------- model */
 
 int cli_model_open(const char *path, const struct cli_place *place, struct cli_model *model_out)
 {
@@ -49,10 +49,13 @@ void cli_model_print(FILE *file, const struct cli_model *model)
 {
     const struct hre_model_info *info = model->info;
     char bytes[32];
-    fprintf(file, "%s%s%s, %.*f M parameters in %s; %u layers, %u query and %u kv heads of %u, context %u\n", info->name,
-            *info->name ? ": " : "", info->architecture, info->n_parameters < 10000000 ? 2 : 0,
-            (double)info->n_parameters * 1e-6, hr_format_bytes(info->weight_bytes, bytes, sizeof bytes), info->n_layers,
-            info->n_q_heads, info->n_kv_heads, info->k_dim, info->context_length);
+    fprintf(
+        file,
+        "%s%s%s, %.*f M parameters in %s; %u layers, %u query and %u kv heads of %u, context %u\n",
+        info->name, *info->name ? ": " : "", info->architecture,
+        info->n_parameters < 10000000 ? 2 : 0, (double)info->n_parameters * 1e-6,
+        hr_format_bytes(info->weight_bytes, bytes, sizeof bytes), info->n_layers, info->n_q_heads,
+        info->n_kv_heads, info->k_dim, info->context_length);
 }
 
 cJSON *cli_model_json(const struct cli_model *model)
@@ -76,11 +79,13 @@ cJSON *cli_model_json(const struct cli_model *model)
     return json;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- caches */
+/* --------------------------------------------------------------------------------------- caches */
 
 static hr_dtype_t dtype_of(const char *name)
 {
-    return strcmp(name, "f32") == 0 ? HR_DTYPE_F32 : strcmp(name, "f16") == 0 ? HR_DTYPE_F16 : HR_DTYPE_BF16;
+    return strcmp(name, "f32") == 0   ? HR_DTYPE_F32
+           : strcmp(name, "f16") == 0 ? HR_DTYPE_F16
+                                      : HR_DTYPE_BF16;
 }
 
 uint64_t cli_exact_bytes(const struct cli_model *model, const char *dtype, uint64_t n_tokens)
@@ -90,8 +95,10 @@ uint64_t cli_exact_bytes(const struct cli_model *model, const char *dtype, uint6
     return n_tokens * info->n_layers * info->n_kv_heads * row_bytes;
 }
 
-static int open_cache(const struct cli_model *model, const struct hr_runtime_options *runtime_options,
-                      const struct cli_recipe *recipe, uint32_t tokens_max, struct cli_cache *cache_out)
+static int open_cache(const struct cli_model *model,
+                      const struct hr_runtime_options *runtime_options,
+                      const struct cli_recipe *recipe, uint32_t tokens_max,
+                      struct cli_cache *cache_out)
 {
     struct cli_cache cache = {0};
     struct hr_sequence_options options;
@@ -116,15 +123,16 @@ static int open_cache(const struct cli_model *model, const struct hr_runtime_opt
     return 0;
 }
 
-int cli_cache_open(const struct cli_model *model, const struct cli_place *place, const struct cli_recipe *recipe,
-                   uint32_t tokens_max, struct cli_cache *cache_out)
+int cli_cache_open(const struct cli_model *model, const struct cli_place *place,
+                   const struct cli_recipe *recipe, uint32_t tokens_max,
+                   struct cli_cache *cache_out)
 {
     struct hr_runtime_options options = cli_place_runtime_options(place);
     return open_cache(model, &options, recipe, tokens_max, cache_out);
 }
 
-int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place, const char *dtype,
-                         uint32_t tokens_max, struct cli_cache *cache_out)
+int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place,
+                         const char *dtype, uint32_t tokens_max, struct cli_cache *cache_out)
 {
     struct hr_runtime_options options = cli_place_runtime_options(place);
     struct cli_recipe recipe = {.name = "full", .dtype = dtype, .moved = 1};
@@ -143,9 +151,22 @@ void cli_cache_close(struct cli_cache *cache)
     memset(cache, 0, sizeof *cache);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- recipe */
+/* --------------------------------------------------------------------------------------- recipe */
 
-/* The library reads recipes when a sequence is made; a toy one costs nothing and asks it before a model is opened. */
+const char *cli_recipe_help(void)
+{
+    static char text[1024];
+    size_t at = 0;
+    for (size_t i = 0; hr_recipe_name(i) && at < sizeof text; i++)
+        at +=
+            (size_t)snprintf(text + at, sizeof text - at, "%s%s", i ? ", " : "", hr_recipe_name(i));
+    if (at < sizeof text)
+        snprintf(text + at, sizeof text - at, "; with parameters as in quest:page=32");
+    return text;
+}
+
+/* The library reads recipes when a sequence is made; a toy one costs nothing and asks it before
+ * a model is opened. */
 int cli_recipe_check(const char *command, const char *recipe)
 {
     struct hr_runtime_options runtime_options;
@@ -171,7 +192,7 @@ int cli_recipe_check(const char *command, const char *recipe)
     return code;
 }
 
-/* ---------------------------------------------------------------------------------------------------- signals, memory */
+/* ------------------------------------------------------------------------------ signals, memory */
 
 static volatile sig_atomic_t stop_signal;
 
@@ -182,8 +203,10 @@ static void on_signal(int number)
 
 void cli_stop_install(void)
 {
-    /* SA_RESETHAND: the second one has its usual effect. Calls go on, so that no I/O of the library fails with EINTR. */
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    /* SA_RESETHAND: the second one has its usual effect. Calls go on, so that no I/O of the
+     * library fails with EINTR. */
+    struct sigaction action = {.sa_handler = on_signal,
+                               .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);

@@ -1,4 +1,5 @@
-/* What a command with a model needs before it can work: the model with its tokenizer, and caches for texts. */
+/* What a command with a model needs before it can work: the model with its tokenizer, and caches
+ * for texts. */
 #ifndef CLI_SETUP_H
 #define CLI_SETUP_H
 
@@ -35,9 +36,9 @@ struct cli_recipe {
     double moved, tolerance;
     uint64_t seed;
 };
-#define CLI_RECIPE_DEFAULTS                                                                                            \
-    {                                                                                                                  \
-        .name = "headrace", .dtype = "bf16", .moved = 0.01                                                             \
+#define CLI_RECIPE_DEFAULTS                                                                        \
+    {                                                                                              \
+        .name = "headrace", .dtype = "bf16", .moved = 0.01                                         \
     }
 #define CLI_DTYPES "f32 f16 bf16"
 
@@ -46,19 +47,25 @@ struct cli_cache {
     hr_runtime_t *runtime;
     hr_sequence_t *sequence;
 };
-int cli_cache_open(const struct cli_model *model, const struct cli_place *place, const struct cli_recipe *recipe,
-                   uint32_t tokens_max, struct cli_cache *cache_out);
+int cli_cache_open(const struct cli_model *model, const struct cli_place *place,
+                   const struct cli_recipe *recipe, uint32_t tokens_max,
+                   struct cli_cache *cache_out);
 /* Exact attention over rows in host memory that is as large as it must be. */
-int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place, const char *dtype,
-                         uint32_t tokens_max, struct cli_cache *cache_out);
+int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place,
+                         const char *dtype, uint32_t tokens_max, struct cli_cache *cache_out);
 void cli_cache_close(struct cli_cache *cache); /* zeroed is fine */
 /* Exact K+V bytes of n tokens. */
 uint64_t cli_exact_bytes(const struct cli_model *model, const char *dtype, uint64_t n_tokens);
 
-/* Refuses a recipe that the library does not know before a model is opened: -1, or the exit code after a message. */
+/* For --help: the recipes of this build. Valid until the next call. */
+const char *cli_recipe_help(void);
+
+/* Refuses a recipe that the library does not know before a model is opened: -1, or the exit code
+ * after a message. */
 int cli_recipe_check(const char *command, const char *recipe);
 
-/* SIGINT and SIGTERM end the work at the next token or chunk; a second one ends the process at once. */
+/* SIGINT and SIGTERM end the work at the next token or chunk; a second one ends the process at
+ * once. */
 void cli_stop_install(void);
 int cli_stop_signal(void); /* 0: go on */
 

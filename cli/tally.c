@@ -49,7 +49,7 @@ void cli_tally_add(struct cli_tally *tally, const struct hre_step_report *step)
     tally->attend_ns += step->attend_ns;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- tables */
+/* --------------------------------------------------------------------------------------- tables */
 
 static char *count_text(uint64_t count, char *text)
 {
@@ -78,11 +78,14 @@ static void print_levels(FILE *file, const struct hr_attend_report *sum, uint64_
     for (unsigned i = 0; i < HR_LEVELS; i++) {
         if (sum->rows_by_level[i] == 0 && sum->bytes_by_level[i] == 0)
             continue;
-        fprintf(file, "  %-10s %12s %12s %10s", hr_level_name(i), count_text(per(sum->rows_by_level[i], n), rows),
+        fprintf(file, "  %-10s %12s %12s %10s", hr_level_name(i),
+                count_text(per(sum->rows_by_level[i], n), rows),
                 bytes_text(per(sum->bytes_by_level[i], n), bytes),
-                cli_format_share(ratio((double)sum->bytes_by_level[i], (double)sum->body_bytes), share, sizeof share));
+                cli_format_share(ratio((double)sum->bytes_by_level[i], (double)sum->body_bytes),
+                                 share, sizeof share));
         if (i == HR_LEVELS - 1 && sum->rows_device)
-            fprintf(file, "   %s of them in sink and window", count_text(per(sum->rows_device, n), rows));
+            fprintf(file, "   %s of them in sink and window",
+                    count_text(per(sum->rows_device, n), rows));
         fputc('\n', file);
     }
 }
@@ -98,20 +101,22 @@ static void print_moves(FILE *file, const struct hr_attend_report *sum, uint64_t
     char a[TEXT], b[TEXT], c[TEXT], d[TEXT], e[TEXT];
     fprintf(file, "  %-10s %s in all: %s hit, %s fetched, %s estimated, %s late\n", "blocks",
             count_text(per(sum->blocks_total, n), a), count_text(per(sum->blocks_hit, n), b),
-            count_text(per(sum->blocks_fetched, n), c), count_text(per(sum->blocks_estimated, n), d),
-            count_text(per(sum->blocks_late, n), e));
-    fprintf(file, "  %-10s %s, %s of the body, hit or fetched\n", "refined", bytes_text(per(sum->bytes_selected, n), a),
-            share_text(sum->bytes_selected, sum, b));
+            count_text(per(sum->blocks_fetched, n), c),
+            count_text(per(sum->blocks_estimated, n), d), count_text(per(sum->blocks_late, n), e));
+    fprintf(file, "  %-10s %s, %s of the body, hit or fetched\n", "refined",
+            bytes_text(per(sum->bytes_selected, n), a), share_text(sum->bytes_selected, sum, b));
     uint64_t moved = sum->bytes_from_host + sum->bytes_from_file;
-    fprintf(file, "  %-10s %s, %s of the body: %s from host, %s from file in %s reads\n", "moved", bytes_text(per(moved, n), a),
-            share_text(moved, sum, b), bytes_text(per(sum->bytes_from_host, n), c),
+    fprintf(file, "  %-10s %s, %s of the body: %s from host, %s from file in %s reads\n", "moved",
+            bytes_text(per(moved, n), a), share_text(moved, sum, b),
+            bytes_text(per(sum->bytes_from_host, n), c),
             bytes_text(per(sum->bytes_from_file, n), d), count_text(per(sum->ios, n), e));
 }
 
 static void print_errors(FILE *file, const struct hr_attend_report *sum, uint64_t n)
 {
     double steps = n ? (double)n : 1;
-    fprintf(file, "  %-10s predicted %.4f, largest %.4f", "error", sum->predicted_error / steps, sum->predicted_error_max);
+    fprintf(file, "  %-10s predicted %.4f, largest %.4f", "error", sum->predicted_error / steps,
+            sum->predicted_error_max);
     if (sum->true_error >= 0)
         fprintf(file, "; true %.4f, largest %.4f", sum->true_error / steps, sum->true_error_max);
     fprintf(file, "\n");
@@ -120,10 +125,12 @@ static void print_errors(FILE *file, const struct hr_attend_report *sum, uint64_
 static void print_times(FILE *file, const struct cli_tally *t)
 {
     char text[TEXT];
-    fprintf(file, "  %-10s %s:", "time", cli_format_ns(per(t->total_ns, t->steps), text, sizeof text));
+    fprintf(file, "  %-10s %s:", "time",
+            cli_format_ns(per(t->total_ns, t->steps), text, sizeof text));
     fprintf(file, " linear %s", cli_format_ns(per(t->linear_ns, t->steps), text, sizeof text));
     for (unsigned i = 0; i < HR_STAGES; i++)
-        fprintf(file, ", %s %s", hr_stage_name(i), cli_format_ns(per(t->sum.time_ns[i], t->steps), text, sizeof text));
+        fprintf(file, ", %s %s", hr_stage_name(i),
+                cli_format_ns(per(t->sum.time_ns[i], t->steps), text, sizeof text));
     fprintf(file, "\n");
 }
 
@@ -160,10 +167,11 @@ void cli_tiers_print(FILE *file, const struct hr_runtime_stats *stats)
     if (stats->tier[HR_TIER_FILE].bytes_cap)
         fprintf(file, "%-10s %s: %s reads, %s; %s writes, %s\n", "file I/O", stats->io_mode,
                 count_text(stats->file_reads, reads), bytes_text(stats->file_bytes_read, held),
-                count_text(stats->file_writes, writes), bytes_text(stats->file_bytes_written, peak));
+                count_text(stats->file_writes, writes),
+                bytes_text(stats->file_bytes_written, peak));
 }
 
-/* --------------------------------------------------------------------------------------------------------------- JSON */
+/* ----------------------------------------------------------------------------------------- JSON */
 
 static void add_levels(cJSON *json, const struct hr_attend_report *sum, double n)
 {
@@ -182,18 +190,20 @@ static void add_report_json(cJSON *json, const struct hr_attend_report *sum, dou
         const char *name;
         uint64_t value;
     } counts[] = {
-        {"blocks_total", sum->blocks_total},         {"blocks_hit", sum->blocks_hit},
-        {"blocks_fetched", sum->blocks_fetched},     {"blocks_estimated", sum->blocks_estimated},
-        {"blocks_late", sum->blocks_late},           {"bytes_from_host", sum->bytes_from_host},
-        {"bytes_from_file", sum->bytes_from_file},   {"bytes_selected", sum->bytes_selected},
-        {"body_bytes", sum->body_bytes},             {"ios", sum->ios},
+        {"blocks_total", sum->blocks_total},       {"blocks_hit", sum->blocks_hit},
+        {"blocks_fetched", sum->blocks_fetched},   {"blocks_estimated", sum->blocks_estimated},
+        {"blocks_late", sum->blocks_late},         {"bytes_from_host", sum->bytes_from_host},
+        {"bytes_from_file", sum->bytes_from_file}, {"bytes_selected", sum->bytes_selected},
+        {"body_bytes", sum->body_bytes},           {"ios", sum->ios},
     };
     add_levels(json, sum, n);
     for (unsigned i = 0; i < sizeof counts / sizeof counts[0]; i++)
         cJSON_AddNumberToObject(json, counts[i].name, (double)counts[i].value / n);
-    cJSON_AddNumberToObject(json, "selected_fraction", ratio((double)sum->bytes_selected, (double)sum->body_bytes));
-    cJSON_AddNumberToObject(json, "moved_fraction",
-                            ratio((double)(sum->bytes_from_host + sum->bytes_from_file), (double)sum->body_bytes));
+    cJSON_AddNumberToObject(json, "selected_fraction",
+                            ratio((double)sum->bytes_selected, (double)sum->body_bytes));
+    cJSON_AddNumberToObject(
+        json, "moved_fraction",
+        ratio((double)(sum->bytes_from_host + sum->bytes_from_file), (double)sum->body_bytes));
     cli_json_real(json, "predicted_error", sum->predicted_error / n);
     cli_json_real(json, "predicted_error_max", sum->predicted_error_max);
     if (sum->true_error >= 0) {

@@ -11,12 +11,14 @@
 
 struct cli_tally {
     uint64_t steps;
-    struct hr_attend_report sum; /* counts, bytes and times added; errors added (divide by steps), _max: largest */
+    struct hr_attend_report
+        sum; /* counts, bytes and times added; errors added (divide by steps), _max: largest */
     uint64_t total_ns, linear_ns, append_ns, attend_ns;
 };
 void cli_tally_add(struct cli_tally *tally, const struct hre_step_report *step);
 
-/* The block of lines "per step": levels, blocks, moved, error, time. window: say the mean over how many steps. */
+/* The block of lines "per step": levels, blocks, moved, error, time. window: say the mean over
+ * how many steps. */
 void cli_tally_print(FILE *file, const struct cli_tally *tally);
 /* The same as means per step. */
 cJSON *cli_tally_json(const struct cli_tally *tally);

@@ -10,13 +10,17 @@
 
 #include "cli/out.h"
 
-/* Length of the well-formed sequence that starts at p (n bytes left), or 0. Table 3-7 of the Unicode standard. */
+/* Length of the well-formed sequence that starts at p (n bytes left), or 0. Table 3-7 of the
+ * Unicode standard. */
 static size_t utf8_length(const unsigned char *p, size_t n)
 {
     unsigned char c = p[0];
     if (c < 0x80)
         return 1;
-    size_t length = c >= 0xc2 && c <= 0xdf ? 2 : (c & 0xf0) == 0xe0 ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
+    size_t length = c >= 0xc2 && c <= 0xdf   ? 2
+                    : (c & 0xf0) == 0xe0     ? 3
+                    : c >= 0xf0 && c <= 0xf4 ? 4
+                                             : 0;
     if (length == 0 || length > n)
         return 0;
     unsigned char low = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80;

@@ -7,8 +7,9 @@
 
 #define CLI_TEXT_BYTES_MAX ((size_t)1 << 30)
 
-/* The file's bytes and a '\0' behind them; "-" is standard input. A byte-order mark at the start is dropped. 0, or an exit code
- * after a message that names the file (and the offset of the first byte that is not UTF-8). The caller frees *text_out. */
+/* The file's bytes and a '\0' behind them; "-" is standard input. A byte-order mark at the start
+ * is dropped. 0, or an exit code after a message that names the file (and the offset of the
+ * first byte that is not UTF-8). The caller frees *text_out. */
 int cli_text_read(const char *path, char **text_out, size_t *bytes_out);
 
 /* Offset of the first byte that is not part of well-formed UTF-8, or n. */

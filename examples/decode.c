@@ -1,12 +1,14 @@
-/* The smallest program that decodes through Headrace: a made-up model with one layer, 4 query heads on 2 kv-heads of 64. It reads a
- * prompt, then decodes; each step appends one row, attends by the recipe, and is compared with attention over everything. */
+/* The smallest program that decodes through Headrace: a made-up model with one layer, 4 query
+ * heads on 2 kv-heads of 64. It reads a prompt, then decodes; each step appends one row, attends
+ * by the recipe, and is compared with attention over everything. */
 #include <headrace/headrace.h>
 #include <stdint.h>
 #include <stdio.h>
 
 enum { Q_HEADS = 4, KV_HEADS = 2, DIM = 64, PROMPT = 8192, CHUNK = 512, STEPS = 16, TOPICS = 64 };
 
-/* The "model": a token has a topic; keys and values of a topic are alike, and a query looks for one topic. */
+/* The "model": a token has a topic; keys and values of a topic are alike, and a query looks for
+ * one topic. */
 static uint64_t state = 1;
 static float uniform(void)
 {
@@ -14,7 +16,8 @@ static float uniform(void)
     return (float)(state >> 40) * 0x1p-23f - 1;
 }
 static float topics[2][TOPICS][DIM];
-static float k[CHUNK][KV_HEADS][DIM], v[CHUNK][KV_HEADS][DIM], q[CHUNK][Q_HEADS][DIM], out[CHUNK][Q_HEADS][DIM];
+static float k[CHUNK][KV_HEADS][DIM], v[CHUNK][KV_HEADS][DIM], q[CHUNK][Q_HEADS][DIM],
+    out[CHUNK][Q_HEADS][DIM];
 
 static void compute(uint32_t n_tokens)
 {
@@ -33,15 +36,16 @@ static void compute(uint32_t n_tokens)
 }
 
 /* Appends n_tokens rows and attends their queries: many exactly, one by the recipe. */
-static hr_status_t forward(hr_sequence_t *sequence, uint32_t n_tokens, const struct hr_attend_options *options,
-                           struct hr_attend_report *report)
+static hr_status_t forward(hr_sequence_t *sequence, uint32_t n_tokens,
+                           const struct hr_attend_options *options, struct hr_attend_report *report)
 {
     struct hr_tensor kt = hr_tensor_make(k, HR_DTYPE_F32, n_tokens, KV_HEADS, DIM);
     struct hr_tensor vt = hr_tensor_make(v, HR_DTYPE_F32, n_tokens, KV_HEADS, DIM);
     struct hr_tensor qt = hr_tensor_make(q, HR_DTYPE_F32, n_tokens, Q_HEADS, DIM);
     struct hr_tensor ot = hr_tensor_make(out, HR_DTYPE_F32, n_tokens, Q_HEADS, DIM);
     hr_status_t status = hr_sequence_append(sequence, 0, &kt, &vt, NULL);
-    return status == HR_OK ? hr_sequence_attend(sequence, 0, &qt, options, &ot, report, NULL) : status;
+    return status == HR_OK ? hr_sequence_attend(sequence, 0, &qt, options, &ot, report, NULL)
+                           : status;
 }
 
 static hr_status_t decode(hr_sequence_t *sequence)
@@ -62,8 +66,8 @@ static hr_status_t decode(hr_sequence_t *sequence)
         if (status != HR_OK)
             return status;
         printf("step %2d: selected %5.2f%% of %llu bytes, error predicted %.4f, true %.4f\n", step,
-               100.0 * (double)report.bytes_selected / (double)report.body_bytes, (unsigned long long)report.body_bytes,
-               report.predicted_error, report.true_error);
+               100.0 * (double)report.bytes_selected / (double)report.body_bytes,
+               (unsigned long long)report.body_bytes, report.predicted_error, report.true_error);
     }
     return HR_OK;
 }

@@ -1,5 +1,6 @@
-/* json_get FILE PATH...: the values at paths such as results.0.kl, one to a line; strings without quotes, [] gives an array's or
- * object's size with a trailing '#'. Exit code 1 where the file is no JSON (nothing but one value) or a path is not there. */
+/* json_get FILE PATH...: the values at paths such as results.0.kl, one to a line; strings
+ * without quotes, [] gives an array's or object's size with a trailing '#'. Exit code 1 where
+ * the file is no JSON (nothing but one value) or a path is not there. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +34,8 @@ static const cJSON *walk(const cJSON *json, const char *path)
     while (json && *path && strcmp(path, "#") != 0) {
         size_t n = strcspn(path, ".#");
         snprintf(word, sizeof word, "%.*s", (int)n, path);
-        json = cJSON_IsArray(json) ? cJSON_GetArrayItem(json, atoi(word)) : cJSON_GetObjectItemCaseSensitive(json, word);
+        json = cJSON_IsArray(json) ? cJSON_GetArrayItem(json, atoi(word))
+                                   : cJSON_GetObjectItemCaseSensitive(json, word);
         path += n + (path[n] == '.');
     }
     return json;

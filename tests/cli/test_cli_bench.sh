@@ -1,6 +1,7 @@
 #!/bin/sh
 # The benchmarks' table and JSON; speed itself is no test.
-# shellcheck source=lib.sh
+# shellcheck disable=SC2016 # conditions in quotes are for awk
+# shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 cd "$work" || exit 1
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Everything that can be wrong on a command line or with a file: one exact line each, and the right exit code.
-# shellcheck source=lib.sh
+# shellcheck disable=SC2016 # conditions in quotes are for awk
+# shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 cd "$work" || exit 1
 
@@ -94,6 +95,8 @@ has "$err" "none"
 run run --file-dir empty.txt --file-bytes 1GiB; expect 1
 run run --file-dir . --file-bytes 8EiB; expect 2
 run run --file-dir . --file-bytes 4KiB; expect 1
+
+fails 1 "headrace: --tokens-context 10 has no room for 48 keys; they take at least 224 tokens" run --tokens-context 10
 
 # -- output
 fails 1 "headrace: cannot write 'none/x.json': No such file or directory" run --json none/x.json

@@ -1,6 +1,7 @@
 #!/bin/sh
 # eval model on the embedded model: the keys that programs rely on, and figures that must hold.
-# shellcheck source=lib.sh
+# shellcheck disable=SC2016 # conditions in quotes are for awk
+# shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 cd "$work" || exit 1
 

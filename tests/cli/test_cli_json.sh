@@ -1,6 +1,7 @@
 #!/bin/sh
 # JSON that parses, stands alone on standard output with --json -, and appears whole.
-# shellcheck source=lib.sh
+# shellcheck disable=SC2016 # conditions in quotes are for awk
+# shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 cd "$work" || exit 1
 
@@ -12,7 +13,7 @@ run info --json info.json; expect 0
 check "info.json is not JSON" "$JSON_GET" info.json
 check "info wrote no text" test -s "$out"
 
-tiny="run --tokens-context 2048 --keys 4"
+tiny="run --tokens-context 2048 --keys 4 --recipe full"
 # shellcheck disable=SC2086
 run $tiny --json -; expect 0
 check "standard output is not one JSON value" "$JSON_GET" "$out"

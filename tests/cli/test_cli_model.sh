@@ -1,6 +1,7 @@
 #!/bin/sh
 # SmolLM2 with 1,500 tokens and its cache in the file tier. Skipped where the model is not in the cache folder.
-# shellcheck source=lib.sh
+# shellcheck disable=SC2016 # conditions in quotes are for awk
+# shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 model=${HEADRACE_CACHE:-$HOME/.cache/headrace}/SmolLM2-135M-Instruct.Q4_1.gguf
 if [ ! -f "$model" ]; then

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The embedded model end to end: 48 keys at 4,096 tokens, from every tier and through every way of reading the file.
-# shellcheck source=lib.sh
+# shellcheck disable=SC2016 # conditions in quotes are for awk
+# shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 cd "$work" || exit 1
 

@@ -18,10 +18,10 @@ check_output() {
     [ "$(grep -c '^step' "$1")" = 16 ] || fail "$2: the example did not print its 16 steps"
 }
 
-[ -e "$build/lib/libheadrace.a" ] && [ -e "$build/lib/libheadrace.so" ] || {
-    echo "skipped: the libraries are not built" >&2
+if [ ! -e "$build/lib/libheadrace.a" ] || [ ! -e "$build/lib/libheadrace.so" ]; then
+    echo "skipped: the libraries are not built"
     exit 77
-}
+fi
 "$cmake" --install "$build" --prefix "$prefix" > "$work/install.log" 2>&1 || {
     tail -n 3 "$work/install.log" >&2
     fail "cmake --install failed"
@@ -35,8 +35,11 @@ if command -v nm > /dev/null; then
     [ -z "$others" ] || fail "the shared library exports $others"
 fi
 
-"$cmake" -S "$source/examples" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_C_COMPILER="$cc" \
-    > "$work/cmake.log" 2>&1 && "$cmake" --build "$work/cmake" >> "$work/cmake.log" 2>&1 || {
+build_example() {
+    "$cmake" -S "$source/examples" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_C_COMPILER="$cc" &&
+        "$cmake" --build "$work/cmake"
+}
+build_example > "$work/cmake.log" 2>&1 || {
     tail -n 20 "$work/cmake.log" >&2
     fail "the CMake package does not work"
 }
