@@ -3,9 +3,8 @@
  *
  * Two kinds (the value of tokenizer.ggml.model):
  *   "gpt2"            byte-level byte pair encoding with the pre-tokenizers of engine/pretokenize.h. Ids are those of the
- *                     Hugging Face `tokenizers` package for the same vocabulary and merges. No text normalisation is
- *                     done: the published Qwen2 tokenizer composes text (NFC) first, so text that is not composed already
- *                     gives other ids than there.
+ *                     Hugging Face `tokenizers` package for the same vocabulary and merges. With `qwen2` text is composed
+ *                     first (NFC), as there: decoding then gives back the composed text.
  *   "headrace-words"  words between ASCII whitespace, each exactly one token
  *
  * Threads: a tokenizer never changes after create; any number of threads may use it. A stream belongs to one thread.

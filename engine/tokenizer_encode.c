@@ -4,6 +4,7 @@
 
 #include "engine/tokenizer_internal.h"
 #include "engine/unicode.h"
+#include "engine/unicode_nfc.h"
 
 static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
 
@@ -115,18 +116,33 @@ static bool add_id(struct encoder *e, uint32_t id)
     return true;
 }
 
-static bool add_text(struct encoder *e, size_t begin, size_t end)
+static bool add_pieces(struct encoder *e, const char *text, size_t bytes)
 {
     hre_pretokenizer_t pre = e->tokenizer->pre;
 
-    /* The expressions look ahead no further than the segment: a marker ends the text before it. */
-    while (begin < end) {
-        size_t next = hre_pretokenize_next(pre, e->text, end, begin);
-        if (!hre_bpe_piece(&e->bpe, e->text + begin, next - begin))
+    for (size_t at = 0; at < bytes;) {
+        size_t next = hre_pretokenize_next(pre, text, bytes, at);
+        if (!hre_bpe_piece(&e->bpe, text + at, next - at))
             return false;
-        begin = next;
+        at = next;
     }
     return true;
+}
+
+/* One segment between markers; the expressions do not look beyond it. */
+static bool add_text(struct encoder *e, size_t begin, size_t end)
+{
+    const char *text = e->text + begin;
+    size_t bytes = end - begin;
+    char *composed;
+
+    if (e->tokenizer->pre != HRE_PRETOKENIZER_QWEN2 || hre_nfc_is_stable(text, bytes))
+        return add_pieces(e, text, bytes);
+    if (!hre_nfc_compose(text, bytes, &composed, &bytes))
+        return false;
+    bool ok = add_pieces(e, composed, bytes);
+    free(composed);
+    return ok;
 }
 
 /* The longest marker at `at` that counts there; its end is written. *plain is the first range that ends beyond `at`. */

@@ -4,8 +4,8 @@
 const char hre_unicode_regex_version[] = "16.0.0";
 const char hre_unicode_digits_version[] = "17.0.0";
 
-const uint32_t hre_unicode_index_count = 1609;
-const uint8_t hre_unicode_index[1609] = {
+const uint32_t hre_unicode_index_count = 1608;
+const uint8_t hre_unicode_index[1608] = {
     0, 1, 2, 2, 2, 3, 4, 5, 2, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
     21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 2, 2, 31, 32, 33, 34, 35, 2, 2, 2, 36, 37, 38, 39,
     40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 2, 50, 2, 2, 51, 52, 53, 54, 55, 56, 57, 57, 57, 57,
@@ -73,7 +73,6 @@ const uint8_t hre_unicode_index[1609] = {
     2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
     2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 206, 2, 2, 2, 2, 2, 2, 2, 2, 2,
     2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 207,
-    57,
 };
 
 const uint8_t hre_unicode_blocks[13312] = {

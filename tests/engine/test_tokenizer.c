@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include "engine/unicode.h"
+#include "engine/unicode_nfc.h"
 #include "tokenizer_data.h"
 
 static const char *const pre_names[] = {"smollm", "gpt-2", "llama-bpe", "qwen2"};
@@ -393,6 +394,36 @@ static void test_character_classes(void **state)
     assert_int_equal(hre_char_class(UINT32_MAX), HRE_CHAR_OTHER);
 }
 
+static void test_composition(void **state)
+{
+    static const char *const cases[][2] = {
+        {"plain \xe4\xb8\x80 \xf0\x9f\x98\x80", "plain \xe4\xb8\x80 \xf0\x9f\x98\x80"},
+        {"e\xcc\x81x", "\xc3\xa9x"},
+        {"q\xcc\x81", "q\xcc\x81"},
+        {"\xcc\x81" "e", "\xcc\x81" "e"},
+        {"a\xcc\x81\xcc\xa3", "\xe1\xba\xa1\xcc\x81"},             /* sorted first: the dot below joins */
+        {"\xc3\xa1\xcc\xa3", "\xe1\xba\xa1\xcc\x81"},              /* taken apart for that */
+        {"a\xcc\x81\xcc\x81", "\xc3\xa1\xcc\x81"},                  /* the second of a class is blocked */
+        {"\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab", "\xed\x95\x9c"}, /* Hangul */
+        {"\xea\xb0\x80\xe1\x86\xa8", "\xea\xb0\x81"},
+        {"\xe2\x84\xab", "\xc3\x85"},                                /* the angstrom sign is a letter */
+        {"\xe0\xa5\x98", "\xe0\xa4\x95\xe0\xa4\xbc"},               /* excluded: stays apart */
+        {"", ""},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *composed;
+        size_t bytes, n = strlen(cases[i][0]);
+        assert_true(hre_nfc_compose(cases[i][0], n, &composed, &bytes));
+        if (bytes != strlen(cases[i][1]) || memcmp(composed, cases[i][1], bytes) != 0)
+            fail_msg("case %zu is %.*s, expected %s", i, (int)bytes, composed, cases[i][1]);
+        free(composed);
+    }
+    assert_true(hre_nfc_is_stable(cases[0][0], strlen(cases[0][0])));
+    assert_false(hre_nfc_is_stable("e\xcc\x81", 3));
+}
+
 static void test_invalid_text(void **state)
 {
     struct hre_encode_options options;
@@ -593,6 +624,7 @@ int main(void)
         cmocka_unit_test(test_missing_bytes),
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_character_classes),
+        cmocka_unit_test(test_composition),
         cmocka_unit_test(test_invalid_text),
         cmocka_unit_test(test_stream),
         cmocka_unit_test(test_stream_of_broken_text),

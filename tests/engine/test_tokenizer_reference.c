@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/unicode.h"
+#include "engine/unicode_nfc.h"
 #include "tokenizer_data.h"
 
 #define MODEL "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -222,6 +223,25 @@ static void check_classes(const char *folder)
     free(classes.data);
 }
 
+static void check_composition(const char *folder)
+{
+    char path[2 * PATH_BYTES], *composed = NULL;
+    size_t bytes = 0, same = 0;
+
+    snprintf(path, sizeof(path), "%s/marks.bin", folder);
+    struct file marks = file_read(path);
+    snprintf(path, sizeof(path), "%s/composed.bin", folder);
+    struct file want = file_read(path);
+    bool ok = marks.data && want.data && hre_nfc_compose(marks.data, marks.bytes, &composed, &bytes);
+    while (ok && same < bytes && same < want.bytes && composed[same] == want.data[same])
+        same++;
+    snprintf(path, sizeof(path), "byte %zu of %zu differs", same, want.bytes);
+    check(ok && same == bytes && bytes == want.bytes, "canonical composition", ok && same < want.bytes ? path : NULL);
+    free(composed);
+    free(marks.data);
+    free(want.data);
+}
+
 static bool run_script(const char *python, const char *arguments, const char *folder)
 {
     char command[4 * PATH_BYTES];
@@ -244,6 +264,7 @@ static void compare_with_package(const hre_gguf_t *gguf, const char *python, con
     if (ran) {
         check_mixed_text(gguf, folder);
         check_classes(folder);
+        check_composition(folder);
     }
     snprintf(arguments, sizeof(arguments), "rm -r '%s'", folder);
     if (system(arguments) != 0)

@@ -4,7 +4,8 @@
     tokenizer_reference.py compare --gguf FILE --out DIR [--bytes N] [--seed S]
         builds the tokenizers from the file's vocabulary and merges and writes a mixed text and its ids and pieces
     tokenizer_reference.py characters --out DIR
-        the class of every code point (classes.bin, one byte each, numbered as in engine/unicode.h)
+        the class of every code point (classes.bin, one byte each, numbered as in engine/unicode.h), and marks of all
+        kinds in all orders (marks.bin) with their canonical composition (composed.bin)
     tokenizer_reference.py golden --gguf FILE --out DIR
         makes the sample that is committed in tests/engine/data, so that the tests also run without the package
 
@@ -17,8 +18,9 @@ import os
 import random
 import struct
 import sys
+import unicodedata
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 LLAMA = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
          r"\s+(?!\S)|\s+")
@@ -48,6 +50,8 @@ def encode(name, vocab, merges, text, control=()):
     model = models.BPE(vocab=vocab, merges=merges, ignore_merges=name == "llama-bpe")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = published(name)
+    if name == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_special_tokens(list(control))
     return tokenizer.encode(text).ids
 
@@ -175,6 +179,22 @@ def classes_of_characters():
 
 # ---------------------------------------------------------------------------- output
 
+def many_marks():
+    """Every code point that can have a decomposition, whole and in parts, with marks before and behind it."""
+    parts = []
+    for c in (*range(0xD800), *range(0xF900, 0x10000), *range(0x10000, 0x13000), *range(0x1D000, 0x1D300),
+              *range(0x1E000, 0x1F000), *range(0x2F800, 0x2FA20)):
+        whole, apart = chr(c), unicodedata.normalize("NFD", chr(c))
+        parts.append(f"{whole}\n{apart}\nq\u0334\u0301{whole}\u0323\u05b0\nq{apart}\u0301\u0345{whole}\n")
+    rng = random.Random(3)
+    marks = "\u0300\u0301\u0308\u0323\u0327\u0334\u0345\u05b0\u3099\u0f71\u0f72\u1161\u11a8"
+    for _ in range(20000):
+        parts.append("".join(rng.choice("aeouAEOU\u03b1\u1100\u304b \u00e9\uac00" + marks + marks)
+                             for _ in range(rng.randrange(1, 12))))
+    parts.append("a" + "".join(rng.choice(marks) for _ in range(50000)))
+    return "".join(parts)
+
+
 def byte_offsets(text):
     """Byte offset of every character, and of the end."""
     offsets, at = array.array("Q", [0]), 0
@@ -223,6 +243,9 @@ def compare(options):
 def characters(options):
     with open(os.path.join(options.out, "classes.bin"), "wb") as f:
         f.write(classes_of_characters())
+    text = many_marks()
+    write_text(options.out, text, "marks.bin")
+    write_text(options.out, normalizers.NFC().normalize_str(text), "composed.bin")
 
 
 def train_small(text):
