@@ -9,6 +9,9 @@
 #include "base/error.h"
 #include "offload/disk_engine.h"
 
+#define REPEATS_AT_ONCE 4
+#define REPEAT_PAUSE_NS 250000
+
 static const struct hri_disk_engine *const engines[] = {
     &hri_disk_uring,
     &hri_disk_uring_plain,
@@ -66,7 +69,7 @@ void hri_disk_destroy(struct hri_disk *disk)
     if (disk == NULL)
         return;
     while (disk->n_in_flight > 0)
-        hri_disk_reap(disk, disk->timeout_ns); /* ends: what makes no progress is given up */
+        hri_disk_reap(disk, disk->timeout_ns); /* ends: what gets no answer is given up */
     disk->engine->destroy(disk, disk->state);
     free_tables(disk);
 }
@@ -270,15 +273,7 @@ static void advance(struct hri_disk_request *request, uint64_t bytes)
     }
 }
 
-/* A disk that asks again and again gets pauses that grow to 6 ms. */
-static void pause_before_try(uint32_t tries)
-{
-    if (tries < 4)
-        return;
-    struct timespec pause = {0, (long)tries * 100000};
-    nanosleep(&pause, NULL);
-}
-
+/* To be tried again at the end of this round of results. */
 static void repeat(struct hri_disk *disk, struct hri_disk_request *request, int error)
 {
     if (++request->tries > HRI_DISK_TRIES_MAX) {
@@ -286,8 +281,26 @@ static void repeat(struct hri_disk *disk, struct hri_disk_request *request, int 
         return;
     }
     disk->stats.repeats++;
-    pause_before_try(request->tries);
-    push(disk, request);
+    request->next = disk->again;
+    disk->again = request;
+}
+
+/* A disk that has nothing but requests to repeat gets pauses. */
+static void push_repeats(struct hri_disk *disk, int n_results)
+{
+    int n = 0;
+    uint32_t tries = 0;
+    for (const struct hri_disk_request *r = disk->again; r != NULL; r = r->next, n++)
+        tries = r->tries > tries ? r->tries : tries;
+    if (n == n_results && tries > REPEATS_AT_ONCE) {
+        struct timespec pause = {0, REPEAT_PAUSE_NS};
+        nanosleep(&pause, NULL);
+    }
+    while (disk->again != NULL) {
+        struct hri_disk_request *request = disk->again;
+        disk->again = request->next;
+        push(disk, request);
+    }
 }
 
 static void take_result(struct hri_disk *disk, const struct hri_ring_result *result)
@@ -300,6 +313,8 @@ static void take_result(struct hri_disk *disk, const struct hri_ring_result *res
     }
     struct hri_disk_request *request = disk->slots[slot];
     int32_t got = result->result;
+    disk->generations[slot]++; /* a double of this result is a stray */
+    request->progress_ns = hri_now_ns();
     if (got == -EINTR || got == -EAGAIN) {
         repeat(disk, request, -got);
     } else if (got < 0) {
@@ -317,7 +332,6 @@ static void take_result(struct hri_disk *disk, const struct hri_ring_result *res
             return;
         }
         advance(request, whole);
-        request->progress_ns = hri_now_ns();
         push(disk, request);
     }
 }
@@ -368,6 +382,8 @@ struct hri_disk_request *hri_disk_reap(struct hri_disk *disk, uint64_t wait_ns)
                                    rest_ns < left_ns ? rest_ns : left_ns);
         for (int i = 0; i < n; i++)
             take_result(disk, &results[i]);
+        if (disk->again != NULL)
+            push_repeats(disk, n);
         if (n < 0)
             disk->broken = -n;
         else if (n == 0 && time_left_ns(disk) == 0)

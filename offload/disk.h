@@ -1,6 +1,6 @@
 /*
  * Asynchronous reads and writes of one file descriptor. A request is whole or failed: short transfers are continued, EINTR and
- * EAGAIN tried again a bounded number of times, and what makes no progress is given up after a hard timeout.
+ * EAGAIN tried again a bounded number of times, and what gets no answer is given up after a hard timeout.
  *
  * After such a timeout the disk is broken: the kernel may still own the memory of the requests that were given up
  * (request->abandoned), so that memory must never be used or freed again; every later submit fails.

@@ -42,6 +42,7 @@ struct hri_disk {
     uint32_t n_free;
     uint32_t n_in_flight;
     int broken;                      /* 0, or the errno value that broke it */
+    struct hri_disk_request *again;    /* to be pushed again at the end of a round */
     struct hri_disk_request *finished; /* waiting to be handed out by a reap */
     struct hri_disk_buffer buffers[HRI_RING_BUFFERS];
     struct hri_disk_stats stats;

@@ -447,7 +447,7 @@ void hri_read_reap(struct hri_store *store, uint64_t wait_ns)
 void hri_read_wait_lane(struct hri_store *store, const struct hri_lane *lane)
 {
     while (lane->n_reads > 0)
-        hri_read_reap(store, WAIT_NS); /* ends: the disk gives up what makes no progress */
+        hri_read_reap(store, WAIT_NS); /* ends: the disk gives up what gets no answer */
 }
 
 /* ----------------------------------------------------------------------------------------------------------------- batches */

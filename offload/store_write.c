@@ -97,7 +97,7 @@ void hri_write_reap(struct hri_store *store, uint64_t wait_ns)
 void hri_write_wait_lane(struct hri_store *store, const struct hri_lane *lane)
 {
     while (lane->n_writes > 0)
-        hri_write_reap(store, WAIT_NS); /* ends: the disk gives up what makes no progress */
+        hri_write_reap(store, WAIT_NS); /* ends: the disk gives up what gets no answer */
 }
 
 static hr_status_t failed_status(const struct hri_store *store)

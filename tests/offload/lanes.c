@@ -2,24 +2,36 @@
 
 #include <unistd.h>
 
+static uint64_t model_word(uint64_t seed, uint32_t index)
+{
+    uint64_t word = (seed + index + 1) * 0x9e3779b97f4a7c15u;
+    return word ^ word >> 29;
+}
+
 void model_bytes(uint64_t seed, uint32_t offset, void *out, uint32_t bytes)
 {
     unsigned char *to = out;
-    for (uint32_t i = 0; i < bytes; i += 8) {
-        uint64_t word = (seed + (offset + i) / 8 + 1) * 0x9e3779b97f4a7c15u;
-        word ^= word >> 29;
-        memcpy(to + i, &word, bytes - i < 8 ? bytes - i : 8);
+    uint32_t n_words = bytes / 8;
+    for (uint32_t i = 0; i < n_words; i++) {
+        uint64_t word = model_word(seed, offset / 8 + i);
+        memcpy(to + 8 * (size_t)i, &word, 8);
     }
+    uint64_t last = model_word(seed, offset / 8 + n_words);
+    memcpy(to + 8 * (size_t)n_words, &last, bytes % 8);
 }
 
 bool model_equal(uint64_t seed, uint32_t offset, const void *bytes, uint32_t n_bytes)
 {
+    unsigned char expected[4096];
     const unsigned char *from = bytes;
-    for (uint32_t i = 0; i < n_bytes; i += 8) {
-        uint64_t word;
-        model_bytes(seed, offset + i, &word, 8);
-        if (memcmp(from + i, &word, n_bytes - i < 8 ? n_bytes - i : 8) != 0)
+    while (n_bytes > 0) {
+        uint32_t part = n_bytes < sizeof expected ? n_bytes : (uint32_t)sizeof expected;
+        model_bytes(seed, offset, expected, part);
+        if (memcmp(from, expected, part) != 0)
             return false;
+        from += part;
+        offset += part;
+        n_bytes -= part;
     }
     return true;
 }

@@ -58,7 +58,7 @@ static void round_trip(hr_io_mode_t mode, bool shm, uint64_t host_bytes)
     for (int i = 0; i < 5; i++) {
         model_create(store, &lanes[i], cells[i], i % 2, 100 + (uint64_t)i);
         assert_ok(model_append(&lanes[i], &rng, 1));
-        assert_ok(model_append(&lanes[i], &rng, 4 * MIB / cells[i] < 100 ? 4 * MIB / cells[i] : 100));
+        assert_ok(model_append(&lanes[i], &rng, 2 * MIB / cells[i] < 70 ? 2 * MIB / cells[i] : 70));
     }
     for (int i = 0; i < 5; i++)
         assert_int_equal(model_verify(store, &lanes[i]), 0);
@@ -194,7 +194,7 @@ static void run_history(const struct hri_store_options *options, uint64_t seed, 
     h->store = make_store(options);
     h->may_fill = may_fill;
     hri_rng_seed(&h->rng, seed);
-    for (int step = 0; h->store != NULL && step < 300; step++) {
+    for (int step = 0; h->store != NULL && step < 200; step++) {
         history_step(h);
         if (step % 50 == 0)
             check_caps(h->store);

@@ -1,0 +1,448 @@
+/* Every way the disk can fail: the bytes are exact, or an error names the lane and its cells; never wrong bytes, never a hang. */
+#include "tests/offload/fault_io.h"
+#include "tests/offload/lanes.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "offload/store_impl.h"
+
+#define KIB    1024u
+#define MIB    (1024u * KIB)
+#define CELLS  40u
+
+static const hr_io_mode_t modes[] = {HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS};
+
+struct bed {
+    struct fault_io io;
+    struct hri_store *store;
+    struct model_lane lane;
+    struct hri_rng rng;
+};
+
+/* A store on the faulty table, with nothing armed yet. False where the mode is not to be had here. */
+static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes)
+{
+    memset(bed, 0, sizeof *bed);
+    fault_io_init(&bed->io);
+    bed->io.ops.timeout_ns = 300000000;
+    hri_rng_seed(&bed->rng, test_seed(5));
+    struct hri_store_options options = {
+        .host_bytes = host_bytes,
+        .file_dir = model_dir(false),
+        .file_bytes = 16 * MIB,
+        .io_mode = mode,
+        .io = &bed->io.ops,
+    };
+    hr_status_t status = hri_store_create(&options, &bed->store);
+    if (status == HR_ERR_UNSUPPORTED)
+        return false;
+    if (status != HR_OK)
+        fail_msg("create: %s", hr_last_error());
+    model_create(bed->store, &bed->lane, 16 * KIB, HRI_LANE_LOG, 0xabc);
+    return true;
+}
+
+static void bed_fill(struct bed *bed)
+{
+    assert_ok(model_append(&bed->lane, &bed->rng, CELLS));
+    assert_ok(hri_store_flush(bed->store));
+}
+
+static void arm(struct fault_io *io, bool write, int kind, int error, long after, long count)
+{
+    struct fault_rule *rule = write ? &io->write : &io->read;
+    rule->kind = kind;
+    rule->error = error;
+    rule->after = (write ? io->n_writes : io->n_reads) + after;
+    rule->count = count;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- fault tables */
+
+enum outcome { RIGHT, LOST };
+
+struct fault_case {
+    const char *name;
+    int kind, error;
+    long count;
+    enum outcome outcome;
+};
+
+static const struct fault_case read_cases[] = {
+    {"eintr", FAULT_ERROR, EINTR, 3, RIGHT},
+    {"eagain", FAULT_ERROR, EAGAIN, 3, RIGHT},
+    {"eagain for ever", FAULT_ERROR, EAGAIN, 1000000, LOST},
+    {"eio once", FAULT_ERROR, EIO, 1, RIGHT},
+    {"eio for ever", FAULT_ERROR, EIO, 1000000, LOST},
+    {"short once", FAULT_SHORT, 0, 1, RIGHT},
+    {"short again and again", FAULT_SHORT, 0, 1000000, RIGHT},
+    {"odd count", FAULT_ODD, 0, 5, RIGHT},
+    {"zero once", FAULT_ZERO, 0, 1, RIGHT},
+    {"zero for ever", FAULT_ZERO, 0, 1000000, LOST},
+    {"more than asked", FAULT_LONG, 0, 1000000, LOST},
+    {"bit flip once", FAULT_FLIP, 0, 1, RIGHT},
+    {"bit flips for ever", FAULT_FLIP, 0, 1000000, LOST},
+};
+
+static void check_lost_message(void)
+{
+    const char *text = hr_last_error();
+    if (strstr(text, "lane abc") == NULL || strstr(text, "cell") == NULL)
+        fail_msg("the message \"%s\" does not name the lane and the cell", text);
+}
+
+static void run_read_case(const struct fault_case *test, hr_io_mode_t mode)
+{
+    struct bed bed;
+    if (!bed_make(&bed, mode, 0))
+        return;
+    bed_fill(&bed);
+    arm(&bed.io, false, test->kind, test->error, 2, test->count);
+    uint32_t n_failed = 0;
+    for (int i = 0; i < 3; i++) {
+        struct model_batch batch;
+        uint32_t n;
+        model_batch_begin(bed.store, &batch, &bed.lane, 1, &bed.rng, 12);
+        if (model_batch_end(bed.store, &batch, &n) != HR_OK)
+            check_lost_message();
+        n_failed += n;
+    }
+    if (bed.io.n_faults == 0)
+        fail_msg("%s: no fault happened", test->name);
+    if ((n_failed > 0) != (test->outcome == LOST))
+        fail_msg("%s: %u reads failed", test->name, n_failed);
+    bed.io.read.kind = FAULT_NONE;
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    hri_store_destroy(bed.store);
+}
+
+static void test_read_faults(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++)
+        for (size_t i = 0; i < sizeof read_cases / sizeof read_cases[0]; i++)
+            run_read_case(&read_cases[i], modes[m]);
+}
+
+static const struct fault_case write_cases[] = {
+    {"eintr", FAULT_ERROR, EINTR, 3, RIGHT},
+    {"eagain", FAULT_ERROR, EAGAIN, 3, RIGHT},
+    {"short", FAULT_SHORT, 0, 1000000, RIGHT},
+    {"odd count", FAULT_ODD, 0, 3, RIGHT},
+    {"zero for ever", FAULT_ZERO, 0, 1000000, LOST},
+    {"disk full", FAULT_ERROR, ENOSPC, 1000000, LOST},
+    {"eio", FAULT_ERROR, EIO, 1000000, LOST},
+};
+
+/* Cells whose write failed stay readable from memory; appends and flushes say so; when the disk recovers all is written. */
+static void run_write_case(const struct fault_case *test, hr_io_mode_t mode, uint64_t host_bytes)
+{
+    struct bed bed;
+    if (!bed_make(&bed, mode, host_bytes))
+        return;
+    bed_fill(&bed);
+    arm(&bed.io, true, test->kind, test->error, 1, test->count);
+    hr_status_t status = HR_OK;
+    for (int i = 0; i < 6 && status == HR_OK; i++)
+        status = model_append(&bed.lane, &bed.rng, 5);
+    if (status == HR_OK)
+        status = hri_store_flush(bed.store);
+    if ((status != HR_OK) != (test->outcome == LOST))
+        fail_msg("%s: %s %s", test->name, hr_status_name(status), hr_last_error());
+    if (status != HR_OK) {
+        assert_int_equal(status, HR_ERR_IO);
+        check_lost_message();
+        assert_int_equal(hri_store_flush(bed.store), HR_ERR_IO);
+    }
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    model_truncate(&bed.lane, bed.lane.n_cells - 3);
+    bed.io.write.kind = FAULT_NONE;
+    assert_ok(hri_store_flush(bed.store));
+    assert_ok(model_append(&bed.lane, &bed.rng, 5));
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    hri_store_destroy(bed.store);
+}
+
+static void test_write_faults(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++)
+        for (size_t i = 0; i < sizeof write_cases / sizeof write_cases[0]; i++) {
+            run_write_case(&write_cases[i], modes[m], 0);
+            run_write_case(&write_cases[i], modes[m], 256 * KIB);
+        }
+}
+
+/* A lane may go while its writes have failed. */
+static void test_destroy_after_failed_writes(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++) {
+        struct bed bed;
+        if (!bed_make(&bed, modes[m], 64 * KIB))
+            continue;
+        arm(&bed.io, true, FAULT_ERROR, EIO, 0, 1000000);
+        assert_ok(model_append(&bed.lane, &bed.rng, 20));
+        assert_int_equal(hri_store_flush(bed.store), HR_ERR_IO);
+        struct model_lane other;
+        model_create(bed.store, &other, 16 * KIB, HRI_LANE_LOG, 0xdef);
+        assert_fails(model_append(&other, &bed.rng, 1), HR_ERR_IO, "lane abc");
+        model_destroy(&bed.lane);
+        bed.io.write.kind = FAULT_NONE;
+        assert_ok(model_append(&other, &bed.rng, 30));
+        assert_int_equal(model_verify(bed.store, &other), 0);
+        hri_store_destroy(bed.store);
+    }
+}
+
+/* Late, reordered and doubled completions. */
+static void test_shuffled_completions(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < 2; m++) {
+        struct bed bed;
+        if (!bed_make(&bed, modes[m], 0))
+            continue;
+        bed.io.shuffle = true;
+        for (int turn = 0; turn < 12; turn++) {
+            assert_ok(model_append(&bed.lane, &bed.rng, 20));
+            struct model_batch batch;
+            uint32_t n_failed;
+            model_batch_begin(bed.store, &batch, &bed.lane, 1, &bed.rng, 30);
+            if (turn % 4 == 3) {
+                hri_store_read_cancel(bed.store, &batch.batch);
+                model_batch_check(&batch);
+            } else {
+                assert_ok(model_batch_end(bed.store, &batch, &n_failed));
+            }
+            if (turn % 3 == 0)
+                model_truncate(&bed.lane, bed.lane.n_cells / 2);
+        }
+        assert_ok(hri_store_flush(bed.store));
+        assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+        struct hri_disk_stats stats;
+        hri_disk_stats(bed.store->read_disk, &stats);
+        assert_true(stats.stray_completions > 0);
+        hri_store_destroy(bed.store);
+    }
+}
+
+/* A completion that never comes ends in an error after the hard timeout, and everything after it fails at once. */
+static void test_lost_completion(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++) {
+        struct bed bed;
+        if (!bed_make(&bed, modes[m], 0))
+            continue;
+        bed_fill(&bed);
+        arm(&bed.io, false, FAULT_LOST, 0, 0, 1);
+        static _Alignas(4096) unsigned char memory[16 * KIB];
+        struct hri_read read = {
+            .lane = bed.lane.lane, .cell = 7, .n_cells = 1, .offset = 64, .bytes = 64, .dst = memory};
+        struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
+        assert_ok(hri_store_read_begin(bed.store, &batch));
+        assert_fails(hri_store_read_wait(bed.store, &batch, 0), HR_ERR_IO, "cell 7");
+        assert_ok(hri_store_read_begin(bed.store, &batch));
+        assert_fails(hri_store_read_wait(bed.store, &batch, 0), HR_ERR_IO, "timed out");
+        hri_store_destroy(bed.store);
+    }
+}
+
+static void test_lost_write(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++) {
+        struct bed bed;
+        if (!bed_make(&bed, modes[m], 0))
+            continue;
+        bed_fill(&bed);
+        arm(&bed.io, true, FAULT_LOST, 0, 0, 1);
+        assert_ok(model_append(&bed.lane, &bed.rng, 3));
+        assert_fails(hri_store_flush(bed.store), HR_ERR_IO, "cells 40 to 42");
+        assert_int_equal(model_append(&bed.lane, &bed.rng, 1), HR_ERR_IO);
+        assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+        hri_store_destroy(bed.store);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------- create */
+
+static hr_status_t create_with(struct fault_io *io, hr_io_mode_t mode, struct hri_store **store_out)
+{
+    struct hri_store_options options = {
+        .file_dir = model_dir(false),
+        .file_bytes = 4 * MIB,
+        .io_mode = mode,
+        .io = &io->ops,
+    };
+    io->ops.timeout_ns = 300000000;
+    return hri_store_create(&options, store_out);
+}
+
+static void check_works(struct hri_store *store)
+{
+    struct model_lane lane;
+    struct hri_rng rng;
+    hri_rng_seed(&rng, 1);
+    model_create(store, &lane, 8 * KIB, HRI_LANE_LOG, 1);
+    assert_ok(model_append(&lane, &rng, 50));
+    assert_ok(hri_store_flush(store));
+    assert_int_equal(model_verify(store, &lane), 0);
+}
+
+static void test_create_faults(void **state)
+{
+    (void)state;
+    struct fault_io io;
+    struct hri_store *store;
+    fault_io_init(&io);
+    io.open_error = EROFS;
+    assert_fails(create_with(&io, HR_IO_AUTO, &store), HR_ERR_IO, "Read-only");
+    fault_io_init(&io);
+    io.open_error = EACCES;
+    assert_fails(create_with(&io, HR_IO_AUTO, &store), HR_ERR_IO, "Permission");
+    fault_io_init(&io);
+    io.stat_error = EIO;
+    assert_fails(create_with(&io, HR_IO_AUTO, &store), HR_ERR_IO, "stat");
+    fault_io_init(&io);
+    io.free_bytes = 1 * MIB;
+    assert_fails(create_with(&io, HR_IO_AUTO, &store), HR_ERR_BUDGET, "free");
+    fault_io_init(&io);
+    arm(&io, true, FAULT_ERROR, ENOSPC, 0, 1000000);
+    assert_fails(create_with(&io, HR_IO_AUTO, &store), HR_ERR_IO, "No space");
+    fault_io_init(&io);
+    arm(&io, false, FAULT_FLIP, 0, 0, 1000000);
+    assert_int_equal(create_with(&io, HR_IO_AUTO, &store), HR_ERR_IO);
+}
+
+/* What is missing is done without: rings, registered buffers, direct I/O. */
+static void test_create_fallbacks(void **state)
+{
+    (void)state;
+    static const int refusals[] = {EPERM, ENOSYS, ENOMEM, EINVAL};
+    struct fault_io io;
+    struct hri_store *store;
+    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
+        fault_io_init(&io);
+        io.ring_create_error = refusals[i];
+        assert_int_equal(create_with(&io, HR_IO_URING, &store), HR_ERR_UNSUPPORTED);
+        assert_ok(create_with(&io, HR_IO_AUTO, &store));
+        struct hri_store_stats stats;
+        hri_store_stats(store, &stats);
+        assert_string_equal(stats.io_mode, "threads");
+        assert_true(store->file.direct);
+        check_works(store);
+        hri_store_destroy(store);
+    }
+    fault_io_init(&io);
+    io.ring_register_error = ENOMEM;
+    assert_ok(create_with(&io, HR_IO_AUTO, &store));
+    check_works(store);
+    hri_store_destroy(store);
+    for (int late = 0; late < 2; late++) {
+        fault_io_init(&io);
+        io.no_direct = late == 0;
+        io.refuse_direct_io = late == 1;
+        assert_ok(create_with(&io, HR_IO_AUTO, &store));
+        assert_false(store->file.direct);
+        check_works(store);
+        hri_store_destroy(store);
+    }
+}
+
+/* The file cannot grow: refused, and nothing changed. Without fallocate it grows by being written. */
+static void test_allocate_faults(void **state)
+{
+    (void)state;
+    static const int errors[] = {ENOSPC, EIO, EFBIG, EDQUOT};
+    for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++) {
+        struct bed bed;
+        bed_make(&bed, HR_IO_AUTO, 128 * KIB);
+        bed.io.allocate_error = errors[i];
+        bed.io.allocate_after = 1;
+        assert_ok(model_append(&bed.lane, &bed.rng, 10));
+        hr_status_t status = HR_OK;
+        for (int turn = 0; turn < 50 && status == HR_OK; turn++)
+            status = model_append(&bed.lane, &bed.rng, 10);
+        assert_int_equal(status, HR_ERR_IO);
+        assert_non_null(strstr(hr_last_error(), strerror(errors[i])));
+        assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+        bed.io.allocate_error = 0;
+        assert_ok(model_append(&bed.lane, &bed.rng, 10));
+        assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+        hri_store_destroy(bed.store);
+    }
+    struct bed bed;
+    bed_make(&bed, HR_IO_AUTO, 0);
+    bed.io.allocate_error = EOPNOTSUPP;
+    bed_fill(&bed);
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    hri_store_destroy(bed.store);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- corruption */
+
+/* The bytes of the file change behind the store's back; the tier's descriptor is known from the open. */
+static void flip_in_file(const struct bed *bed, uint32_t cell, uint32_t at)
+{
+    uint64_t position = hri_lane_position(bed->lane.lane, cell) + at;
+    static _Alignas(4096) unsigned char page[4096];
+    off_t base = (off_t)(position / 4096 * 4096);
+    assert_int_equal(pread(bed->io.fd, page, 4096, base), 4096);
+    page[position % 4096] ^= 0x10;
+    assert_int_equal(pwrite(bed->io.fd, page, 4096, base), 4096);
+}
+
+static void test_corruption(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++) {
+        struct bed bed;
+        if (!bed_make(&bed, modes[m], 0))
+            continue;
+        bed_fill(&bed);
+        flip_in_file(&bed, 11, 0);
+        flip_in_file(&bed, 23, 16 * KIB - 1);
+        assert_int_equal(model_verify(bed.store, &bed.lane), 2);
+        static unsigned char memory[CELLS * 16 * KIB];
+        struct hri_read reads[] = {
+            {.lane = bed.lane.lane, .cell = 8, .n_cells = 3, .dst = memory},
+            {.lane = bed.lane.lane, .cell = 10, .n_cells = 20, .dst = memory + 3 * 16 * KIB},
+            {.lane = bed.lane.lane, .cell = 23, .n_cells = 1, .bytes = 64, .dst = memory + 30 * 16 * KIB},
+        };
+        struct hri_read_batch batch = {.reads = reads, .n_reads = 3, .cache = true};
+        assert_ok(hri_store_read_begin(bed.store, &batch));
+        assert_fails(hri_store_read_wait(bed.store, &batch, 0), HR_ERR_CORRUPT, "lane abc: cell 11");
+        assert_int_equal(reads[0].status, HR_OK);
+        assert_int_equal(reads[1].status, HR_ERR_CORRUPT);
+        assert_int_equal(reads[1].bad_cell, 11);
+        assert_int_equal(reads[2].status, HR_ERR_CORRUPT);
+        assert_int_equal(reads[2].bad_cell, 23);
+        for (uint32_t i = 0; i < 3; i++)
+            assert_true(model_equal(bed.lane.seeds[8 + i], 0, memory + i * 16 * KIB, 16 * KIB));
+        struct hri_store_stats stats;
+        hri_store_stats(bed.store, &stats);
+        assert_true(stats.crc_failures >= 4);
+        hri_store_destroy(bed.store);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_read_faults),
+        cmocka_unit_test(test_write_faults),
+        cmocka_unit_test(test_destroy_after_failed_writes),
+        cmocka_unit_test(test_shuffled_completions),
+        cmocka_unit_test(test_lost_completion),
+        cmocka_unit_test(test_lost_write),
+        cmocka_unit_test(test_create_faults),
+        cmocka_unit_test(test_create_fallbacks),
+        cmocka_unit_test(test_allocate_faults),
+        cmocka_unit_test(test_corruption),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
