@@ -33,8 +33,9 @@ HRI_INLINE bool cursor_next(struct row_cursor *cursor)
         return false;
     const uint32_t left = cursor->n - cursor->at;
     const uint32_t last = left - 1;
+    const uint32_t filled = left <= cursor->step ? (left + 3) & ~3u : 2 * cursor->step;
 
-    for (uint32_t j = 0; j < 2 * cursor->step; j++) {
+    for (uint32_t j = 0; j < filled; j++) {
         size_t row = cursor->at + (j < last ? j : last);
         cursor->pointers[j] = cursor->base ? cursor->base + row * cursor->stride_bytes : cursor->list[row];
     }
@@ -153,6 +154,9 @@ void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t d
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
     struct row_cursor cursor;
 
+    /* A block is too short for the processor to notice a stream in time. */
+    for (size_t i = 0; i < (size_t)block->n * (dk + dv); i += 64)
+        _mm_prefetch((const char *)block->codes + i, _MM_HINT_T0);
     cursor_init(&cursor, block->codes, dk + dv, block->n, ELEMENT_I8, dk + dv);
     while (cursor_next(&cursor)) {
         const uint32_t n = cursor.tile.n, whole = (n + VN - 1) / VN * VN;

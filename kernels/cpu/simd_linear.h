@@ -42,27 +42,28 @@ HRI_INLINE float distance_floats(const float *a, const float *b, uint32_t n)
     return vf_sum(sum);
 }
 
-/* Among columns [0, columns) of a panel's products, c being the first of them: keeps the centre with the smallest
- * |c|^2 / 2 - x . c, which orders as |x - c|^2 does. */
-HRI_INLINE void keep_nearest(const float *products, const float *half_norms, uint32_t columns, uint32_t first,
-                             float *best, uint32_t *best_index)
+/* Among the columns of a panel, the first being centre `first`: keeps the one with the largest x . c - |c|^2 / 2, which orders as
+ * -|x - c|^2 does. Columns that are not there have an infinite norm. */
+HRI_INLINE void keep_nearest(const float *products, const float *half_norms, uint32_t first, float *best,
+                             uint32_t *best_index)
 {
     float value[PANEL];
-    float least = INFINITY;
+    vf largest = vf_set(-INFINITY);
 
-    for (uint32_t j = 0; j < PANEL; j++) {
-        value[j] = j < columns ? half_norms[j] - products[j] : INFINITY;
-        least = value[j] < least ? value[j] : least;
+    HRI_UNROLL
+    for (int j = 0; j < (int)PANEL; j += VN) {
+        const vf closeness = vf_sub(vf_load(products + j), vf_load(half_norms + j));
+        vf_store(value + j, closeness);
+        largest = vf_max(closeness, largest);
     }
-    if (!(least < *best))
+    const float most = vf_largest(largest);
+    if (!(most > *best))
         return;
-    for (uint32_t j = 0; j < columns; j++) {
-        if (value[j] == least) {
-            *best = least;
-            *best_index = first + j;
-            return;
-        }
-    }
+    uint32_t j = 0;
+    while (j < PANEL - 1 && value[j] != most)
+        j++;
+    *best = most;
+    *best_index = first + j;
 }
 
 static void nearest_in_panel(const float *x, uint32_t n, const float *c, uint32_t columns, uint32_t first, uint32_t d,
@@ -70,16 +71,16 @@ static void nearest_in_panel(const float *x, uint32_t n, const float *c, uint32_
 {
     float panel[GEMM_DEPTH * PANEL] __attribute__((aligned(64)));
     float products[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
-    float half_norms[PANEL];
+    float half_norms[PANEL] __attribute__((aligned(64)));
 
     pack_columns(c, d * sizeof *c, ELEMENT_F32, 0, columns, d, panel);
-    for (uint32_t j = 0; j < columns; j++)
-        half_norms[j] = 0.5f * dot_floats(c + (size_t)j * d, c + (size_t)j * d, d);
+    for (uint32_t j = 0; j < PANEL; j++)
+        half_norms[j] = j < columns ? 0.5f * dot_floats(c + (size_t)j * d, c + (size_t)j * d, d) : INFINITY;
     for (uint32_t i = 0; i < n; i += GEMM_ROWS) {
         const uint32_t count = n - i < GEMM_ROWS ? n - i : GEMM_ROWS;
         gemm_rows(x + (size_t)i * d, count, d, panel, d, products);
         for (uint32_t a = 0; a < count; a++)
-            keep_nearest(products + a * PANEL, half_norms, columns, first, best + i + a, best_index + i + a);
+            keep_nearest(products + a * PANEL, half_norms, first, best + i + a, best_index + i + a);
     }
 }
 
@@ -92,7 +93,7 @@ void HRI_OP(nearest)(const float *x, uint32_t n, const float *c, uint32_t k, uin
         const uint32_t count = n - i < GEMM_CHUNK ? n - i : GEMM_CHUNK;
         const float *chunk = x + (size_t)i * d;
         for (uint32_t a = 0; a < count; a++) {
-            best[a] = INFINITY;
+            best[a] = -INFINITY;
             nearest_out[i + a] = 0;
         }
         for (uint32_t j = 0; j < k; j += PANEL) {
@@ -116,14 +117,20 @@ static void matmul_panel(const float *x, uint32_t n, size_t d_in, const float *p
         const uint32_t count = n - i < GEMM_ROWS ? n - i : GEMM_ROWS;
         gemm_rows(x + i * d_in, count, d_in, panel, depth, products);
         for (uint32_t a = 0; a < count; a++) {
-            float *dst = y + (i + a) * d_out;
-            for (uint32_t j = 0; j < columns; j++)
-                dst[j] = add ? dst[j] + products[a * PANEL + j] : products[a * PANEL + j];
+            for (uint32_t j = 0; j < columns; j += VN) {
+                const uint32_t lanes = columns - j < VN ? columns - j : VN;
+                float *dst = y + (i + a) * d_out + j;
+                vf sum = vf_load(products + a * PANEL + j);
+                if (add)
+                    sum = vf_add(sum, vf_load_n(dst, lanes));
+                vf_store_n(dst, sum, lanes);
+            }
         }
     }
 }
 
-void HRI_OP(matmul_nt)(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y)
+/* One chunk of x, which stays in the second-level cache. */
+static void matmul_chunk(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y)
 {
     float panel[GEMM_DEPTH * PANEL] __attribute__((aligned(64)));
 
@@ -137,8 +144,26 @@ void HRI_OP(matmul_nt)(const float *x, uint32_t n, uint32_t d_in, const float *w
     }
 }
 
-/* s += x' x for columns a.. (GEMM_ROWS or fewer) and b.. (PANEL or fewer) over a chunk of points. */
-static void moment_block(const float *x, uint32_t n, uint32_t d, uint32_t a, uint32_t b, float *s)
+void HRI_OP(matmul_nt)(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y)
+{
+    for (uint32_t i = 0; i < n; i += GEMM_CHUNK)
+        matmul_chunk(x + (size_t)i * d_in, n - i < GEMM_CHUNK ? n - i : GEMM_CHUNK, d_in, w, d_out, y + (size_t)i * d_out);
+}
+
+/* The rows x columns sums of a block are added to s. */
+HRI_INLINE void add_block(const float *sums, uint32_t rows, uint32_t columns, float *s, size_t d)
+{
+    for (uint32_t i = 0; i < rows; i++) {
+        for (uint32_t j = 0; j < columns; j += VN) {
+            const uint32_t lanes = columns - j < VN ? columns - j : VN;
+            float *dst = s + i * d + j;
+            vf_store_n(dst, vf_add(vf_load_n(dst, lanes), vf_load(sums + i * PANEL + j)), lanes);
+        }
+    }
+}
+
+/* A block at the edge, which must not read past a row: goes through copies. */
+static void moment_edge(const float *x, uint32_t n, uint32_t d, uint32_t a, uint32_t b, float *s)
 {
     float left[GEMM_CHUNK * GEMM_ROWS], right[GEMM_CHUNK * PANEL] __attribute__((aligned(64)));
     float sums[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
@@ -151,10 +176,16 @@ static void moment_block(const float *x, uint32_t n, uint32_t d, uint32_t a, uin
         memcpy(right + i * PANEL, x + (size_t)i * d + b, columns * sizeof *x);
     }
     gemm_panel(GEMM_ROWS, left, 1, GEMM_ROWS, right, PANEL, n, false, sums, PANEL);
-    for (uint32_t i = 0; i < rows; i++) {
-        for (uint32_t j = 0; j < columns; j++)
-            s[(size_t)(a + i) * d + b + j] += sums[i * PANEL + j];
-    }
+    add_block(sums, rows, columns, s + (size_t)a * d + b, d);
+}
+
+/* s += x' x for GEMM_ROWS columns from a and PANEL columns from b, over a chunk of points. */
+static void moment_block(const float *x, uint32_t n, uint32_t d, uint32_t a, uint32_t b, float *s)
+{
+    float sums[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
+
+    gemm_panel(GEMM_ROWS, x + a, 1, d, x + b, d, n, false, sums, PANEL);
+    add_block(sums, GEMM_ROWS, PANEL, s + (size_t)a * d + b, d);
 }
 
 void HRI_OP(second_moment)(const float *x, uint32_t n, uint32_t d, float *s)
@@ -162,9 +193,14 @@ void HRI_OP(second_moment)(const float *x, uint32_t n, uint32_t d, float *s)
     /* Blocks that touch the upper half; those on the diagonal reach below it, where the mirror overwrites. */
     for (uint32_t i = 0; i < n; i += GEMM_CHUNK) {
         const uint32_t count = n - i < GEMM_CHUNK ? n - i : GEMM_CHUNK;
+        const float *chunk = x + (size_t)i * d;
         for (uint32_t b = 0; b < d; b += PANEL) {
-            for (uint32_t a = 0; a < d && a < b + PANEL; a += GEMM_ROWS)
-                moment_block(x + (size_t)i * d, count, d, a, b, s);
+            for (uint32_t a = 0; a < d && a < b + PANEL; a += GEMM_ROWS) {
+                if (a + GEMM_ROWS <= d && b + PANEL <= d)
+                    moment_block(chunk, count, d, a, b, s);
+                else
+                    moment_edge(chunk, count, d, a, b, s);
+            }
         }
     }
     for (size_t a = 0; a < d; a++) {
