@@ -21,8 +21,8 @@ static const char *find(const char *text, size_t text_bytes, const char *what)
 }
 
 /*
- * The content of the quoted text that starts behind `text`, up to <|im_end|>, with Jinja's escapes undone. False where it is
- * not one literal: a quote or brace comes first, or it is too long.
+ * The content of the quoted text that starts behind `text`, up to <|im_end|>, with Jinja's escapes
+ * undone. False where it is not one literal: a quote or brace comes first, or it is too long.
  */
 static bool read_literal(const char *text, size_t text_bytes, char *content_out)
 {
@@ -46,8 +46,9 @@ static bool read_literal(const char *text, size_t text_bytes, char *content_out)
 }
 
 /*
- * ChatML templates give a conversation without a system message their own: '<|im_start|>system\nYou are ...<|im_end|>' in one
- * literal, the newline real or escaped. Other places where a system turn opens go on with an expression.
+ * ChatML templates give a conversation without a system message their own: '<|im_start|>system\nYou
+ * are ...<|im_end|>' in one literal, the newline real or escaped. Other places where a system turn
+ * opens go on with an expression.
  */
 static void find_default_system(const char *text, size_t text_bytes, char *system_out)
 {
@@ -71,7 +72,8 @@ static void find_default_system(const char *text, size_t text_bytes, char *syste
     }
 }
 
-hr_status_t hre_chat_template_parse(const char *text, size_t text_bytes, struct hre_chat_template *template_out)
+hr_status_t hre_chat_template_parse(const char *text, size_t text_bytes,
+                                    struct hre_chat_template *template_out)
 {
     struct hre_chat_template chat = {.kind = HRE_CHAT_CHATML};
 
@@ -81,7 +83,8 @@ hr_status_t hre_chat_template_parse(const char *text, size_t text_bytes, struct 
     } else if (find(text, text_bytes, "<|im_start|>") && find(text, text_bytes, "<|im_end|>")) {
         find_default_system(text, text_bytes, chat.default_system);
     } else {
-        return hre_fail(HR_ERR_UNSUPPORTED, "chat template \"%.*s...\" is not supported; supported are ChatML "
+        return hre_fail(HR_ERR_UNSUPPORTED,
+                        "chat template \"%.*s...\" is not supported; supported are ChatML "
                         "(<|im_start|>) and Llama-3 (<|start_header_id|>)",
                         (int)(text_bytes < 60 ? text_bytes : 60), text);
     }
@@ -89,12 +92,14 @@ hr_status_t hre_chat_template_parse(const char *text, size_t text_bytes, struct 
     return HR_OK;
 }
 
-hr_status_t hre_chat_template_from_gguf(const hre_gguf_t *gguf, struct hre_chat_template *template_out)
+hr_status_t hre_chat_template_from_gguf(const hre_gguf_t *gguf,
+                                        struct hre_chat_template *template_out)
 {
     struct hre_gguf_string text;
 
     if (!hre_gguf_has(gguf, "tokenizer.chat_template"))
-        return hre_fail(HR_ERR_NOTFOUND, "%s: the file has no chat template (tokenizer.chat_template)",
+        return hre_fail(HR_ERR_NOTFOUND,
+                        "%s: the file has no chat template (tokenizer.chat_template)",
                         hre_gguf_name(gguf));
     hr_status_t status = hre_gguf_get_string(gguf, "tokenizer.chat_template", &text);
     if (status != HR_OK)
@@ -104,7 +109,8 @@ hr_status_t hre_chat_template_from_gguf(const hre_gguf_t *gguf, struct hre_chat_
 
 void hre_chat_options_init(struct hre_chat_options *options)
 {
-    *options = (struct hre_chat_options){.struct_size = sizeof(*options), .add_generation_prompt = true};
+    *options =
+        (struct hre_chat_options){.struct_size = sizeof(*options), .add_generation_prompt = true};
 }
 
 void hre_chat_text_fini(struct hre_chat_text *text)
@@ -140,7 +146,10 @@ static void put_content(struct writer *w, const char *content, size_t content_by
         w->out.plain[w->out.n_plain++] = (struct hre_range){begin, begin + content_bytes};
 }
 
-/* Jinja's trim filter takes whitespace from both ends; contents are ASCII there in all but curious cases. */
+/*
+ * Jinja's trim filter takes whitespace from both ends; contents are ASCII there in all but curious
+ * cases.
+ */
 static const char *trim(const char *content, size_t *bytes_out)
 {
     static const char blank[] = " \t\n\r\v\f";
@@ -160,8 +169,9 @@ static void chatml_open(struct writer *w, const char *role)
     put(w, LITERAL("\n"));
 }
 
-static void format_chatml(struct writer *w, const struct hre_chat_template *chat, const struct hre_chat_message *messages,
-                          size_t n_messages, const struct hre_chat_options *options)
+static void format_chatml(struct writer *w, const struct hre_chat_template *chat,
+                          const struct hre_chat_message *messages, size_t n_messages,
+                          const struct hre_chat_options *options)
 {
     if (chat->default_system[0] && strcmp(messages[0].role, "system") != 0) {
         chatml_open(w, "system");
@@ -184,8 +194,9 @@ static void llama3_open(struct writer *w, const char *role)
     put(w, LITERAL("<|end_header_id|>\n\n"));
 }
 
-static void format_llama3(struct writer *w, const struct hre_chat_template *chat, const struct hre_chat_message *messages,
-                          size_t n_messages, const struct hre_chat_options *options)
+static void format_llama3(struct writer *w, const struct hre_chat_template *chat,
+                          const struct hre_chat_message *messages, size_t n_messages,
+                          const struct hre_chat_options *options)
 {
     size_t i = 0, n;
     const char *content;
@@ -214,7 +225,8 @@ static void format_llama3(struct writer *w, const struct hre_chat_template *chat
 
 static bool is_word(const char *role)
 {
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
+    static const char letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
 
     return role && role[0] && strspn(role, letters) == strlen(role);
 }
@@ -223,26 +235,30 @@ static hr_status_t check(const struct hre_chat_message *messages, size_t n_messa
                          const struct hre_chat_options *options)
 {
     if (options->struct_size != sizeof(*options))
-        return hre_fail(HR_ERR_VERSION, "chat options have size %zu, expected %zu", options->struct_size,
-                        sizeof(*options));
+        return hre_fail(HR_ERR_VERSION, "chat options have size %zu, expected %zu",
+                        options->struct_size, sizeof(*options));
     if (n_messages == 0)
         return hre_fail(HR_ERR_INVALID, "a chat needs at least one message");
     for (size_t i = 0; i < n_messages; i++) {
         if (!is_word(messages[i].role))
-            return hre_fail(HR_ERR_INVALID, "role of message %zu is \"%.40s\"; a word such as user is expected", i,
+            return hre_fail(HR_ERR_INVALID,
+                            "role of message %zu is \"%.40s\"; a word such as user is expected", i,
                             messages[i].role ? messages[i].role : "");
         if (!messages[i].content)
             return hre_fail(HR_ERR_INVALID, "message %zu has no content", i);
-        size_t bytes = strlen(messages[i].content), at = hre_utf8_invalid_at(messages[i].content, bytes);
+        size_t bytes = strlen(messages[i].content),
+               at = hre_utf8_invalid_at(messages[i].content, bytes);
         if (at < bytes)
-            return hre_fail(HR_ERR_INVALID, "message %zu is not valid UTF-8: byte 0x%02x at offset %zu", i,
+            return hre_fail(HR_ERR_INVALID,
+                            "message %zu is not valid UTF-8: byte 0x%02x at offset %zu", i,
                             (unsigned char)messages[i].content[at], at);
     }
     return HR_OK;
 }
 
-hr_status_t hre_chat_format(const struct hre_chat_template *chat, const struct hre_chat_message *messages,
-                            size_t n_messages, const struct hre_chat_options *options, struct hre_chat_text *text_out)
+hr_status_t hre_chat_format(const struct hre_chat_template *chat,
+                            const struct hre_chat_message *messages, size_t n_messages,
+                            const struct hre_chat_options *options, struct hre_chat_text *text_out)
 {
     struct hre_chat_options defaults;
     struct writer w = {.status = HR_OK};

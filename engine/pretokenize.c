@@ -3,9 +3,11 @@
  *
  *   gpt-2      's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  *   smollm     every number character by itself, then gpt-2 inside of what lies between
- *   llama-bpe  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|
- *              \s*[\r\n]+|\s+(?!\S)|\s+
+ *   llama-bpe  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|
+ *              ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
  *   qwen2      the same with \p{N} instead of \p{N}{1,3}
+ *
+ * The fourth alternative of llama-bpe begins with a space, which the line break above hides.
  */
 #include "engine/pretokenize.h"
 
@@ -21,14 +23,14 @@ struct rules {
     const char *name;
     const unsigned char *classes; /* [HRE_CHAR_CLASSES] enum hre_char_class to enum seen */
     bool is_gpt2;
-    unsigned numbers_max;         /* longest run of numbers in a piece; not used by gpt-2 */
+    unsigned numbers_max; /* longest run of numbers in a piece; not used by gpt-2 */
 };
 
-static const unsigned char regex_classes[HRE_CHAR_CLASSES] = {SEEN_OTHER, SEEN_LETTER, SEEN_NUMBER, SEEN_SPACE,
-                                                              SEEN_OTHER};
+static const unsigned char regex_classes[HRE_CHAR_CLASSES] = {SEEN_OTHER, SEEN_LETTER, SEEN_NUMBER,
+                                                              SEEN_SPACE, SEEN_OTHER};
 /* The first split of smollm makes every number an end of text for the second. */
-static const unsigned char digits_classes[HRE_CHAR_CLASSES] = {SEEN_OTHER, SEEN_LETTER, SEEN_END, SEEN_SPACE,
-                                                               SEEN_END};
+static const unsigned char digits_classes[HRE_CHAR_CLASSES] = {SEEN_OTHER, SEEN_LETTER, SEEN_END,
+                                                               SEEN_SPACE, SEEN_END};
 
 static const struct rules all_rules[HRE_PRETOKENIZERS] = {
     [HRE_PRETOKENIZER_GPT2] = {"gpt-2", regex_classes, true, 0},
@@ -213,7 +215,8 @@ static size_t llama_end(const struct text *t, size_t at)
     return end ? end : space_end(t, at);
 }
 
-size_t hre_pretokenize_next(hre_pretokenizer_t pretokenizer, const char *text, size_t text_bytes, size_t at)
+size_t hre_pretokenize_next(hre_pretokenizer_t pretokenizer, const char *text, size_t text_bytes,
+                            size_t at)
 {
     struct text t = {.data = text, .bytes = text_bytes, .rules = &all_rules[pretokenizer]};
 

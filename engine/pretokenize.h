@@ -1,6 +1,6 @@
 /*
- * Pre-tokenizers: how text is cut into the pieces inside which byte pairs are merged. Each is a published regular expression,
- * matched by hand over Unicode classes, in time linear in the text.
+ * Pre-tokenizers: how text is cut into the pieces inside which byte pairs are merged. Each is a
+ * published regular expression, matched by hand over Unicode classes, in time linear in the text.
  */
 #ifndef HRE_PRETOKENIZE_H
 #define HRE_PRETOKENIZE_H
@@ -23,9 +23,11 @@ const char *hre_pretokenizer_name(hre_pretokenizer_t pretokenizer);
 const char *hre_pretokenizer_names(void);
 
 /*
- * End of the piece that starts at `at`, at < text_bytes; always beyond `at`. text is valid UTF-8 and `at` lies on a character.
- * Pieces cover the text without gaps: call with the last end until it is text_bytes.
+ * End of the piece that starts at `at`, at < text_bytes; always beyond `at`. text is valid UTF-8
+ * and `at` lies on a character. Pieces cover the text without gaps: call with the last end until it
+ * is text_bytes.
  */
-size_t hre_pretokenize_next(hre_pretokenizer_t pretokenizer, const char *text, size_t text_bytes, size_t at);
+size_t hre_pretokenize_next(hre_pretokenizer_t pretokenizer, const char *text, size_t text_bytes,
+                            size_t at);
 
 #endif

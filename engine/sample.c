@@ -6,7 +6,8 @@
 
 #include "engine/fail.h"
 
-#define WEIGHT_BITS 40 /* the most likely token weighs 2^40; 2^24 tokens of that weight fit 64 bits */
+#define WEIGHT_BITS                                                                                \
+    40 /* the most likely token weighs 2^40; 2^24 tokens of that weight fit 64 bits */
 #define VOCAB_MAX (1u << 24)
 
 /* A token that may be chosen. */
@@ -23,7 +24,7 @@ struct hre_sampler {
     struct candidate *candidates; /* [vocab] */
 };
 
-/* ------------------------------------------------------------------------------------------------------- random numbers */
+/* ------------------------------------------------------------------------------- random numbers */
 
 static uint64_t splitmix64(uint64_t *state)
 {
@@ -62,7 +63,7 @@ static uint64_t random_below(uint64_t *s, uint64_t bound)
     return value % bound;
 }
 
-/* --------------------------------------------------------------------------------------------------------------- weights */
+/* -------------------------------------------------------------------------------------- weights */
 
 /* a * b / 2^64 */
 static uint64_t multiply_high(uint64_t a, uint64_t b)
@@ -71,8 +72,9 @@ static uint64_t multiply_high(uint64_t a, uint64_t b)
 }
 
 /*
- * 2^WEIGHT_BITS * 2^-x for x >= 0, to about 2^-40 of it, with the same result on every machine: the argument is rounded once to
- * 2^-32, then 2^-f = exp(-f ln 2) is a series of integers, 1 - t (1 - t/2 (1 - t/3 (...))).
+ * 2^WEIGHT_BITS * 2^-x for x >= 0, to about 2^-40 of it, with the same result on every machine: the
+ * argument is rounded once to 2^-32, then 2^-f = exp(-f ln 2) is a series of integers, 1 - t (1 -
+ * t/2 (1 - t/3 (...))).
  */
 static uint64_t weight_of(double x)
 {
@@ -89,7 +91,7 @@ static uint64_t weight_of(double x)
     return sum >> (64 - WEIGHT_BITS) >> whole;
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- rules */
+/* ---------------------------------------------------------------------------------------- rules */
 
 static hr_status_t find_largest(const float *logits, uint32_t vocab, uint32_t *id_out)
 {
@@ -99,13 +101,15 @@ static hr_status_t find_largest(const float *logits, uint32_t vocab, uint32_t *i
     for (uint32_t i = 0; i < vocab; i++) {
         if (!(logits[i] <= best)) {
             if (!(logits[i] < INFINITY))
-                return hre_fail(HR_ERR_NONFINITE, "logit of token %u is %s", i, isnan(logits[i]) ? "not a number" : "infinite");
+                return hre_fail(HR_ERR_NONFINITE, "logit of token %u is %s", i,
+                                isnan(logits[i]) ? "not a number" : "infinite");
             best = logits[i];
             id = i;
         }
     }
     if (id == UINT32_MAX)
-        return hre_fail(HR_ERR_NONFINITE, "all %u logits are minus infinity: there is no token to choose", vocab);
+        return hre_fail(HR_ERR_NONFINITE,
+                        "all %u logits are minus infinity: there is no token to choose", vocab);
     *id_out = id;
     return HR_OK;
 }
@@ -140,10 +144,12 @@ static void sift_down(struct candidate *heap, uint32_t n, uint32_t at)
 }
 
 /*
- * Takes candidates off the heap, most likely first, while `most` are not reached and those taken weigh less than `enough`.
- * They end up at the back of the array, the most likely one last. Returns how many.
+ * Takes candidates off the heap, most likely first, while `most` are not reached and those taken
+ * weigh less than `enough`. They end up at the back of the array, the most likely one last. Returns
+ * how many.
  */
-static uint32_t take_likely(struct candidate *heap, uint32_t n, uint32_t most, uint64_t enough, uint64_t *weight_out)
+static uint32_t take_likely(struct candidate *heap, uint32_t n, uint32_t most, uint64_t enough,
+                            uint64_t *weight_out)
 {
     uint64_t weight = 0;
     uint32_t taken = 0;
@@ -185,7 +191,9 @@ static uint32_t collect(hre_sampler_t *s, const float *logits, float largest, ui
 
     for (uint32_t i = 0; i < s->vocab; i++) {
         double below = (double)largest - (double)logits[i];
-        /* A tiny temperature makes per_logit infinite, and nothing times infinity is not a number. */
+        /*
+         * A tiny temperature makes per_logit infinite, and nothing times infinity is not a number.
+         */
         uint64_t weight = weight_of(below > 0 ? below * per_logit : 0);
         if (weight == 0)
             continue;
@@ -213,7 +221,8 @@ static uint32_t drop_unlikely(struct candidate *c, uint32_t n, double min_p, uin
 }
 
 /* Applies top_k, top_p and min_p. *first_out is the first of the candidates that are left. */
-static uint32_t restrict_likely(hre_sampler_t *s, uint32_t n, uint64_t *weight, struct candidate **first_out)
+static uint32_t restrict_likely(hre_sampler_t *s, uint32_t n, uint64_t *weight,
+                                struct candidate **first_out)
 {
     const struct hre_sample_options *o = &s->options;
     struct candidate *c = s->candidates;
@@ -257,7 +266,7 @@ hr_status_t hre_sampler_next(hre_sampler_t *s, const float *logits, uint32_t *id
     return HR_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ life */
+/* ----------------------------------------------------------------------------------------- life */
 
 void hre_sample_options_init(struct hre_sample_options *options)
 {
@@ -267,19 +276,24 @@ void hre_sample_options_init(struct hre_sample_options *options)
 static hr_status_t check(const struct hre_sample_options *o, uint32_t vocab)
 {
     if (o->struct_size != sizeof(*o))
-        return hre_fail(HR_ERR_VERSION, "sample options have size %zu, expected %zu", o->struct_size, sizeof(*o));
+        return hre_fail(HR_ERR_VERSION, "sample options have size %zu, expected %zu",
+                        o->struct_size, sizeof(*o));
     if (vocab == 0 || vocab > VOCAB_MAX)
-        return hre_fail(HR_ERR_INVALID, "vocabulary of %u tokens; 1 to %u are possible", vocab, VOCAB_MAX);
+        return hre_fail(HR_ERR_INVALID, "vocabulary of %u tokens; 1 to %u are possible", vocab,
+                        VOCAB_MAX);
     if (!(o->temperature >= 0 && o->temperature < INFINITY))
-        return hre_fail(HR_ERR_INVALID, "temperature is %g; expected a number >= 0", o->temperature);
+        return hre_fail(HR_ERR_INVALID, "temperature is %g; expected a number >= 0",
+                        o->temperature);
     if (!(o->top_p > 0 && o->top_p <= 1))
-        return hre_fail(HR_ERR_INVALID, "top-p is %g; expected more than 0 and at most 1", o->top_p);
+        return hre_fail(HR_ERR_INVALID, "top-p is %g; expected more than 0 and at most 1",
+                        o->top_p);
     if (!(o->min_p >= 0 && o->min_p <= 1))
         return hre_fail(HR_ERR_INVALID, "min-p is %g; expected 0 to 1", o->min_p);
     return HR_OK;
 }
 
-hr_status_t hre_sampler_create(const struct hre_sample_options *options, uint32_t vocab, hre_sampler_t **sampler_out)
+hr_status_t hre_sampler_create(const struct hre_sample_options *options, uint32_t vocab,
+                               hre_sampler_t **sampler_out)
 {
     struct hre_sample_options defaults;
 

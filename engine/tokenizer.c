@@ -59,7 +59,8 @@ bool hre_tokenizer_is_end(const hre_tokenizer_t *t, uint32_t id)
 hr_status_t hre_tokenizer_piece(const hre_tokenizer_t *t, uint32_t id, struct hre_text *piece_out)
 {
     if (id >= t->n_tokens)
-        return hre_fail(HR_ERR_INVALID, "token %u is outside of the vocabulary of %u", id, t->n_tokens);
+        return hre_fail(HR_ERR_INVALID, "token %u is outside of the vocabulary of %u", id,
+                        t->n_tokens);
     *piece_out = hre_tokenizer_text(t, id);
     return HR_OK;
 }

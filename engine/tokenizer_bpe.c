@@ -1,7 +1,7 @@
 /*
- * Byte pair merging of one piece: as long as two neighbours can merge, the pair with the lowest rank does, the leftmost of
- * equals. Short pieces look for it in a row of ranks; long ones keep a heap, so that a megabyte without a gap costs
- * n log n.
+ * Byte pair merging of one piece: as long as two neighbours can merge, the pair with the lowest
+ * rank does, the leftmost of equals. Short pieces look for it in a row of ranks; long ones keep a
+ * heap, so that a megabyte without a gap costs n log n.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -29,8 +29,12 @@ void hre_bpe_fini(struct hre_bpe *bpe)
     free(bpe->heap);
 }
 
-/* The tokens of the single bytes; bytes without a token are left out and counted, and what they parted may merge. */
-static size_t byte_symbols(struct hre_bpe *bpe, const char *piece, size_t piece_bytes, uint32_t *ids)
+/*
+ * The tokens of the single bytes; bytes without a token are left out and counted, and what they
+ * parted may merge.
+ */
+static size_t byte_symbols(struct hre_bpe *bpe, const char *piece, size_t piece_bytes,
+                           uint32_t *ids)
 {
     size_t n = 0;
 
@@ -125,7 +129,8 @@ static bool reserve_long(struct hre_bpe *bpe, size_t n)
     return bpe->capacity != 0;
 }
 
-static void push_pair(struct hre_bpe *bpe, size_t *heap_count, const uint32_t *ids, uint32_t left, uint32_t right)
+static void push_pair(struct hre_bpe *bpe, size_t *heap_count, const uint32_t *ids, uint32_t left,
+                      uint32_t right)
 {
     const struct hre_merge *merge = hre_merge_find(bpe->tokenizer, ids[left], ids[right]);
 
@@ -134,11 +139,12 @@ static void push_pair(struct hre_bpe *bpe, size_t *heap_count, const uint32_t *i
 }
 
 /*
- * Symbols are a doubly linked list in arrays; a symbol that was merged into its left neighbour has id NONE. An entry of the heap is
- * stale when its left symbol is gone or the pair there has another rank now. Every merge adds at most two entries and
- * takes one, so 2 n hold them all.
+ * Symbols are a doubly linked list in arrays; a symbol that was merged into its left neighbour has
+ * id NONE. An entry of the heap is stale when its left symbol is gone or the pair there has another
+ * rank now. Every merge adds at most two entries and takes one, so 2 n hold them all.
  */
-static void merge_list(struct hre_bpe *bpe, uint32_t *ids, uint32_t *previous, uint32_t *next, uint32_t n)
+static void merge_list(struct hre_bpe *bpe, uint32_t *ids, uint32_t *previous, uint32_t *next,
+                       uint32_t n)
 {
     size_t heap_count = 0;
 

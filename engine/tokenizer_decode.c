@@ -49,7 +49,10 @@ void hre_stream_init(struct hre_stream *stream, const hre_tokenizer_t *tokenizer
     *stream = (struct hre_stream){.tokenizer = tokenizer, .keep_special = keep_special};
 }
 
-/* Appends the whole characters of data, U+FFFD for what is invalid; the bytes that were used. The rest may still become one. */
+/*
+ * Appends the whole characters of data, U+FFFD for what is invalid; the bytes that were used. The
+ * rest may still become one.
+ */
 static size_t put_valid(struct hre_bytes *text, const char *data, size_t data_bytes)
 {
     size_t at = 0;
@@ -67,7 +70,8 @@ static size_t put_valid(struct hre_bytes *text, const char *data, size_t data_by
 }
 
 /* Bytes of a token go through here one token at a time. The room was reserved. */
-static void stream_bytes(struct hre_stream *stream, const char *data, size_t data_bytes, struct hre_bytes *text)
+static void stream_bytes(struct hre_stream *stream, const char *data, size_t data_bytes,
+                         struct hre_bytes *text)
 {
     /* What is held back gets byte after byte until it is a character or cannot become one. */
     while (stream->n_held > 0 && data_bytes > 0) {
@@ -120,8 +124,8 @@ hr_status_t hre_stream_end(struct hre_stream *stream, struct hre_bytes *text)
     return HR_OK;
 }
 
-hr_status_t hre_tokenizer_decode(const hre_tokenizer_t *tokenizer, const uint32_t *ids, size_t count,
-                                 bool keep_special, bool raw, struct hre_bytes *text)
+hr_status_t hre_tokenizer_decode(const hre_tokenizer_t *tokenizer, const uint32_t *ids,
+                                 size_t count, bool keep_special, bool raw, struct hre_bytes *text)
 {
     size_t kept = text->bytes;
     struct hre_stream stream;

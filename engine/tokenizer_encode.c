@@ -44,15 +44,18 @@ static hr_status_t check_options(const struct hre_encode_options *options, size_
     size_t last = 0;
 
     if (options->struct_size != sizeof(*options))
-        return hre_fail(HR_ERR_VERSION, "encode options have size %zu, expected %zu", options->struct_size,
-                        sizeof(*options));
+        return hre_fail(HR_ERR_VERSION, "encode options have size %zu, expected %zu",
+                        options->struct_size, sizeof(*options));
     if (text_bytes > HRE_ENCODE_BYTES_MAX)
-        return hre_fail(HR_ERR_INVALID, "text of %zu bytes; at most %u at once", text_bytes, HRE_ENCODE_BYTES_MAX);
+        return hre_fail(HR_ERR_INVALID, "text of %zu bytes; at most %u at once", text_bytes,
+                        HRE_ENCODE_BYTES_MAX);
     for (size_t i = 0; i < options->n_plain; i++) {
         struct hre_range range = options->plain[i];
         if (range.begin < last || range.end < range.begin || range.end > text_bytes)
-            return hre_fail(HR_ERR_INVALID, "plain range %zu [%zu, %zu) is not in order or not in the text of %zu bytes", i,
-                            range.begin, range.end, text_bytes);
+            return hre_fail(
+                HR_ERR_INVALID,
+                "plain range %zu [%zu, %zu) is not in order or not in the text of %zu bytes", i,
+                range.begin, range.end, text_bytes);
         last = range.end;
     }
     return HR_OK;
@@ -69,7 +72,10 @@ static hr_status_t replace_invalid(struct encoder *e, size_t first_invalid)
     if (!e->owned_text || !e->owned_plain)
         return out_of_memory(e);
     while (from < e->text_bytes || bound < 2 * e->n_plain) {
-        /* The next bound of a range at or before `from` lands here; then copy up to what comes first. */
+        /*
+         * The next bound of a range at or before `from` lands here; then copy up to what comes
+         * first.
+         */
         size_t valid = hre_utf8_invalid_at(e->text + from, e->text_bytes - from);
         while (bound < 2 * e->n_plain) {
             const struct hre_range *range = &e->plain[bound / 2];
@@ -77,7 +83,8 @@ static hr_status_t replace_invalid(struct encoder *e, size_t first_invalid)
             if (place > from + valid)
                 break;
             size_t moved = place > from ? to + (place - from) : to;
-            *(bound % 2 ? &e->owned_plain[bound / 2].end : &e->owned_plain[bound / 2].begin) = moved;
+            *(bound % 2 ? &e->owned_plain[bound / 2].end : &e->owned_plain[bound / 2].begin) =
+                moved;
             bound++;
         }
         memcpy(e->owned_text + to, e->text + from, valid);
@@ -103,8 +110,8 @@ static hr_status_t check_text(struct encoder *e, bool replace)
     if (at == e->text_bytes)
         return HR_OK;
     if (!replace)
-        return hre_fail(HR_ERR_INVALID, "text is not valid UTF-8: byte 0x%02x at offset %zu", (unsigned char)e->text[at],
-                        at);
+        return hre_fail(HR_ERR_INVALID, "text is not valid UTF-8: byte 0x%02x at offset %zu",
+                        (unsigned char)e->text[at], at);
     return replace_invalid(e, at);
 }
 
@@ -145,8 +152,12 @@ static bool add_text(struct encoder *e, size_t begin, size_t end)
     return ok;
 }
 
-/* The longest marker at `at` that counts there; its end is written. *plain is the first range that ends beyond `at`. */
-static uint32_t marker_at(const struct encoder *e, size_t at, const struct hre_range *plain, size_t *end_out)
+/*
+ * The longest marker at `at` that counts there; its end is written. *plain is the first range that
+ * ends beyond `at`.
+ */
+static uint32_t marker_at(const struct encoder *e, size_t at, const struct hre_range *plain,
+                          size_t *end_out)
 {
     const hre_tokenizer_t *t = e->tokenizer;
     size_t control_end = e->parse_special ? e->text_bytes : at;
@@ -216,9 +227,11 @@ static hr_status_t encode_words(struct encoder *e)
         if (id == HRE_TOKEN_NONE) {
             size_t shown = at - begin > 40 ? 40 : at - begin;
             struct hre_text first = hre_tokenizer_text(e->tokenizer, 0);
-            return hre_fail(HR_ERR_INVALID, "unknown word \"%.*s%s\" at byte %zu: the model knows %u words such as %.*s",
-                            (int)shown, e->text + begin, shown < at - begin ? "..." : "", begin, e->tokenizer->n_tokens,
-                            (int)(first.bytes < 40 ? first.bytes : 40), first.data);
+            return hre_fail(
+                HR_ERR_INVALID,
+                "unknown word \"%.*s%s\" at byte %zu: the model knows %u words such as %.*s",
+                (int)shown, e->text + begin, shown < at - begin ? "..." : "", begin,
+                e->tokenizer->n_tokens, (int)(first.bytes < 40 ? first.bytes : 40), first.data);
         }
         if (!add_id(e, id))
             return out_of_memory(e);
@@ -227,7 +240,8 @@ static hr_status_t encode_words(struct encoder *e)
 
 static bool wanted(hre_add_marker_t choice, bool model_wants, uint32_t id)
 {
-    return id != HRE_TOKEN_NONE && (choice == HRE_ADD_ALWAYS || (choice == HRE_ADD_AS_MODEL && model_wants));
+    return id != HRE_TOKEN_NONE &&
+           (choice == HRE_ADD_ALWAYS || (choice == HRE_ADD_AS_MODEL && model_wants));
 }
 
 static bool add_ends(struct encoder *e, const struct hre_encode_options *options)
@@ -237,7 +251,8 @@ static bool add_ends(struct encoder *e, const struct hre_encode_options *options
 
     if (!hre_id_list_reserve(list, 2))
         return false;
-    if (wanted(options->add_bos, t->add_bos, t->bos_id) && (list->count == 0 || list->ids[0] != t->bos_id)) {
+    if (wanted(options->add_bos, t->add_bos, t->bos_id) &&
+        (list->count == 0 || list->ids[0] != t->bos_id)) {
         memmove(list->ids + 1, list->ids, list->count * sizeof(*list->ids));
         list->ids[0] = t->bos_id;
         list->count++;
@@ -261,8 +276,9 @@ static hr_status_t run(struct encoder *e, const struct hre_encode_options *optio
     return status;
 }
 
-hr_status_t hre_tokenizer_encode(const hre_tokenizer_t *tokenizer, const char *text, size_t text_bytes,
-                                 const struct hre_encode_options *options, struct hre_tokens *tokens_out)
+hr_status_t hre_tokenizer_encode(const hre_tokenizer_t *tokenizer, const char *text,
+                                 size_t text_bytes, const struct hre_encode_options *options,
+                                 struct hre_tokens *tokens_out)
 {
     struct hre_encode_options defaults;
 
@@ -274,8 +290,12 @@ hr_status_t hre_tokenizer_encode(const hre_tokenizer_t *tokenizer, const char *t
     if (status != HR_OK)
         return status;
 
-    struct encoder e = {.tokenizer = tokenizer, .parse_special = options->parse_special, .text = text,
-                        .text_bytes = text_bytes, .plain = options->plain, .n_plain = options->n_plain};
+    struct encoder e = {.tokenizer = tokenizer,
+                        .parse_special = options->parse_special,
+                        .text = text,
+                        .text_bytes = text_bytes,
+                        .plain = options->plain,
+                        .n_plain = options->n_plain};
     e.bpe = (struct hre_bpe){.tokenizer = tokenizer, .out = &e.ids};
     status = run(&e, options);
     hre_bpe_fini(&e.bpe);

@@ -19,7 +19,8 @@ static hr_status_t read_name(const hre_gguf_t *gguf, const char *key, char *name
     return HR_OK;
 }
 
-static hr_status_t read_strings(const hre_gguf_t *gguf, const char *key, struct hre_text **texts_out, size_t *n_out)
+static hr_status_t read_strings(const hre_gguf_t *gguf, const char *key,
+                                struct hre_text **texts_out, size_t *n_out)
 {
     struct hre_gguf_array array;
     hr_status_t status = hre_gguf_get_array(gguf, key, &array);
@@ -27,7 +28,8 @@ static hr_status_t read_strings(const hre_gguf_t *gguf, const char *key, struct 
     if (status != HR_OK)
         return status;
     if (array.type != HRE_GGUF_STRING)
-        return hre_fail(HR_ERR_DTYPE, "%s: %s is not an array of strings", hre_gguf_name(gguf), key);
+        return hre_fail(HR_ERR_DTYPE, "%s: %s is not an array of strings", hre_gguf_name(gguf),
+                        key);
     struct hre_text *texts = calloc(array.count ? array.count : 1, sizeof(*texts));
     if (!texts)
         return hre_fail(HR_ERR_NOMEM, "out of memory for %s", key);
@@ -51,9 +53,10 @@ static hr_status_t read_types(const hre_gguf_t *gguf, size_t n_tokens, int32_t *
     hr_status_t status = hre_gguf_get_array(gguf, key, &array);
     if (status != HR_OK)
         return status;
-    if (array.type == HRE_GGUF_STRING || array.type == HRE_GGUF_ARRAY || array.type == HRE_GGUF_F32 ||
-        array.type == HRE_GGUF_F64)
-        return hre_fail(HR_ERR_DTYPE, "%s: %s is not an array of integers", hre_gguf_name(gguf), key);
+    if (array.type == HRE_GGUF_STRING || array.type == HRE_GGUF_ARRAY ||
+        array.type == HRE_GGUF_F32 || array.type == HRE_GGUF_F64)
+        return hre_fail(HR_ERR_DTYPE, "%s: %s is not an array of integers", hre_gguf_name(gguf),
+                        key);
     if (array.count != n_tokens)
         return hre_fail(HR_ERR_CORRUPT, "%s: %llu token types for %zu tokens", hre_gguf_name(gguf),
                         (unsigned long long)array.count, n_tokens);
@@ -79,7 +82,8 @@ static hr_status_t read_id(const hre_gguf_t *gguf, const char *key, uint32_t *id
     if (status != HR_OK)
         return status;
     if (value >= HRE_VOCAB_MAX)
-        return hre_fail(HR_ERR_CORRUPT, "%s: %s is %llu", hre_gguf_name(gguf), key, (unsigned long long)value);
+        return hre_fail(HR_ERR_CORRUPT, "%s: %s is %llu", hre_gguf_name(gguf), key,
+                        (unsigned long long)value);
     *id_out = (uint32_t)value;
     return HR_OK;
 }
@@ -98,7 +102,8 @@ static hr_status_t read_scalars(const hre_gguf_t *gguf, struct hre_vocab *vocab)
 {
     hre_pretokenizer_t pre;
     /* Llama-3 files made before the key existed rely on their readers to begin with the marker. */
-    bool bos_missing = vocab->pre && hre_pretokenizer_find(vocab->pre, &pre) && pre == HRE_PRETOKENIZER_LLAMA_BPE;
+    bool bos_missing =
+        vocab->pre && hre_pretokenizer_find(vocab->pre, &pre) && pre == HRE_PRETOKENIZER_LLAMA_BPE;
     hr_status_t status = read_id(gguf, "tokenizer.ggml.bos_token_id", &vocab->bos_id);
 
     if (status == HR_OK)
@@ -126,7 +131,8 @@ hr_status_t hre_tokenizer_from_gguf(const hre_gguf_t *gguf, hre_tokenizer_t **to
     int32_t *types = NULL;
 
     if (!hre_gguf_has(gguf, "tokenizer.ggml.model") || !hre_gguf_has(gguf, "tokenizer.ggml.tokens"))
-        return hre_fail(HR_ERR_NOTFOUND, "%s: the file has no tokenizer (tokenizer.ggml.model and .tokens)",
+        return hre_fail(HR_ERR_NOTFOUND,
+                        "%s: the file has no tokenizer (tokenizer.ggml.model and .tokens)",
                         hre_gguf_name(gguf));
     hr_status_t status = read_name(gguf, "tokenizer.ggml.model", model);
     if (status == HR_OK && hre_gguf_has(gguf, "tokenizer.ggml.pre")) {

@@ -13,7 +13,9 @@ struct hre_merge {
     uint32_t id;          /* what they become */
 };
 
-/* A byte of the trie of markers. Siblings are a list: few markers share a prefix and then differ. */
+/*
+ * A byte of the trie of markers. Siblings are a list: few markers share a prefix and then differ.
+ */
 struct hre_trie_node {
     uint32_t child, sibling; /* 0: none */
     uint32_t id;             /* marker that ends here, HRE_TOKEN_NONE: none */
@@ -22,7 +24,7 @@ struct hre_trie_node {
 
 struct hre_tokenizer {
     bool is_words;
-    bool ignore_merges; /* a piece that is a token as a whole is taken so, without asking the merges */
+    bool ignore_merges; /* a piece that is a token as a whole is taken so */
     bool add_bos, add_eos;
     hre_pretokenizer_t pre;
     uint32_t n_tokens;
@@ -34,9 +36,10 @@ struct hre_tokenizer {
     size_t *offsets;      /* [n_tokens + 1] into bytes */
     unsigned char *types; /* [n_tokens] enum hre_token_type */
 
-    uint32_t *by_bytes;   /* [by_bytes_mask + 1] id or HRE_TOKEN_NONE; open addressing by the token's bytes */
+    /* [by_bytes_mask + 1] id or HRE_TOKEN_NONE; open addressing by the token's bytes */
+    uint32_t *by_bytes;
     size_t by_bytes_mask;
-    uint32_t byte_ids[256]; /* token of a single byte */
+    uint32_t byte_ids[256];   /* token of a single byte */
     struct hre_merge *merges; /* [merges_mask + 1] open addressing by (left, right) */
     size_t merges_mask;
 
@@ -49,7 +52,8 @@ struct hre_tokenizer {
 /* tokenizer_vocab.c */
 hr_status_t hre_tokenizer_build(hre_tokenizer_t *tokenizer, const struct hre_vocab *vocab);
 /* Ordinary tokens only. */
-uint32_t hre_tokenizer_find_text(const hre_tokenizer_t *tokenizer, const char *text, size_t text_bytes);
+uint32_t hre_tokenizer_find_text(const hre_tokenizer_t *tokenizer, const char *text,
+                                 size_t text_bytes);
 
 static inline struct hre_text hre_tokenizer_text(const hre_tokenizer_t *tokenizer, uint32_t id)
 {
@@ -74,7 +78,8 @@ static inline size_t hre_merge_slot(const hre_tokenizer_t *tokenizer, uint32_t l
 }
 
 /* NULL where the two do not merge. */
-static inline const struct hre_merge *hre_merge_find(const hre_tokenizer_t *tokenizer, uint32_t left, uint32_t right)
+static inline const struct hre_merge *hre_merge_find(const hre_tokenizer_t *tokenizer,
+                                                     uint32_t left, uint32_t right)
 {
     size_t slot = hre_merge_slot(tokenizer, left, right);
 

@@ -5,7 +5,8 @@
 #include "engine/tokenizer_internal.h"
 #include "engine/unicode.h"
 
-static const char *const end_names[] = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"};
+static const char *const end_names[] = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>",
+                                        "<|end_of_text|>", "<|eom_id|>"};
 
 /* How much of a token a message shows. */
 #define SHOWN(text) (int)((text).bytes < 60 ? (text).bytes : 60), (text).data
@@ -16,12 +17,13 @@ static hr_status_t out_of_memory(void)
 }
 
 /*
- * The alphabet of byte-level vocabularies: bytes that are printable Latin-1 stand for themselves, the other 68 for U+0100 and
- * up, in order. Returns the byte of a code point, or -1.
+ * The alphabet of byte-level vocabularies: bytes that are printable Latin-1 stand for themselves,
+ * the other 68 for U+0100 and up, in order. Returns the byte of a code point, or -1.
  */
 static int alphabet_byte(uint32_t code_point)
 {
-    if ((code_point >= 33 && code_point <= 126) || (code_point >= 161 && code_point <= 255 && code_point != 173))
+    if ((code_point >= 33 && code_point <= 126) ||
+        (code_point >= 161 && code_point <= 255 && code_point != 173))
         return (int)code_point;
     if (code_point < 256 || code_point > 256 + 67)
         return -1;
@@ -31,7 +33,9 @@ static int alphabet_byte(uint32_t code_point)
     return n <= 66 ? (int)(n - 33 + 127) : 173;
 }
 
-/* Writes the bytes that a token stands for (never more than its spelling has); the number of them. */
+/*
+ * Writes the bytes that a token stands for (never more than its spelling has); the number of them.
+ */
 static size_t spell_bytes(const struct hre_text *token, char *bytes_out)
 {
     size_t at = 0, n = 0, length;
@@ -99,7 +103,8 @@ static size_t table_slots(size_t items)
 static hr_status_t check_vocab(const struct hre_vocab *vocab)
 {
     if (vocab->n_tokens == 0 || vocab->n_tokens > HRE_VOCAB_MAX)
-        return hre_fail(HR_ERR_CORRUPT, "vocabulary of %zu tokens; 1 to %u are possible", vocab->n_tokens, HRE_VOCAB_MAX);
+        return hre_fail(HR_ERR_CORRUPT, "vocabulary of %zu tokens; 1 to %u are possible",
+                        vocab->n_tokens, HRE_VOCAB_MAX);
     if (vocab->n_merges >= HRE_TOKEN_NONE)
         return hre_fail(HR_ERR_CORRUPT, "%zu merges are too many", vocab->n_merges);
     const struct {
@@ -108,12 +113,12 @@ static hr_status_t check_vocab(const struct hre_vocab *vocab)
     } named[] = {{"bos", vocab->bos_id}, {"eos", vocab->eos_id}, {"eot", vocab->eot_id}};
     for (size_t i = 0; i < sizeof(named) / sizeof(named[0]); i++)
         if (named[i].id != HRE_TOKEN_NONE && named[i].id >= vocab->n_tokens)
-            return hre_fail(HR_ERR_CORRUPT, "%s token %u is outside of the vocabulary of %zu", named[i].name, named[i].id,
-                            vocab->n_tokens);
+            return hre_fail(HR_ERR_CORRUPT, "%s token %u is outside of the vocabulary of %zu",
+                            named[i].name, named[i].id, vocab->n_tokens);
     for (size_t i = 0; vocab->token_types && i < vocab->n_tokens; i++)
         if (vocab->token_types[i] < 0 || vocab->token_types[i] > HRE_TOKEN_BYTE)
-            return hre_fail(HR_ERR_CORRUPT, "token %zu has type %d; 0 to %d are possible", i, (int)vocab->token_types[i],
-                            HRE_TOKEN_BYTE);
+            return hre_fail(HR_ERR_CORRUPT, "token %zu has type %d; 0 to %d are possible", i,
+                            (int)vocab->token_types[i], HRE_TOKEN_BYTE);
     return HR_OK;
 }
 
@@ -175,7 +180,8 @@ static hr_status_t bad_merge(const struct hre_text *merge, size_t rank, const ch
     return hre_fail(HR_ERR_CORRUPT, "merge %zu \"%.*s\" %s", rank, SHOWN(*merge), what);
 }
 
-static hr_status_t add_merge(hre_tokenizer_t *t, const struct hre_text *text, size_t rank, char *scratch)
+static hr_status_t add_merge(hre_tokenizer_t *t, const struct hre_text *text, size_t rank,
+                             char *scratch)
 {
     const char *space = text->bytes > 2 ? memchr(text->data + 1, ' ', text->bytes - 2) : NULL;
     if (!space)
@@ -255,7 +261,8 @@ static hr_status_t add_marker(hre_tokenizer_t *t, uint32_t id)
     if (text.bytes == 0)
         return HR_OK;
     if (text.bytes > HRE_MARKER_BYTES_MAX)
-        return hre_fail(HR_ERR_UNSUPPORTED, "control token %u \"%.*s...\" has %zu bytes; at most %d are supported", id,
+        return hre_fail(HR_ERR_UNSUPPORTED,
+                        "control token %u \"%.*s...\" has %zu bytes; at most %d are supported", id,
                         SHOWN(text), text.bytes, HRE_MARKER_BYTES_MAX);
     for (size_t i = 0; i < text.bytes; i++) {
         node = trie_child(t, node, (unsigned char)text.data[i]);
@@ -313,10 +320,13 @@ static hr_status_t choose_kind(hre_tokenizer_t *t, const struct hre_vocab *vocab
     if (t->is_words)
         return HR_OK;
     if (!vocab->model || strcmp(vocab->model, "gpt2") != 0)
-        return hre_fail(HR_ERR_UNSUPPORTED, "tokenizer model \"%.60s\" is not supported; supported are gpt2, headrace-words",
-                        vocab->model ? vocab->model : "");
+        return hre_fail(
+            HR_ERR_UNSUPPORTED,
+            "tokenizer model \"%.60s\" is not supported; supported are gpt2, headrace-words",
+            vocab->model ? vocab->model : "");
     if (!vocab->pre || !hre_pretokenizer_find(vocab->pre, &t->pre))
-        return hre_fail(HR_ERR_UNSUPPORTED, "pre-tokenizer \"%.60s\" is not supported; supported are %s",
+        return hre_fail(HR_ERR_UNSUPPORTED,
+                        "pre-tokenizer \"%.60s\" is not supported; supported are %s",
                         vocab->pre ? vocab->pre : "", hre_pretokenizer_names());
     t->ignore_merges = t->pre == HRE_PRETOKENIZER_LLAMA_BPE;
     return HR_OK;

@@ -11,13 +11,14 @@ enum hre_char_class hre_char_class(uint32_t code_point)
 
     if (block >= hre_unicode_index_count)
         return HRE_CHAR_OTHER;
-    uint8_t pair = hre_unicode_blocks[hre_unicode_index[block] * (HRE_UNICODE_BLOCK / 2) + within / 2];
+    uint8_t pair =
+        hre_unicode_blocks[hre_unicode_index[block] * (HRE_UNICODE_BLOCK / 2) + within / 2];
     return (enum hre_char_class)(within & 1 ? pair >> 4 : pair & 15);
 }
 
 /*
- * Bytes of the sequence that `first` begins (0: none does) and the range of its second byte, which is where overlong forms,
- * surrogates and too large values show.
+ * Bytes of the sequence that `first` begins (0: none does) and the range of its second byte, which
+ * is where overlong forms, surrogates and too large values show.
  */
 static size_t sequence_length(unsigned char first, unsigned char *low, unsigned char *high)
 {

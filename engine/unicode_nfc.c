@@ -1,6 +1,7 @@
 /*
- * Most text is composed already, so only what surrounds an unstable character is worked on: the span from the stable character
- * before it to the next stable one. There, as the standard says: decompose, sort marks by combining class, compose.
+ * Most text is composed already, so only what surrounds an unstable character is worked on: the
+ * span from the stable character before it to the next stable one. There, as the standard says:
+ * decompose, sort marks by combining class, compose.
  */
 #include "engine/unicode_nfc.h"
 
@@ -10,19 +11,28 @@
 #include "engine/unicode.h"
 
 #define UNSTABLE_MIN 0x300 /* nothing below is unstable */
-#define PARTS_MAX 4        /* of a full decomposition */
+#define PARTS_MAX    4     /* of a full decomposition */
 
 /* Hangul syllables: 19 leading consonants x 21 vowels x 27 trailing consonants or none. */
-enum { S_BASE = 0xac00, L_BASE = 0x1100, V_BASE = 0x1161, T_BASE = 0x11a7, L_COUNT = 19, V_COUNT = 21, T_COUNT = 28,
-       S_COUNT = L_COUNT * V_COUNT * T_COUNT };
+enum {
+    S_BASE = 0xac00,
+    L_BASE = 0x1100,
+    V_BASE = 0x1161,
+    T_BASE = 0x11a7,
+    L_COUNT = 19,
+    V_COUNT = 21,
+    T_COUNT = 28,
+    S_COUNT = L_COUNT * V_COUNT * T_COUNT
+};
 
 /* A code point with its place: sorting by the whole number keeps equal classes in order. */
 struct span {
-    uint64_t *marks;  /* class << 56 | place << 24 | code point, or the code point alone */
+    uint64_t *marks; /* class << 56 | place << 24 | code point, or the code point alone */
     size_t count, capacity;
 };
 
-static const struct hre_nfc_range *range_find(const struct hre_nfc_range *ranges, uint32_t count, uint32_t c)
+static const struct hre_nfc_range *range_find(const struct hre_nfc_range *ranges, uint32_t count,
+                                              uint32_t c)
 {
     uint32_t low = 0, high = count;
 
@@ -43,7 +53,8 @@ static bool is_unstable(uint32_t c)
 
 static unsigned combining_class(uint32_t c)
 {
-    const struct hre_nfc_range *range = c < UNSTABLE_MIN ? NULL : range_find(hre_nfc_marks, hre_nfc_marks_count, c);
+    const struct hre_nfc_range *range =
+        c < UNSTABLE_MIN ? NULL : range_find(hre_nfc_marks, hre_nfc_marks_count, c);
 
     return range ? range->value : 0;
 }
@@ -59,7 +70,8 @@ static const struct hre_nfc_pair *pair_of(uint32_t c)
         else
             high = middle;
     }
-    return low < hre_nfc_pairs_count && hre_nfc_pairs[low].composed == c ? &hre_nfc_pairs[low] : NULL;
+    return low < hre_nfc_pairs_count && hre_nfc_pairs[low].composed == c ? &hre_nfc_pairs[low]
+                                                                         : NULL;
 }
 
 /* What two code points compose to, or 0. */
@@ -69,7 +81,8 @@ static uint32_t compose_pair(uint32_t first, uint32_t second)
 
     if (first - L_BASE < L_COUNT && second - V_BASE < V_COUNT)
         return S_BASE + ((first - L_BASE) * V_COUNT + (second - V_BASE)) * T_COUNT;
-    if (first - S_BASE < S_COUNT && (first - S_BASE) % T_COUNT == 0 && second > T_BASE && second < T_BASE + T_COUNT)
+    if (first - S_BASE < S_COUNT && (first - S_BASE) % T_COUNT == 0 && second > T_BASE &&
+        second < T_BASE + T_COUNT)
         return first + (second - T_BASE);
     while (low < high) {
         uint32_t middle = (low + high) / 2;
@@ -156,7 +169,8 @@ static void span_sort(struct span *span)
         size_t end = begin;
         bool sorted = true;
         while (end < span->count && class_of(span->marks[end]) != 0) {
-            sorted = sorted && (end == begin || class_of(span->marks[end - 1]) <= class_of(span->marks[end]));
+            sorted = sorted &&
+                     (end == begin || class_of(span->marks[end - 1]) <= class_of(span->marks[end]));
             end++;
         }
         if (!sorted)
@@ -176,7 +190,8 @@ static void span_compose(struct span *span)
         unsigned class = class_of(mark);
         bool adjacent = starter != SIZE_MAX && kept == starter + 1;
         if (starter != SIZE_MAX && (adjacent || (last_class < class && last_class != 0))) {
-            uint32_t composed = compose_pair(code_point_of(span->marks[starter]), code_point_of(mark));
+            uint32_t composed =
+                compose_pair(code_point_of(span->marks[starter]), code_point_of(mark));
             if (composed) {
                 span->marks[starter] = composed; /* class 0 */
                 continue;
@@ -214,7 +229,10 @@ static size_t encode(uint32_t c, char *out)
     return 4;
 }
 
-/* The first unstable character at or after `at`, text_bytes if there is none; *before_out is where the one before it starts. */
+/*
+ * The first unstable character at or after `at`, text_bytes if there is none; *before_out is where
+ * the one before it starts.
+ */
 static size_t next_unstable(const char *text, size_t text_bytes, size_t at, size_t *before_out)
 {
     size_t before = at, length;
@@ -241,7 +259,10 @@ bool hre_nfc_is_stable(const char *text, size_t text_bytes)
     return next_unstable(text, text_bytes, 0, &before) == text_bytes;
 }
 
-/* Gathers the span that begins at `at` with whatever and goes on to the next stable character; the end of it, 0: no memory. */
+/*
+ * Gathers the span that begins at `at` with whatever and goes on to the next stable character; the
+ * end of it, 0: no memory.
+ */
 static size_t read_span(struct span *span, const char *text, size_t text_bytes, size_t at)
 {
     size_t length;
@@ -257,8 +278,12 @@ static size_t read_span(struct span *span, const char *text, size_t text_bytes, 
     return at;
 }
 
-/* Unicode promises that composing never makes text more than three times as long; that is at marks which stay apart. */
-bool hre_nfc_compose(const char *text, size_t text_bytes, char **composed_out, size_t *composed_bytes_out)
+/*
+ * Unicode promises that composing never makes text more than three times as long; that is at marks
+ * which stay apart.
+ */
+bool hre_nfc_compose(const char *text, size_t text_bytes, char **composed_out,
+                     size_t *composed_bytes_out)
 {
     struct span span = {0};
     char *out = malloc(3 * text_bytes + 1);

@@ -1,6 +1,6 @@
 /*
- * Canonical composition (NFC), which the published Qwen2 tokenizers apply to text before anything else: e + U+0301 becomes
- * U+00E9. Of the Unicode version that they use, see tools/gen_unicode.py.
+ * Canonical composition (NFC), which the published Qwen2 tokenizers apply to text before anything
+ * else: e + U+0301 becomes U+00E9. Of the Unicode version that they use, see tools/gen_unicode.py.
  */
 #ifndef HRE_UNICODE_NFC_H
 #define HRE_UNICODE_NFC_H
@@ -15,7 +15,8 @@ extern const char hre_nfc_version[];
 bool hre_nfc_is_stable(const char *text, size_t text_bytes);
 
 /* The composed text, to be freed; never NULL on success. False: no memory. */
-bool hre_nfc_compose(const char *text, size_t text_bytes, char **composed_out, size_t *composed_bytes_out);
+bool hre_nfc_compose(const char *text, size_t text_bytes, char **composed_out,
+                     size_t *composed_bytes_out);
 
 /* The tables, written by tools/gen_unicode.py. Hangul syllables are computed instead. */
 
@@ -28,12 +29,14 @@ struct hre_nfc_range {
     uint32_t value;
 };
 extern const uint32_t hre_nfc_pairs_count;
-extern const struct hre_nfc_pair hre_nfc_pairs[];      /* ascending by composed */
+extern const struct hre_nfc_pair hre_nfc_pairs[]; /* ascending by composed */
 extern const uint32_t hre_nfc_by_parts_count;
-extern const uint16_t hre_nfc_by_parts[];              /* into pairs, ascending by (first, second): those that compose */
+extern const uint16_t
+    hre_nfc_by_parts[]; /* into pairs, ascending by (first, second): those that compose */
 extern const uint32_t hre_nfc_marks_count;
-extern const struct hre_nfc_range hre_nfc_marks[];     /* value: combining class, not 0 */
+extern const struct hre_nfc_range hre_nfc_marks[]; /* value: combining class, not 0 */
 extern const uint32_t hre_nfc_unstable_count;
-extern const struct hre_nfc_range hre_nfc_unstable[];  /* what composing may change or join with the character before */
+extern const struct hre_nfc_range
+    hre_nfc_unstable[]; /* what composing may change or join with the character before */
 
 #endif

@@ -1,4 +1,5 @@
 /* Made by tools/gen_unicode.py; do not edit. */
+/* clang-format off */
 #include "engine/unicode_nfc.h"
 
 const char hre_nfc_version[] = "9.0.0";

@@ -1,4 +1,5 @@
 /* Made by tools/gen_unicode.py; do not edit. */
+/* clang-format off */
 #include "engine/unicode_tables.h"
 
 const char hre_unicode_regex_version[] = "16.0.0";

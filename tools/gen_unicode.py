@@ -76,7 +76,7 @@ def classes(options):
         used -= 1                                # the tail is OTHER, found by bounds instead
     packed = [b[i] | b[i + 1] << 4 for b in blocks for i in range(0, BLOCK, 2)]
 
-    print("/* Made by tools/gen_unicode.py; do not edit. */")
+    print("/* Made by tools/gen_unicode.py; do not edit. */\n/* clang-format off */")
     print('#include "engine/unicode_tables.h"\n')
     print(f'const char hre_unicode_regex_version[] = "{regex_version}";')
     print(f'const char hre_unicode_digits_version[] = "{digits_version}";\n')
@@ -139,7 +139,7 @@ def nfc(options):
     if len(pairs) > 65535 or min(unstable) < 0x300:
         sys.exit("the tables do not have the form that engine/unicode_nfc.c expects")
 
-    print("/* Made by tools/gen_unicode.py; do not edit. */")
+    print("/* Made by tools/gen_unicode.py; do not edit. */\n/* clang-format off */")
     print('#include "engine/unicode_nfc.h"\n')
     print(f'const char hre_nfc_version[] = "{version}";\n')
     print_array("struct hre_nfc_pair", "hre_nfc_pairs", pairs, 4, lambda p: "{0x%x, 0x%x, 0x%x}" % p)

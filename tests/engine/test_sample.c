@@ -1,4 +1,7 @@
-/* Sampling against probabilities computed with the C library, and a fixed sequence that every machine must give. */
+/*
+ * Sampling against probabilities computed with the C library, and a fixed sequence that every
+ * machine must give.
+ */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,7 +24,8 @@ static void make_logits(float *logits)
         logits[i] = (float)((i * 37) % VOCAB) / 8;
 }
 
-static hre_sampler_t *create(double temperature, uint32_t top_k, double top_p, double min_p, uint64_t seed)
+static hre_sampler_t *create(double temperature, uint32_t top_k, double top_p, double min_p,
+                             uint64_t seed)
 {
     struct hre_sample_options options;
     hre_sampler_t *sampler = NULL;
@@ -61,8 +65,8 @@ static void test_greedy(void **state)
 }
 
 /* Which tokens the rules leave, by sorting and adding up in floating point. */
-static void expected_probabilities(const float *logits, double temperature, uint32_t top_k, double top_p, double min_p,
-                                   double *p)
+static void expected_probabilities(const float *logits, double temperature, uint32_t top_k,
+                                   double top_p, double min_p, double *p)
 {
     int order[VOCAB];
     double sum = 0, kept = 0;
@@ -106,8 +110,8 @@ static void check_distribution(double temperature, uint32_t top_k, double top_p,
     for (int i = 0; i < VOCAB; i++) {
         double deviation = sqrt(draws * p[i] * (1 - p[i]));
         if (p[i] == 0 ? counts[i] != 0 : fabs(counts[i] - draws * p[i]) > 5 * deviation + 1)
-            fail_msg("token %d came %d times, expected %.1f (T %g, k %u, p %g, min %g)", i, counts[i], draws * p[i],
-                     temperature, top_k, top_p, min_p);
+            fail_msg("token %d came %d times, expected %.1f (T %g, k %u, p %g, min %g)", i,
+                     counts[i], draws * p[i], temperature, top_k, top_p, min_p);
     }
     hre_sampler_destroy(sampler);
 }
@@ -127,10 +131,11 @@ static void test_distributions(void **state)
 
 static void test_same_everywhere(void **state)
 {
-    /* From the published definitions of splitmix64 and xoshiro256**, and weights with 60 decimals. */
-    static const uint32_t want[] = {
-        8, 31, 47, 27, 24, 43, 47, 31, 31, 4, 16, 31, 27, 20, 8, 13, 5, 28, 4, 47, 17, 27,
-        35, 4, 20, 5, 8, 39, 12, 35, 36, 13};
+    /*
+     * From the published definitions of splitmix64 and xoshiro256**, and weights with 60 decimals.
+     */
+    static const uint32_t want[] = {8, 31, 47, 27, 24, 43, 47, 31, 31, 4, 16, 31, 27, 20, 8,  13,
+                                    5, 28, 4,  47, 17, 27, 35, 4,  20, 5, 8,  39, 12, 35, 36, 13};
     float logits[VOCAB];
     hre_sampler_t *sampler = create(1.3, 40, 0.95, 0.001, 42);
 
@@ -201,7 +206,8 @@ static void test_bad_logits(void **state)
     }
 }
 
-static void assert_refused(double temperature, double top_p, double min_p, uint32_t vocab, const char *line)
+static void assert_refused(double temperature, double top_p, double min_p, uint32_t vocab,
+                           const char *line)
 {
     struct hre_sample_options options;
     hre_sampler_t *sampler = NULL;
@@ -234,12 +240,9 @@ static void test_refused_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_greedy),
-        cmocka_unit_test(test_distributions),
-        cmocka_unit_test(test_same_everywhere),
-        cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_bad_logits),
-        cmocka_unit_test(test_refused_options),
+        cmocka_unit_test(test_greedy),          cmocka_unit_test(test_distributions),
+        cmocka_unit_test(test_same_everywhere), cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_bad_logits),      cmocka_unit_test(test_refused_options),
     };
 
     return cmocka_run_group_tests_name("sample", tests, NULL, NULL);

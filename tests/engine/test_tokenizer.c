@@ -1,4 +1,7 @@
-/* The tokenizer with a small vocabulary; expected ids and pieces are those of the PyPI package `tokenizers`, committed beside. */
+/*
+ * The tokenizer with a small vocabulary; expected ids and pieces are those of the PyPI package
+ * `tokenizers`, committed beside.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -128,8 +131,8 @@ static void test_golden_pieces(void **state)
         for (size_t piece = 0; piece < want.count; piece++) {
             size_t end = hre_pretokenize_next(pre, golden.data, golden.bytes, at);
             if (end - at != want.values[piece])
-                fail_msg("%s: piece %zu at byte %zu has %zu bytes, expected %u", pre_names[i], piece, at, end - at,
-                         want.values[piece]);
+                fail_msg("%s: piece %zu at byte %zu has %zu bytes, expected %u", pre_names[i],
+                         piece, at, end - at, want.values[piece]);
             at = end;
         }
         assert_int_equal(at, golden.bytes);
@@ -157,7 +160,8 @@ static void test_markers(void **state)
 {
     struct hre_encode_options options;
     hre_tokenizer_t *t = create_pre("smollm");
-    uint32_t start = hre_tokenizer_find(t, "<|im_start|>", 12), im = hre_tokenizer_find(t, "<|im", 4);
+    uint32_t start = hre_tokenizer_find(t, "<|im_start|>", 12),
+             im = hre_tokenizer_find(t, "<|im", 4);
     uint32_t x = hre_tokenizer_find(t, "x", 1);
 
     (void)state;
@@ -171,7 +175,9 @@ static void test_markers(void **state)
     assert_int_equal(got.ids[4], im);
     hre_tokens_fini(&got);
 
-    /* Plain ranges: the second marker lies in one, the third only partly and still does not count. */
+    /*
+     * Plain ranges: the second marker lies in one, the third only partly and still does not count.
+     */
     const char text[] = "<|im_start|><|im_start|><|im_start|>";
     const struct hre_range plain[] = {{12, 20}, {20, 25}};
     options.plain = plain;
@@ -240,10 +246,14 @@ static void test_added_ends(void **state)
     hre_tokenizer_destroy(t);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- merging */
+/* -------------------------------------------------------------------------------------- merging */
 
-/* The rule of byte pair encoding word for word: join the leftmost pair of the lowest rank until none is listed. */
-static size_t merge_naively(const struct hre_vocab *vocab, const char *text, size_t bytes, size_t *ends_out)
+/*
+ * The rule of byte pair encoding word for word: join the leftmost pair of the lowest rank until
+ * none is listed.
+ */
+static size_t merge_naively(const struct hre_vocab *vocab, const char *text, size_t bytes,
+                            size_t *ends_out)
 {
     size_t n = bytes;
 
@@ -324,8 +334,15 @@ static void test_long_runs(void **state)
 static void test_missing_bytes(void **state)
 {
     const struct hre_text tokens[] = {{"a", 1}, {"b", 1}, {"ab", 2}}, merges[] = {{"a b", 3}};
-    struct hre_vocab vocab = {.model = "gpt2", .pre = "gpt-2", .tokens = tokens, .n_tokens = 3, .merges = merges,
-                              .n_merges = 1, .bos_id = HRE_TOKEN_NONE, .eos_id = HRE_TOKEN_NONE, .eot_id = HRE_TOKEN_NONE};
+    struct hre_vocab vocab = {.model = "gpt2",
+                              .pre = "gpt-2",
+                              .tokens = tokens,
+                              .n_tokens = 3,
+                              .merges = merges,
+                              .n_merges = 1,
+                              .bos_id = HRE_TOKEN_NONE,
+                              .eos_id = HRE_TOKEN_NONE,
+                              .eot_id = HRE_TOKEN_NONE};
     hre_tokenizer_t *t = create(&vocab);
     struct hre_tokens got = encode(t, "axb abc", 7, NULL);
 
@@ -335,7 +352,7 @@ static void test_missing_bytes(void **state)
     hre_tokenizer_destroy(t);
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- UTF-8 */
+/* ---------------------------------------------------------------------------------------- UTF-8 */
 
 static void test_utf8(void **state)
 {
@@ -367,7 +384,8 @@ static void test_utf8(void **state)
         if (at != cases[i].invalid_at)
             fail_msg("case %zu: invalid at %zu, expected %zu", i, at, cases[i].invalid_at);
         if (at < cases[i].bytes)
-            assert_int_equal(hre_utf8_invalid_length(cases[i].text + at, cases[i].bytes - at), cases[i].invalid_length);
+            assert_int_equal(hre_utf8_invalid_length(cases[i].text + at, cases[i].bytes - at),
+                             cases[i].invalid_length);
     }
     assert_true(hre_utf8_incomplete("\xf0\x9f\x98", 3));
     assert_false(hre_utf8_incomplete("\xf0\x8f", 2));
@@ -382,12 +400,13 @@ static void test_character_classes(void **state)
     assert_int_equal(hre_char_class('7'), HRE_CHAR_NUMBER);
     assert_int_equal(hre_char_class('_'), HRE_CHAR_OTHER);
     assert_int_equal(hre_char_class(0x85), HRE_CHAR_SPACE);
-    assert_int_equal(hre_char_class(0x1c), HRE_CHAR_OTHER);   /* white space for some, not for the expressions */
+    assert_int_equal(hre_char_class(0x1c),
+                     HRE_CHAR_OTHER); /* white space for some, not for the expressions */
     assert_int_equal(hre_char_class(0x200b), HRE_CHAR_OTHER);
     assert_int_equal(hre_char_class(0x2167), HRE_CHAR_NUMBER);
     assert_int_equal(hre_char_class(0x301), HRE_CHAR_OTHER);
     assert_int_equal(hre_char_class(0x4e00), HRE_CHAR_LETTER);
-    assert_int_equal(hre_char_class(0x10d40), HRE_CHAR_NUMBER);  /* new in Unicode 16 */
+    assert_int_equal(hre_char_class(0x10d40), HRE_CHAR_NUMBER);      /* new in Unicode 16 */
     assert_int_equal(hre_char_class(0x11de0), HRE_CHAR_NUMBER_LATE); /* new in Unicode 17 */
     assert_int_equal(hre_char_class(0x1f600), HRE_CHAR_OTHER);
     assert_int_equal(hre_char_class(0x10ffff), HRE_CHAR_OTHER);
@@ -400,14 +419,17 @@ static void test_composition(void **state)
         {"plain \xe4\xb8\x80 \xf0\x9f\x98\x80", "plain \xe4\xb8\x80 \xf0\x9f\x98\x80"},
         {"e\xcc\x81x", "\xc3\xa9x"},
         {"q\xcc\x81", "q\xcc\x81"},
-        {"\xcc\x81" "e", "\xcc\x81" "e"},
-        {"a\xcc\x81\xcc\xa3", "\xe1\xba\xa1\xcc\x81"},             /* sorted first: the dot below joins */
-        {"\xc3\xa1\xcc\xa3", "\xe1\xba\xa1\xcc\x81"},              /* taken apart for that */
-        {"a\xcc\x81\xcc\x81", "\xc3\xa1\xcc\x81"},                  /* the second of a class is blocked */
+        {"\xcc\x81"
+         "e",
+         "\xcc\x81"
+         "e"},
+        {"a\xcc\x81\xcc\xa3", "\xe1\xba\xa1\xcc\x81"}, /* sorted first: the dot below joins */
+        {"\xc3\xa1\xcc\xa3", "\xe1\xba\xa1\xcc\x81"},  /* taken apart for that */
+        {"a\xcc\x81\xcc\x81", "\xc3\xa1\xcc\x81"},     /* the second of a class is blocked */
         {"\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab", "\xed\x95\x9c"}, /* Hangul */
         {"\xea\xb0\x80\xe1\x86\xa8", "\xea\xb0\x81"},
-        {"\xe2\x84\xab", "\xc3\x85"},                                /* the angstrom sign is a letter */
-        {"\xe0\xa5\x98", "\xe0\xa4\x95\xe0\xa4\xbc"},               /* excluded: stays apart */
+        {"\xe2\x84\xab", "\xc3\x85"},                 /* the angstrom sign is a letter */
+        {"\xe0\xa5\x98", "\xe0\xa4\x95\xe0\xa4\xbc"}, /* excluded: stays apart */
         {"", ""},
     };
 
@@ -429,7 +451,8 @@ static void test_invalid_text(void **state)
     struct hre_encode_options options;
     struct hre_tokens got = {0};
     hre_tokenizer_t *t = create_pre("smollm");
-    const char text[] = "ab\xff<|im_start|>\xe4\xb8" "c<|im_start|>";
+    const char text[] = "ab\xff<|im_start|>\xe4\xb8"
+                        "c<|im_start|>";
     const struct hre_range plain[] = {{3, 15}};
 
     (void)state;
@@ -450,13 +473,14 @@ static void test_invalid_text(void **state)
         assert_true(got.ids[i] < small.vocab.n_tokens - N_CONTROL);
     struct hre_bytes back = {0};
     assert_int_equal(hre_tokenizer_decode(t, got.ids, got.count, true, false, &back), HR_OK);
-    assert_string_equal(back.data, "ab\xef\xbf\xbd<|im_start|>\xef\xbf\xbd" "c<|im_start|>");
+    assert_string_equal(back.data, "ab\xef\xbf\xbd<|im_start|>\xef\xbf\xbd"
+                                   "c<|im_start|>");
     hre_bytes_fini(&back);
     hre_tokens_fini(&got);
     hre_tokenizer_destroy(t);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- decode */
+/* --------------------------------------------------------------------------------------- decode */
 
 /* Pushed one by one, the text is valid at every moment and in the end the same. */
 static void test_stream(void **state)
@@ -471,7 +495,8 @@ static void test_stream(void **state)
     for (size_t i = 0; i < tokens.count; i++) {
         size_t before = text.bytes;
         assert_int_equal(hre_stream_push(&stream, tokens.ids[i], &text), HR_OK);
-        assert_int_equal(hre_utf8_invalid_at(text.data + before, text.bytes - before), text.bytes - before);
+        assert_int_equal(hre_utf8_invalid_at(text.data + before, text.bytes - before),
+                         text.bytes - before);
     }
     assert_int_equal(hre_stream_end(&stream, &text), HR_OK);
     assert_int_equal(text.bytes, golden.bytes);
@@ -481,7 +506,8 @@ static void test_stream(void **state)
     hre_tokenizer_destroy(t);
 }
 
-static void push_bytes(struct hre_stream *stream, const hre_tokenizer_t *t, const char *bytes, struct hre_bytes *text)
+static void push_bytes(struct hre_stream *stream, const hre_tokenizer_t *t, const char *bytes,
+                       struct hre_bytes *text)
 {
     for (; *bytes; bytes++)
         assert_int_equal(hre_stream_push(stream, hre_tokenizer_find(t, bytes, 1), text), HR_OK);
@@ -508,7 +534,8 @@ static void test_stream_of_broken_text(void **state)
 
     /* Control tokens are left out, and an id that does not exist leaves the text alone. */
     text.bytes = 0;
-    assert_int_equal(hre_stream_push(&stream, hre_tokenizer_find(t, "<|im_start|>", 12), &text), HR_OK);
+    assert_int_equal(hre_stream_push(&stream, hre_tokenizer_find(t, "<|im_start|>", 12), &text),
+                     HR_OK);
     assert_int_equal(text.bytes, 0);
     assert_int_equal(hre_stream_push(&stream, 123456, &text), HR_ERR_INVALID);
     assert_string_equal(hre_last_error(), "token 123456 is outside of the vocabulary of 704");
@@ -516,11 +543,15 @@ static void test_stream_of_broken_text(void **state)
     hre_tokenizer_destroy(t);
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- words */
+/* ---------------------------------------------------------------------------------------- words */
 
 static const struct hre_text words[] = {{"k00", 3}, {"k01", 3}, {"v00", 3}, {"f63", 3}};
-static const struct hre_vocab word_vocab = {.model = "headrace-words", .tokens = words, .n_tokens = 4,
-                                            .bos_id = HRE_TOKEN_NONE, .eos_id = HRE_TOKEN_NONE, .eot_id = HRE_TOKEN_NONE};
+static const struct hre_vocab word_vocab = {.model = "headrace-words",
+                                            .tokens = words,
+                                            .n_tokens = 4,
+                                            .bos_id = HRE_TOKEN_NONE,
+                                            .eos_id = HRE_TOKEN_NONE,
+                                            .eot_id = HRE_TOKEN_NONE};
 
 static void test_words(void **state)
 {
@@ -544,12 +575,13 @@ static void test_words(void **state)
     assert_string_equal(text.data, "k01 v00");
 
     assert_int_equal(hre_tokenizer_encode(t, "k00 k0 v00", 10, NULL, &got), HR_ERR_INVALID);
-    assert_string_equal(hre_last_error(), "unknown word \"k0\" at byte 4: the model knows 4 words such as k00");
+    assert_string_equal(hre_last_error(),
+                        "unknown word \"k0\" at byte 4: the model knows 4 words such as k00");
     hre_bytes_fini(&text);
     hre_tokenizer_destroy(t);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- errors */
+/* --------------------------------------------------------------------------------------- errors */
 
 static void assert_refused(const struct hre_vocab *vocab, hr_status_t status, const char *line)
 {
@@ -567,15 +599,18 @@ static void test_refused_vocabularies(void **state)
 
     (void)state;
     vocab.model = "llama";
-    assert_refused(&vocab, HR_ERR_UNSUPPORTED,
-                   "tokenizer model \"llama\" is not supported; supported are gpt2, headrace-words");
+    assert_refused(
+        &vocab, HR_ERR_UNSUPPORTED,
+        "tokenizer model \"llama\" is not supported; supported are gpt2, headrace-words");
     vocab = small.vocab;
     vocab.pre = "deepseek-coder";
     assert_refused(&vocab, HR_ERR_UNSUPPORTED,
-                   "pre-tokenizer \"deepseek-coder\" is not supported; supported are smollm, gpt-2, llama-bpe, qwen2");
+                   "pre-tokenizer \"deepseek-coder\" is not supported; supported are smollm, "
+                   "gpt-2, llama-bpe, qwen2");
     vocab.pre = NULL;
-    assert_refused(&vocab, HR_ERR_UNSUPPORTED,
-                   "pre-tokenizer \"\" is not supported; supported are smollm, gpt-2, llama-bpe, qwen2");
+    assert_refused(
+        &vocab, HR_ERR_UNSUPPORTED,
+        "pre-tokenizer \"\" is not supported; supported are smollm, gpt-2, llama-bpe, qwen2");
     vocab = small.vocab;
     vocab.eos_id = 704;
     assert_refused(&vocab, HR_ERR_CORRUPT, "eos token 704 is outside of the vocabulary of 704");
@@ -591,7 +626,8 @@ static void test_refused_vocabularies(void **state)
     merge = (struct hre_text){"a ", 2};
     assert_refused(&vocab, HR_ERR_CORRUPT, "merge 0 \"a \" is not two tokens with a space between");
     merge = (struct hre_text){"a \xff", 3};
-    assert_refused(&vocab, HR_ERR_CORRUPT, "merge 0 \"a \xff\" names or makes a token that is not in the vocabulary");
+    assert_refused(&vocab, HR_ERR_CORRUPT,
+                   "merge 0 \"a \xff\" names or makes a token that is not in the vocabulary");
 }
 
 static void test_refused_options(void **state)

@@ -1,4 +1,7 @@
-/* Tokenizers and chat templates from files: what they read, and what they say about files that do not fit. */
+/*
+ * Tokenizers and chat templates from files: what they read, and what they say about files that do
+ * not fit.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -74,7 +77,8 @@ static void assert_refused(struct gguf_maker *m, hr_status_t want, const char *l
         assert_string_equal(hre_last_error(), line);
 }
 
-static void assert_encodes(const hre_tokenizer_t *t, const char *text, const uint32_t *want, size_t n)
+static void assert_encodes(const hre_tokenizer_t *t, const char *text, const uint32_t *want,
+                           size_t n)
 {
     struct hre_encode_options options;
     struct hre_tokens got;
@@ -112,7 +116,10 @@ static void test_reads_everything(void **state)
     hre_tokenizer_destroy(t);
 }
 
-/* Without the key, Llama-3's begin with the marker and the others do not. Neither types nor ids need be there. */
+/*
+ * Without the key, Llama-3's begin with the marker and the others do not. Neither types nor ids
+ * need be there.
+ */
 static void test_defaults(void **state)
 {
     struct gguf_maker m;
@@ -143,7 +150,8 @@ static void test_defaults(void **state)
 
 static void test_missing_tokenizer(void **state)
 {
-    static const char line[] = "m.gguf: the file has no tokenizer (tokenizer.ggml.model and .tokens)";
+    static const char line[] =
+        "m.gguf: the file has no tokenizer (tokenizer.ggml.model and .tokens)";
     struct gguf_maker m;
 
     (void)state;
@@ -165,12 +173,14 @@ static void test_unsupported(void **state)
     gguf_begin(&m, 1);
     gguf_key_string(&m, "tokenizer.ggml.model", "bert");
     key_strings(&m, "tokenizer.ggml.tokens", STRINGS("a"));
-    assert_refused(&m, HR_ERR_UNSUPPORTED,
-                   "m.gguf: tokenizer model \"bert\" is not supported; supported are gpt2, headrace-words");
+    assert_refused(
+        &m, HR_ERR_UNSUPPORTED,
+        "m.gguf: tokenizer model \"bert\" is not supported; supported are gpt2, headrace-words");
     begin_gpt2(&m, "tekken");
     key_strings(&m, "tokenizer.ggml.merges", STRINGS("a b"));
     assert_refused(&m, HR_ERR_UNSUPPORTED,
-                   "m.gguf: pre-tokenizer \"tekken\" is not supported; supported are smollm, gpt-2, llama-bpe, qwen2");
+                   "m.gguf: pre-tokenizer \"tekken\" is not supported; supported are smollm, "
+                   "gpt-2, llama-bpe, qwen2");
 }
 
 static void test_corrupt(void **state)
@@ -194,7 +204,8 @@ static void test_corrupt(void **state)
     begin_gpt2(&m, "smollm");
     key_strings(&m, "tokenizer.ggml.merges", STRINGS("a b"));
     key_types(&m, HRE_GGUF_F32, 5, types);
-    assert_refused(&m, HR_ERR_DTYPE, "m.gguf: tokenizer.ggml.token_type is not an array of integers");
+    assert_refused(&m, HR_ERR_DTYPE,
+                   "m.gguf: tokenizer.ggml.token_type is not an array of integers");
     begin_gpt2(&m, "smollm");
     key_strings(&m, "tokenizer.ggml.merges", STRINGS("a b"));
     gguf_key_u32(&m, "tokenizer.ggml.eos_token_id", 5);
@@ -228,12 +239,9 @@ static void test_chat_template(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reads_everything),
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_missing_tokenizer),
-        cmocka_unit_test(test_unsupported),
-        cmocka_unit_test(test_corrupt),
-        cmocka_unit_test(test_chat_template),
+        cmocka_unit_test(test_reads_everything),  cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_missing_tokenizer), cmocka_unit_test(test_unsupported),
+        cmocka_unit_test(test_corrupt),           cmocka_unit_test(test_chat_template),
     };
 
     return cmocka_run_group_tests_name("tokenizer_gguf", tests, NULL, NULL);

@@ -1,7 +1,8 @@
 /*
- * The tokenizer against the PyPI package `tokenizers`, with the real vocabulary of SmolLM2: a megabyte of mixed text with all
- * pre-tokenizers, and the class of every code point. Wants the model in the cache folder, Python and the package; what is
- * missing is printed, and the test counts as skipped.
+ * The tokenizer against the PyPI package `tokenizers`, with the real vocabulary of SmolLM2: a
+ * megabyte of mixed text with all pre-tokenizers, and the class of every code point. Wants the
+ * model in the cache folder, Python and the package; what is missing is printed, and the test
+ * counts as skipped.
  */
 #include <stdbool.h>
 #include <sys/stat.h>
@@ -12,10 +13,10 @@
 #include "engine/unicode_nfc.h"
 #include "tokenizer_data.h"
 
-#define MODEL "SmolLM2-135M-Instruct.Q4_1.gguf"
-#define SCRIPT HR_SOURCE_DIR "/tests/reference/tokenizer_reference.py"
+#define MODEL      "SmolLM2-135M-Instruct.Q4_1.gguf"
+#define SCRIPT     HR_SOURCE_DIR "/tests/reference/tokenizer_reference.py"
 #define PATH_BYTES 768
-#define SKIPPED 77
+#define SKIPPED    77
 
 static const char *const pre_names[] = {"smollm", "gpt-2", "llama-bpe", "qwen2"};
 static int failures;
@@ -54,7 +55,8 @@ static bool find_python(char *python)
     for (size_t i = 0; i < 3; i++) {
         if (!choices[i] || !*choices[i])
             continue;
-        snprintf(command, sizeof(command), "'%s' -c 'import tokenizers' >/dev/null 2>&1", choices[i]);
+        snprintf(command, sizeof(command), "'%s' -c 'import tokenizers' >/dev/null 2>&1",
+                 choices[i]);
         if (system(command) == 0) {
             snprintf(python, PATH_BYTES, "%s", choices[i]);
             return true;
@@ -77,7 +79,8 @@ static struct numbers read_numbers(const char *folder, const char *name, const c
     struct numbers numbers = {malloc(file.bytes + 4), file.bytes / 4};
     for (size_t i = 0; i < numbers.count; i++) {
         const unsigned char *b = (const unsigned char *)file.data + 4 * i;
-        numbers.values[i] = (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
+        numbers.values[i] =
+            (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
     }
     free(file.data);
     return numbers;
@@ -87,7 +90,10 @@ static struct numbers read_numbers(const char *folder, const char *name, const c
 static hre_tokenizer_t *create_with(const hre_gguf_t *gguf, const char *pre)
 {
     struct hre_gguf_array tokens, types, merges;
-    struct hre_vocab vocab = {.model = "gpt2", .pre = pre, .bos_id = HRE_TOKEN_NONE, .eos_id = HRE_TOKEN_NONE,
+    struct hre_vocab vocab = {.model = "gpt2",
+                              .pre = pre,
+                              .bos_id = HRE_TOKEN_NONE,
+                              .eos_id = HRE_TOKEN_NONE,
                               .eot_id = HRE_TOKEN_NONE};
     hre_tokenizer_t *tokenizer = NULL;
 
@@ -126,8 +132,8 @@ static hre_tokenizer_t *create_with(const hre_gguf_t *gguf, const char *pre)
     return tokenizer;
 }
 
-static void check_ids(const hre_tokenizer_t *tokenizer, const struct file *text, bool special, const struct numbers *want,
-                      const char *what)
+static void check_ids(const hre_tokenizer_t *tokenizer, const struct file *text, bool special,
+                      const struct numbers *want, const char *what)
 {
     struct hre_encode_options options;
     struct hre_tokens got;
@@ -142,8 +148,8 @@ static void check_ids(const hre_tokenizer_t *tokenizer, const struct file *text,
     }
     double took = seconds() - begin;
     const char *difference = ids_differ(got.ids, got.count, want->values, want->count);
-    snprintf(detail, sizeof(detail), "%zu ids, %zu bytes without a token, %.1f MB/s", got.count, got.dropped_bytes,
-             (double)text->bytes / took / 1e6);
+    snprintf(detail, sizeof(detail), "%zu ids, %zu bytes without a token, %.1f MB/s", got.count,
+             got.dropped_bytes, (double)text->bytes / took / 1e6);
     check(!difference, what, difference ? difference : detail);
     hre_tokens_fini(&got);
 }
@@ -173,8 +179,10 @@ static void check_golden(const hre_gguf_t *gguf)
         check(false, "tokenizer of the model", hre_last_error());
     } else {
         check_ids(tokenizer, &text, false, &want, "committed sample");
-        check(hre_tokenizer_bos(tokenizer) == 1 && hre_tokenizer_eos(tokenizer) == 2, "ids of markers", NULL);
-        check(hre_tokenizer_is_end(tokenizer, 0) && hre_tokenizer_is_end(tokenizer, 2), "end tokens", NULL);
+        check(hre_tokenizer_bos(tokenizer) == 1 && hre_tokenizer_eos(tokenizer) == 2,
+              "ids of markers", NULL);
+        check(hre_tokenizer_is_end(tokenizer, 0) && hre_tokenizer_is_end(tokenizer, 2),
+              "end tokens", NULL);
         hre_tokenizer_destroy(tokenizer);
     }
     free(text.data);
@@ -213,13 +221,16 @@ static void check_classes(const char *folder)
     snprintf(path, sizeof(path), "%s/classes.bin", folder);
     struct file classes = file_read(path);
     for (size_t c = 0; c < classes.bytes; c++) {
-        if ((c >= 0xd800 && c < 0xe000) || (unsigned)classes.data[c] == (unsigned)hre_char_class((uint32_t)c))
+        if ((c >= 0xd800 && c < 0xe000) ||
+            (unsigned)classes.data[c] == (unsigned)hre_char_class((uint32_t)c))
             continue;
         first = wrong++ ? first : c;
     }
-    snprintf(detail, sizeof(detail), "%zu differ, the first is U+%04zX; the package follows another Unicode version?", wrong,
-             first);
-    check(classes.bytes == 0x110000 && wrong == 0, "class of every code point", wrong ? detail : NULL);
+    snprintf(detail, sizeof(detail),
+             "%zu differ, the first is U+%04zX; the package follows another Unicode version?",
+             wrong, first);
+    check(classes.bytes == 0x110000 && wrong == 0, "class of every code point",
+          wrong ? detail : NULL);
     free(classes.data);
 }
 
@@ -232,11 +243,13 @@ static void check_composition(const char *folder)
     struct file marks = file_read(path);
     snprintf(path, sizeof(path), "%s/composed.bin", folder);
     struct file want = file_read(path);
-    bool ok = marks.data && want.data && hre_nfc_compose(marks.data, marks.bytes, &composed, &bytes);
+    bool ok =
+        marks.data && want.data && hre_nfc_compose(marks.data, marks.bytes, &composed, &bytes);
     while (ok && same < bytes && same < want.bytes && composed[same] == want.data[same])
         same++;
     snprintf(path, sizeof(path), "byte %zu of %zu differs", same, want.bytes);
-    check(ok && same == bytes && bytes == want.bytes, "canonical composition", ok && same < want.bytes ? path : NULL);
+    check(ok && same == bytes && bytes == want.bytes, "canonical composition",
+          ok && same < want.bytes ? path : NULL);
     free(composed);
     free(marks.data);
     free(want.data);
@@ -246,7 +259,8 @@ static bool run_script(const char *python, const char *arguments, const char *fo
 {
     char command[4 * PATH_BYTES];
 
-    snprintf(command, sizeof(command), "'%s' '%s' %s --out '%s'", python, SCRIPT, arguments, folder);
+    snprintf(command, sizeof(command), "'%s' '%s' %s --out '%s'", python, SCRIPT, arguments,
+             folder);
     return system(command) == 0;
 }
 
@@ -293,7 +307,8 @@ int main(void)
     if (failures)
         return 1;
     if (!has_package) {
-        printf("skipped after the committed sample: no Python with the package tokenizers (pip install tokenizers)\n");
+        printf("skipped after the committed sample: no Python with the package tokenizers (pip "
+               "install tokenizers)\n");
         return SKIPPED;
     }
     return 0;

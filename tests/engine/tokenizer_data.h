@@ -83,7 +83,8 @@ static inline struct hre_text *lines_of(const struct file *file, size_t *count_o
 }
 
 /* "id 3: 17, expected 20", or NULL where they are equal. */
-static inline const char *ids_differ(const uint32_t *got, size_t n_got, const uint32_t *want, size_t n_want)
+static inline const char *ids_differ(const uint32_t *got, size_t n_got, const uint32_t *want,
+                                     size_t n_want)
 {
     static char line[128];
 

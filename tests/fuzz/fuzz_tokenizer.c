@@ -1,8 +1,10 @@
 /*
- * Arbitrary bytes as text and as vocabularies: whatever comes in, encoding ends, ids are in range, and decoding gives back
- * the text. Built with libFuzzer by clang (target fuzz_tokenizer); the replay test runs it over tests/fuzz/corpus/tokenizer.
+ * Arbitrary bytes as text and as vocabularies: whatever comes in, encoding ends, ids are in range,
+ * and decoding gives back the text. Built with libFuzzer by clang (target fuzz_tokenizer); the
+ * replay test runs it over tests/fuzz/corpus/tokenizer.
  *
- * Input: one byte of switches; then the text, or (bit 7) vocabulary lines, an empty line, merge lines, an empty line, the text.
+ * Input: one byte of switches; then the text, or (bit 7) vocabulary lines, an empty line, merge
+ * lines, an empty line, the text.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -48,8 +50,18 @@ static size_t take_lines(const char **data, size_t *size, struct hre_text *lines
 static size_t own_lines(struct hre_text *tokens, struct hre_text *merges, size_t *n_merges_out)
 {
     static char spelled[256][3];
-    static const char *const more[] = {"aa", "aaaa", ("\xc4\xa0" "a"), "\xc4\xa0\xc4\xa0", "..", "12", "123", "ab", "abab"};
-    static const char *const pairs[] = {"a a", "aa aa", "\xc4\xa0 a", "\xc4\xa0 \xc4\xa0", ". .", "1 2", "12 3", "a b", "ab ab"};
+    static const char *const more[] = {"aa",
+                                       "aaaa",
+                                       ("\xc4\xa0"
+                                        "a"),
+                                       "\xc4\xa0\xc4\xa0",
+                                       "..",
+                                       "12",
+                                       "123",
+                                       "ab",
+                                       "abab"};
+    static const char *const pairs[] = {
+        "a a", "aa aa", "\xc4\xa0 a", "\xc4\xa0 \xc4\xa0", ". .", "1 2", "12 3", "a b", "ab ab"};
     static const char *const markers[] = {"<|im_start|>", "<|im"};
     size_t n = 0;
 
@@ -76,7 +88,8 @@ static size_t own_lines(struct hre_text *tokens, struct hre_text *merges, size_t
 }
 
 /* What was encoded without loss comes back; what a stream gives is always text. */
-static void check_decode(const hre_tokenizer_t *t, const struct hre_tokens *tokens, const char *text, size_t bytes)
+static void check_decode(const hre_tokenizer_t *t, const struct hre_tokens *tokens,
+                         const char *text, size_t bytes)
 {
     struct hre_bytes raw = {0}, shown = {0};
 
@@ -88,7 +101,8 @@ static void check_decode(const hre_tokenizer_t *t, const struct hre_tokens *toke
     if (text && tokens->replaced == 0)
         require(raw.bytes + tokens->dropped_bytes == bytes);
     if (text && tokens->replaced == 0 && tokens->dropped_bytes == 0)
-        require(memcmp(raw.data, text, bytes) == 0 && shown.bytes == bytes && memcmp(shown.data, text, bytes) == 0);
+        require(memcmp(raw.data, text, bytes) == 0 && shown.bytes == bytes &&
+                memcmp(shown.data, text, bytes) == 0);
     hre_bytes_fini(&raw);
     hre_bytes_fini(&shown);
 }
@@ -119,7 +133,8 @@ static void check_composition(const char *text, size_t bytes)
     require(hre_utf8_invalid_at(once, once_bytes) == once_bytes);
     require(hre_nfc_compose(once, once_bytes, &twice, &twice_bytes));
     require(once_bytes == twice_bytes && memcmp(once, twice, once_bytes) == 0);
-    require(!hre_nfc_is_stable(text, bytes) || (once_bytes == bytes && memcmp(once, text, bytes) == 0));
+    require(!hre_nfc_is_stable(text, bytes) ||
+            (once_bytes == bytes && memcmp(once, text, bytes) == 0));
     free(once);
     free(twice);
 }
@@ -138,14 +153,20 @@ static void check_template(const char *text, size_t bytes)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct hre_text *tokens = calloc(LINES_MAX, sizeof(*tokens)), *merges = calloc(LINES_MAX, sizeof(*merges));
+    struct hre_text *tokens = calloc(LINES_MAX, sizeof(*tokens)),
+                    *merges = calloc(LINES_MAX, sizeof(*merges));
     int32_t *types = calloc(LINES_MAX, sizeof(*types));
     uint8_t switches = size ? data[0] : 0;
     const char *text = (const char *)data + (size > 0);
     size_t bytes = size - (size > 0);
     struct hre_encode_options options;
-    struct hre_vocab vocab = {.tokens = tokens, .token_types = types, .merges = merges, .bos_id = 0, .eos_id = 0,
-                              .eot_id = HRE_TOKEN_NONE, .add_bos = (switches & 64) != 0};
+    struct hre_vocab vocab = {.tokens = tokens,
+                              .token_types = types,
+                              .merges = merges,
+                              .bos_id = 0,
+                              .eos_id = 0,
+                              .eot_id = HRE_TOKEN_NONE,
+                              .add_bos = (switches & 64) != 0};
     hre_tokenizer_t *t = NULL;
     struct hre_tokens ids;
 
@@ -162,7 +183,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         vocab.n_tokens = own_lines(tokens, merges, &vocab.n_merges);
     }
     for (size_t i = 0; i < vocab.n_tokens; i++)
-        types[i] = i + 2 >= vocab.n_tokens ? (switches & 32 ? HRE_TOKEN_USER_DEFINED : HRE_TOKEN_CONTROL) : HRE_TOKEN_NORMAL;
+        types[i] = i + 2 >= vocab.n_tokens
+                       ? (switches & 32 ? HRE_TOKEN_USER_DEFINED : HRE_TOKEN_CONTROL)
+                       : HRE_TOKEN_NORMAL;
     struct hre_range plain = {bytes / 3, bytes / 2};
     options.plain = &plain;
     options.n_plain = 1;
@@ -171,7 +194,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check_template(text, bytes);
     if (hre_tokenizer_create(&vocab, &t) == HR_OK &&
         hre_tokenizer_encode(t, text, bytes, &options, &ids) == HR_OK) {
-        int exact = !(switches & 64) && !(switches & 16) && (switches & 3) != 3; /* qwen2 composes */
+        int exact =
+            !(switches & 64) && !(switches & 16) && (switches & 3) != 3; /* qwen2 composes */
         check_decode(t, &ids, exact ? text : NULL, bytes);
         hre_tokens_fini(&ids);
     }

@@ -1,4 +1,7 @@
-/* Runs a fuzz target over files and folders of inputs, so that every compiler and sanitizer sees the corpus. */
+/*
+ * Runs a fuzz target over files and folders of inputs, so that every compiler and sanitizer sees
+ * the corpus.
+ */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>
