@@ -1,0 +1,96 @@
+/* A real file system that is full: a small ext4 image on a loop device, where we may mount one. Exit code 77 (skipped) elsewhere. */
+#include "tests/offload/lanes.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MIB (1u << 20)
+
+static char image[512], mount_dir[512];
+
+static int run(const char *command)
+{
+    int status = system(command);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static bool mount_image(void)
+{
+    char command[4096];
+    snprintf(image, sizeof image, "%s/disk_full.%d.img", HR_BINARY_DIR, (int)getpid());
+    snprintf(mount_dir, sizeof mount_dir, "%s/disk_full.%d", HR_BINARY_DIR, (int)getpid());
+    if (geteuid() != 0 || mkdir(mount_dir, 0700) != 0)
+        return false;
+    snprintf(command, sizeof command,
+             "truncate -s 24M '%s' && mkfs.ext4 -q -F -m 0 '%s' >/dev/null 2>&1 && "
+             "mount -o loop '%s' '%s' >/dev/null 2>&1",
+             image, image, image, mount_dir);
+    return run(command) == 0;
+}
+
+static void unmount_image(void)
+{
+    char command[4096];
+    /* The kernel lets go of a ring's file a moment after the ring is gone. */
+    snprintf(command, sizeof command,
+             "for i in 1 2 3 4 5 6 7 8 9 10; do umount '%s' && break; sleep 0.2; done >/dev/null 2>&1; "
+             "rmdir '%s' 2>/dev/null; rm -f '%s'",
+             mount_dir, mount_dir, image);
+    (void)run(command);
+}
+
+/* Somebody else takes the space after the store was made; the append says so, nothing is lost, and freed space is used again. */
+static void test_disk_full(void **state)
+{
+    (void)state;
+    struct hri_store_options options = {.file_dir = mount_dir, .file_bytes = 16 * MIB};
+    struct hri_store *store;
+    assert_ok(hri_store_create(&options, &store));
+    struct model_lane lane;
+    struct hri_rng rng;
+    hri_rng_seed(&rng, 1);
+    model_create(store, &lane, 65536, HRI_LANE_LOG, 0x5);
+    assert_ok(model_append(&lane, &rng, 10));
+
+    char path[600];
+    snprintf(path, sizeof path, "%s/other", mount_dir);
+    int fd = open(path, O_CREAT | O_WRONLY, 0600);
+    assert_true(fd >= 0);
+    off_t bytes = 0;
+    for (off_t step = MIB; step >= 4096; step /= 2)
+        while (posix_fallocate(fd, bytes, step) == 0)
+            bytes += step;
+    hr_status_t status = HR_OK;
+    for (int i = 0; i < 300 && status == HR_OK; i++)
+        status = model_append(&lane, &rng, 1);
+    assert_int_equal(status, HR_ERR_IO);
+    assert_non_null(strstr(hr_last_error(), "No space"));
+    assert_int_equal(model_verify(store, &lane), 0);
+
+    assert_int_equal(ftruncate(fd, 0), 0);
+    close(fd);
+    assert_ok(model_append(&lane, &rng, 100));
+    assert_ok(hri_store_flush(store));
+    assert_int_equal(model_verify(store, &lane), 0);
+    hri_store_destroy(store);
+
+    options.file_bytes = 64 * MIB;
+    assert_fails(hri_store_create(&options, &store), HR_ERR_BUDGET, "free");
+}
+
+int main(void)
+{
+    if (!mount_image()) {
+        char command[2048];
+        snprintf(command, sizeof command, "rmdir '%s' 2>/dev/null; rm -f '%s'", mount_dir, image);
+        (void)run(command);
+        printf("skipped: no ext4 image can be mounted here (wants root and a loop device)\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_disk_full)};
+    int n_failed = cmocka_run_group_tests(tests, NULL, NULL);
+    unmount_image();
+    return n_failed;
+}
