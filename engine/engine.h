@@ -1,18 +1,22 @@
 /*
- * A small decoder engine: opens GGUF models of the Llama family and runs them with their K and V kept by Headrace.
+ * A small decoder engine: opens GGUF models of the Llama family and runs them with their K and V
+ * kept by Headrace.
  *
  * It uses nothing but the public headers, as any program could. Objects:
- *   hre_model_t    the weights (mapped from the file), the geometry, the worker threads for linear layers
- *   hre_session_t  one run of a model over one or more sequences of the library, all fed the same text
+ *   hre_model_t    the weights (mapped from the file), the geometry, the threads for linear layers
+ *   hre_session_t  one run of a model over one or more sequences of the library, all fed one text
  *
  * Life of a run
- *   hre_model_open -> hre_model_sequence_options -> hr_sequence_create (the caller's; recipe, budgets) -> hre_session_create
- *   -> hre_session_prefill -> hre_session_decode ... -> hre_session_destroy -> hr_sequence_destroy -> hre_model_close
+ *   hre_model_open
+ *   hre_model_sequence_options -> hr_sequence_create: the caller's, with its recipe and budgets
+ *   hre_session_create -> hre_session_prefill -> hre_session_decode ... -> hre_session_destroy
+ *   hr_sequence_destroy
+ *   hre_model_close
  *
  * Threads: a model and its sessions belong to one thread at a time.
- * Errors: statuses are the library's; outputs are written only on success; hre_last_error() (engine/fail.h) has the line of
- * text, also for failures of the library below.
- * The engine never prints. It tells OpenBLAS, which is process-wide, to use one thread per call: it splits work itself.
+ * Errors: statuses are the library's; outputs are written only on success; hre_last_error() of
+ * engine/fail.h has the line of text, also for failures of the library below. The engine never
+ * prints. Where it uses OpenBLAS, whose settings are the process's, it sets one thread per call.
  */
 #ifndef HRE_ENGINE_H
 #define HRE_ENGINE_H
@@ -28,41 +32,45 @@
 typedef struct hre_model hre_model_t;
 typedef struct hre_session hre_session_t;
 
-/* ------------------------------------------------------------------------------------------------------------------ model */
+/* -------------------------------------------------------------------------------------- model */
 
 struct hre_model_options {
     size_t struct_size;
-    uint32_t n_threads;    /* for linear layers, including the caller; 0: one per core the process may use */
-    const char *cpu_level; /* NULL: best; "ref", "avx2", "avx512". The variable HEADRACE_CPU overrides NULL */
+    uint32_t n_threads; /* for linear layers, including the caller; 0: one per core the process may
+                           use */
+    const char *cpu_level; /* NULL: best; "ref", "avx2", "avx512". The variable HEADRACE_CPU
+                              overrides NULL */
 };
 void hre_model_options_init(struct hre_model_options *options);
 
 /*
- * path: a GGUF file, or "tiny" for the embedded retrieval model. options may be NULL. Statuses of hre_gguf_open, and
- * HR_ERR_UNSUPPORTED (architecture, tensor type, RoPE scaling: the message lists what is supported), HR_ERR_CORRUPT
- * (missing tensor or key, shapes that do not fit together), HR_ERR_INVALID (options), HR_ERR_NOMEM.
+ * path: a GGUF file, or "tiny" for the embedded retrieval model. options may be NULL. Statuses of
+ * hre_gguf_open, and HR_ERR_UNSUPPORTED (architecture, tensor type, RoPE scaling: the message lists
+ * what is supported), HR_ERR_CORRUPT (missing tensor or key, shapes that do not fit together),
+ * HR_ERR_INVALID (options), HR_ERR_NOMEM.
  */
-hr_status_t hre_model_open(const char *path, const struct hre_model_options *options, hre_model_t **model_out);
+hr_status_t hre_model_open(const char *path, const struct hre_model_options *options,
+                           hre_model_t **model_out);
 void hre_model_close(hre_model_t *model); /* NULL is legal; its sessions must be destroyed first */
 
 struct hre_model_info {
-    const char *architecture;   /* "llama", "qwen2", "headrace-tiny" */
-    const char *name;           /* general.name, or "" */
+    const char *architecture; /* "llama", "qwen2", "headrace-tiny" */
+    const char *name;         /* general.name, or "" */
     uint32_t n_layers, n_q_heads, n_kv_heads;
-    uint32_t k_dim, v_dim;      /* of one head */
+    uint32_t k_dim, v_dim; /* of one head */
     uint32_t width, ffn_width, vocab;
-    uint32_t context_length;    /* tokens it was trained for */
+    uint32_t context_length; /* tokens it was trained for */
     uint32_t n_rot;
     hr_rope_layout_t rope_layout;
-    const char *rope_scaling;   /* "none", "linear", "yarn", "llama3" */
-    const float *rope_bases;    /* [n_layers] */
+    const char *rope_scaling;        /* "none", "linear", "yarn", "llama3" */
+    const float *rope_bases;         /* [n_layers] */
     const uint32_t *sliding_windows; /* [n_layers], 0: all */
-    uint64_t file_bytes;        /* size of the file */
-    uint64_t weight_bytes;      /* of all tensors, as mapped */
-    uint64_t owned_bytes;       /* allocated beside the mapping */
+    uint64_t file_bytes;             /* size of the file */
+    uint64_t weight_bytes;           /* of all tensors, as mapped */
+    uint64_t owned_bytes;            /* allocated beside the mapping */
     uint64_t n_parameters;
     uint32_t n_threads;
-    const char *cpu_level;      /* kernels in use */
+    const char *cpu_level; /* kernels in use */
 };
 /* Valid until close. */
 const struct hre_model_info *hre_model_info(const hre_model_t *model);
@@ -71,22 +79,25 @@ const hre_gguf_t *hre_model_gguf(const hre_model_t *model);
 
 /*
  * Fills geometry, RoPE, sliding windows, log-n factors and the logits' scale into options that
- * hr_sequence_options_init has initialised; leaves recipe, budgets, dtype, tokens_max and seed alone. Pointers stay the
- * model's.
+ * hr_sequence_options_init has initialised; leaves recipe, budgets, dtype, tokens_max and seed
+ * alone. Pointers stay the model's.
  */
 void hre_model_sequence_options(const hre_model_t *model, struct hr_sequence_options *options);
 
-/* ---------------------------------------------------------------------------------------------------------------- session */
+/* ------------------------------------------------------------------------------------ session */
 
 struct hre_session_options {
     size_t struct_size;
-    hr_sequence_t *const *sequences; /* [n_sequences], empty, made with hre_model_sequence_options; the caller's */
-    uint32_t n_sequences;            /* at least 1 */
-    uint32_t tokens_max;             /* no sequence grows beyond; at most what the sequences were created with */
-    uint32_t chunk_tokens;           /* prefill works on this many tokens at a time. Default 512 */
+    hr_sequence_t *const
+        *sequences; /* [n_sequences], empty, made with hre_model_sequence_options; the caller's */
+    uint32_t n_sequences; /* at least 1 */
+    uint32_t
+        tokens_max; /* no sequence grows beyond; at most what the sequences were created with */
+    uint32_t chunk_tokens; /* prefill works on this many tokens at a time. Default 512 */
 };
 void hre_session_options_init(struct hre_session_options *options);
-hr_status_t hre_session_create(hre_model_t *model, const struct hre_session_options *options, hre_session_t **session_out);
+hr_status_t hre_session_create(hre_model_t *model, const struct hre_session_options *options,
+                               hre_session_t **session_out);
 void hre_session_destroy(hre_session_t *session); /* NULL is legal; sequences are left alone */
 
 /* Tokens that a sequence of the session holds. */
@@ -97,41 +108,44 @@ struct hre_prefill_options {
     /* After every chunk; non-zero stops the prefill with HR_ERR_CANCELED. NULL: none. */
     int (*progress)(void *context, uint32_t tokens_done, uint32_t tokens_total);
     void *progress_context;
-    /* Every position's logits, in order, in groups of n: [n][vocab] floats, gone after the call. NULL: none. */
+    /* Every position's logits, in order, in groups of n: [n][vocab] floats, gone after the call.
+     * NULL: none. */
     void (*all_logits)(void *context, uint32_t first_position, uint32_t n, const float *logits);
     void *all_logits_context;
-    int settle;            /* after the last token, index all sequences (else the first recipe step does) */
+    int settle; /* after the last token, index all sequences (else the first recipe step does) */
 };
 void hre_prefill_options_init(struct hre_prefill_options *options);
 /*
- * Runs n tokens through the model, appends their K and V to every sequence of the session and attends exactly over the
- * first of them. All sequences must be equally long. options and logits_last_out ([vocab], of the last token) may be NULL.
- * HR_ERR_INVALID (id outside of the vocabulary, n = 0), HR_ERR_FULL (beyond tokens_max), HR_ERR_CANCELED, or what the
- * library said. After an error the session cannot be used further, only destroyed.
+ * Runs n tokens through the model, appends their K and V to every sequence of the session and
+ * attends exactly over the first of them. All sequences must be equally long. options and
+ * logits_last_out ([vocab], of the last token) may be NULL. HR_ERR_INVALID (id outside of the
+ * vocabulary, n = 0), HR_ERR_FULL (beyond tokens_max), HR_ERR_CANCELED, or what the library said.
+ * After an error the session cannot be used further, only destroyed.
  */
 hr_status_t hre_session_prefill(hre_session_t *session, const uint32_t *ids, uint32_t n,
                                 const struct hre_prefill_options *options, float *logits_last_out);
 
 /* What one decode step did, over all layers. */
 struct hre_step_report {
-    struct hr_attend_report sum; /* counts, bytes and times added up; predicted_error and true_error: means over the layers
-                                    (true_error -1 without check_exact); _max: largest */
-    uint32_t n_layers;           /* layers that were attended */
-    uint64_t total_ns;           /* the step from its start to the logits */
-    uint64_t linear_ns;          /* norms, projections, feed-forward, output */
-    uint64_t append_ns;          /* in hr_sequence_append */
-    uint64_t attend_ns;          /* in hr_sequence_attend */
+    struct hr_attend_report
+        sum; /* counts, bytes and times added up; predicted_error and true_error: means over the
+                layers (true_error -1 without check_exact); _max: largest */
+    uint32_t n_layers;  /* layers that were attended */
+    uint64_t total_ns;  /* the step from its start to the logits */
+    uint64_t linear_ns; /* norms, projections, feed-forward, output */
+    uint64_t append_ns; /* in hr_sequence_append */
+    uint64_t attend_ns; /* in hr_sequence_attend */
 };
 
 struct hre_decode_options {
     size_t struct_size;
-    hr_attend_mode_t mode;       /* AUTO: the sequence's recipe; EXACT: dense attention */
-    int check_exact;             /* also attend exactly in every layer and report the true error */
+    hr_attend_mode_t mode; /* AUTO: the sequence's recipe; EXACT: dense attention */
+    int check_exact;       /* also attend exactly in every layer and report the true error */
 };
 void hre_decode_options_init(struct hre_decode_options *options);
 /*
- * One token through the model with one sequence of the session. options, logits_out ([vocab]) and report_out may be NULL.
- * Statuses as for prefill.
+ * One token through the model with one sequence of the session. options, logits_out ([vocab]) and
+ * report_out may be NULL. Statuses as for prefill.
  */
 hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32_t id,
                                const struct hre_decode_options *options, float *logits_out,
@@ -139,19 +153,22 @@ hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32
 
 /* Time and bytes of the session so far. */
 struct hre_session_stats {
-    uint64_t scratch_bytes;      /* allocated by the session */
-    uint64_t prefill_tokens, prefill_ns, prefill_linear_ns, prefill_append_ns, prefill_attend_ns, prefill_settle_ns;
+    uint64_t scratch_bytes; /* allocated by the session */
+    uint64_t prefill_tokens, prefill_ns, prefill_linear_ns, prefill_append_ns, prefill_attend_ns,
+        prefill_settle_ns;
     uint64_t decode_tokens, decode_ns, decode_linear_ns, decode_append_ns, decode_attend_ns;
 };
 void hre_session_stats(const hre_session_t *session, struct hre_session_stats *stats_out);
 
-/* ----------------------------------------------------------------------------------------------- texts for the tiny model */
+/* ------------------------------------------------------------------- texts for the tiny model */
 
 /*
- * A text of n_tokens that hides n_keys (key, value) pairs among fillers and asks for all of them at its end, as
- * engine/models/README.md fixes it. ids: [n_tokens]. answers: [n_keys], the value expected after the question at index
- * n_tokens - 2 * n_keys + 2 * i. HR_ERR_INVALID: 1 <= n_keys <= 64, n_tokens >= 2 n_keys + ceil(8 n_keys / 3).
+ * A text of n_tokens that hides n_keys (key, value) pairs among fillers and asks for all of them at
+ * its end, as engine/models/README.md fixes it. ids: [n_tokens]. answers: [n_keys], the value
+ * expected after the question at index n_tokens - 2 * n_keys + 2 * i. HR_ERR_INVALID: 1 <= n_keys
+ * <= 64, n_tokens >= 2 n_keys + ceil(8 n_keys / 3).
  */
-hr_status_t hre_tiny_text(uint32_t n_tokens, uint32_t n_keys, uint64_t seed, uint32_t *ids_out, uint32_t *answers_out);
+hr_status_t hre_tiny_text(uint32_t n_tokens, uint32_t n_keys, uint64_t seed, uint32_t *ids_out,
+                          uint32_t *answers_out);
 
 #endif

@@ -37,7 +37,8 @@ static uint32_t rows_of_item(const struct row_job *job, uint32_t item, uint32_t 
 
 static void run_rows(struct row_job *job, hre_work_fn work)
 {
-    hre_workers_run(job->model->workers, work, job, (job->n_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    hre_workers_run(job->model->workers, work, job,
+                    (job->n_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
 /* x += delta where there is one, y = norm(x) where there is one. */
@@ -56,7 +57,8 @@ static void norm_item(void *context, uint32_t item, uint32_t thread)
             ops->add(x, job->delta + (size_t)i * width, width);
         }
         if (job->norm && job->norm->bias) {
-            ops->layer_norm(x, job->norm->weight, job->norm->bias, eps, width, job->y + (size_t)i * width);
+            ops->layer_norm(x, job->norm->weight, job->norm->bias, eps, width,
+                            job->y + (size_t)i * width);
         } else if (job->norm) {
             ops->rms_norm(x, job->norm->weight, eps, width, job->y + (size_t)i * width);
         }
@@ -73,14 +75,16 @@ static void rope_item(void *context, uint32_t item, uint32_t thread)
 
     (void)thread;
     for (uint32_t i = first; i < first + count; i++) {
-        const float *cosine = s->cosine + table + (size_t)i * pairs, *sine = s->sine + table + (size_t)i * pairs;
+        const float *cosine = s->cosine + table + (size_t)i * pairs,
+                    *sine = s->sine + table + (size_t)i * pairs;
 
-        job->model->ops->rope(s->k + (size_t)i * info->n_kv_heads * info->k_dim, info->n_kv_heads, info->k_dim,
-                              info->n_rot, info->rope_layout, cosine, sine);
+        job->model->ops->rope(s->k + (size_t)i * info->n_kv_heads * info->k_dim, info->n_kv_heads,
+                              info->k_dim, info->n_rot, info->rope_layout, cosine, sine);
         if (i >= job->q_first) {
             float *q = s->q + (size_t)(i - job->q_first) * info->n_q_heads * info->k_dim;
 
-            job->model->ops->rope(q, info->n_q_heads, info->k_dim, info->n_rot, info->rope_layout, cosine, sine);
+            job->model->ops->rope(q, info->n_q_heads, info->k_dim, info->n_rot, info->rope_layout,
+                                  cosine, sine);
         }
     }
 }
@@ -93,13 +97,14 @@ static void activate_item(void *context, uint32_t item, uint32_t thread)
 
     (void)thread;
     if (job->layer->gate.data) {
-        job->model->ops->swiglu(s->gate + (size_t)first * width, s->up + (size_t)first * width, count * width);
+        job->model->ops->swiglu(s->gate + (size_t)first * width, s->up + (size_t)first * width,
+                                count * width);
     } else {
         job->model->ops->gelu(s->up + (size_t)first * width, count * width);
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------- embedding */
+/* ---------------------------------------------------------------------------------- embedding */
 
 static void embed_one(const struct hre_model *model, uint32_t id, float *y)
 {
@@ -119,7 +124,8 @@ static void embed(struct hre_session *s, const struct hre_pass *pass)
     if (!model->smear) {
         return;
     }
-    /* Each token gets a share of the raw embedding before it; from the end, so that none has been changed yet. */
+    /* Each token gets a share of the raw embedding before it; from the end, so that none has been
+     * changed yet. */
     for (uint32_t i = pass->n; i-- > 0;) {
         float *x = s->x + (size_t)i * width;
         const float *before = x - width;
@@ -145,11 +151,12 @@ static void fill_ropes(struct hre_session *s, const struct hre_pass *pass)
     for (uint32_t r = 0; r < model->n_ropes; r++) {
         size_t at = r * s->chunk_tokens * pairs;
 
-        hre_rope_fill(&model->ropes[r], s->lengths[pass->first_sequence], pass->n, s->cosine + at, s->sine + at);
+        hre_rope_fill(&model->ropes[r], s->lengths[pass->first_sequence], pass->n, s->cosine + at,
+                      s->sine + at);
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------- attention */
+/* ---------------------------------------------------------------------------------- attention */
 
 static void add_report(struct hr_attend_report *sum, const struct hr_attend_report *r)
 {
@@ -170,9 +177,11 @@ static void add_report(struct hr_attend_report *sum, const struct hr_attend_repo
     sum->ios += r->ios;
     sum->predicted_error += r->predicted_error;
     sum->true_error += r->true_error;
-    sum->predicted_error_max =
-        r->predicted_error_max > sum->predicted_error_max ? r->predicted_error_max : sum->predicted_error_max;
-    sum->true_error_max = r->true_error_max > sum->true_error_max ? r->true_error_max : sum->true_error_max;
+    sum->predicted_error_max = r->predicted_error_max > sum->predicted_error_max
+                                   ? r->predicted_error_max
+                                   : sum->predicted_error_max;
+    sum->true_error_max =
+        r->true_error_max > sum->true_error_max ? r->true_error_max : sum->true_error_max;
     for (int i = 0; i < HR_STAGES; i++) {
         sum->time_ns[i] += r->time_ns[i];
     }
@@ -193,15 +202,18 @@ static hr_status_t append(struct hre_session *s, struct hre_pass *pass, uint32_t
     return status == HR_OK ? HR_OK : hre_fail_library(status, "appending K and V");
 }
 
-static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t layer, uint32_t n_queries)
+static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t layer,
+                          uint32_t n_queries)
 {
     const struct hre_model_info *info = &s->model->info;
-    struct hr_tensor q = hr_tensor_make(s->q, HR_DTYPE_F32, n_queries, info->n_q_heads, info->k_dim);
-    struct hr_tensor out = hr_tensor_make(s->att, HR_DTYPE_F32, n_queries, info->n_q_heads, info->v_dim);
+    struct hr_tensor q =
+        hr_tensor_make(s->q, HR_DTYPE_F32, n_queries, info->n_q_heads, info->k_dim);
+    struct hr_tensor out =
+        hr_tensor_make(s->att, HR_DTYPE_F32, n_queries, info->n_q_heads, info->v_dim);
     struct hr_attend_report report;
     uint64_t begin = hre_now_ns();
-    hr_status_t status = hr_sequence_attend(s->sequences[pass->first_sequence], layer, &q, &pass->attend, &out,
-                                            pass->sum ? &report : NULL, NULL);
+    hr_status_t status = hr_sequence_attend(s->sequences[pass->first_sequence], layer, &q,
+                                            &pass->attend, &out, pass->sum ? &report : NULL, NULL);
 
     pass->times.attend_ns += hre_now_ns() - begin;
     if (status != HR_OK) {
@@ -213,10 +225,11 @@ static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t
     return HR_OK;
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- layers */
+/* ------------------------------------------------------------------------------------- layers */
 
 /* K and V of all rows, queries of the last n_queries; h holds the normed input. */
-static void project(struct hre_session *s, const struct hre_layer *layer, uint32_t n, uint32_t n_queries)
+static void project(struct hre_session *s, const struct hre_layer *layer, uint32_t n,
+                    uint32_t n_queries)
 {
     struct hre_product products[] = {{&layer->k, s->k}, {&layer->v, s->v}, {&layer->q, s->q}};
     struct row_job job = {
@@ -228,14 +241,16 @@ static void project(struct hre_session *s, const struct hre_layer *layer, uint32
         hre_linear_apply(s->model->linear, s->h, n, products, 2);
     }
     if (n_queries && n_queries < n) {
-        hre_linear_apply(s->model->linear, s->h + (size_t)(n - n_queries) * s->model->info.width, n_queries,
-                         &products[2], 1);
+        hre_linear_apply(s->model->linear, s->h + (size_t)(n - n_queries) * s->model->info.width,
+                         n_queries, &products[2], 1);
     }
     run_rows(&job, rope_item);
 }
 
-/* x += feed-forward(norm(x + delta)) over n rows; the last product is left at h for the next norm to add. */
-static void feed_forward(struct hre_session *s, const struct hre_layer *layer, float *x, const float *delta, uint32_t n)
+/* x += feed-forward(norm(x + delta)) over n rows; the last product is left at h for the next norm
+ * to add. */
+static void feed_forward(struct hre_session *s, const struct hre_layer *layer, float *x,
+                         const float *delta, uint32_t n)
 {
     struct hre_product wide[] = {{&layer->up, s->up}, {&layer->gate, s->gate}};
     struct hre_product down = {&layer->down, s->h};
@@ -256,11 +271,12 @@ static void feed_forward(struct hre_session *s, const struct hre_layer *layer, f
 }
 
 /*
- * One layer over n rows at x, of which n_queries at the end go on. The attention's output takes the place of h, so that x
- * alone holds the stream. Afterwards h holds what is still to be added to the last n_queries rows of x.
+ * One layer over n rows at x, of which n_queries at the end go on. The attention's output takes the
+ * place of h, so that x alone holds the stream. Afterwards h holds what is still to be added to the
+ * last n_queries rows of x.
  */
-static hr_status_t run_layer(struct hre_session *s, struct hre_pass *pass, uint32_t i, const float *delta,
-                             uint32_t n_queries)
+static hr_status_t run_layer(struct hre_session *s, struct hre_pass *pass, uint32_t i,
+                             const float *delta, uint32_t n_queries)
 {
     const struct hre_layer *layer = &s->model->layers[i];
     struct row_job job = {.model = s->model,
@@ -297,7 +313,8 @@ hr_status_t hre_forward(struct hre_session *session, struct hre_pass *pass)
     embed(session, pass);
     fill_ropes(session, pass);
     for (uint32_t i = 0; i < n_layers; i++) {
-        /* Of the last layer only the rows that somebody asked for go on; the others leave their K and V. */
+        /* Of the last layer only the rows that somebody asked for go on; the others leave their K
+         * and V. */
         uint32_t n_queries = i + 1 < n_layers ? pass->n : pass->rows_needed;
         hr_status_t status = run_layer(session, pass, i, delta, n_queries);
 
@@ -308,7 +325,8 @@ hr_status_t hre_forward(struct hre_session *session, struct hre_pass *pass)
     }
     struct row_job job = {.model = model,
                           .norm = &model->output_norm,
-                          .x = session->x + (size_t)(pass->n - pass->rows_needed) * model->info.width,
+                          .x = session->x +
+                               (size_t)(pass->n - pass->rows_needed) * model->info.width,
                           .delta = delta,
                           .y = session->h,
                           .n_rows = pass->rows_needed};

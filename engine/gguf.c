@@ -13,10 +13,11 @@
 #define ALIGNMENT_DEFAULT 32
 #define ALIGNMENT_MAX     (1u << 20)
 #define NESTING_MAX       4
-/* The least a metadata entry (key of one byte, one-byte value) and a tensor's description can take. They bound counts by
- * the file's size, so that no count makes us allocate more than a small multiple of the file. */
-#define ENTRY_BYTES_MIN   (8 + 1 + 4 + 1)
-#define TENSOR_BYTES_MIN  (8 + 1 + 4 + 8 + 4 + 8)
+/* The least a metadata entry (key of one byte, one-byte value) and a tensor's description can take.
+ * They bound counts by the file's size, so that no count makes us allocate more than a small
+ * multiple of the file. */
+#define ENTRY_BYTES_MIN  (8 + 1 + 4 + 1)
+#define TENSOR_BYTES_MIN (8 + 1 + 4 + 8 + 4 + 8)
 
 struct entry {
     struct hre_gguf_string key;
@@ -46,17 +47,17 @@ static const struct weight_type {
     const char *name;
     uint16_t block_elements, block_bytes;
 } weight_types[] = {
-    [0] = {"F32", 1, 4},          [1] = {"F16", 1, 2},         [2] = {"Q4_0", 32, 18},
-    [3] = {"Q4_1", 32, 20},       [6] = {"Q5_0", 32, 22},      [7] = {"Q5_1", 32, 24},
-    [8] = {"Q8_0", 32, 34},       [9] = {"Q8_1", 32, 36},      [10] = {"Q2_K", 256, 84},
-    [11] = {"Q3_K", 256, 110},    [12] = {"Q4_K", 256, 144},   [13] = {"Q5_K", 256, 176},
-    [14] = {"Q6_K", 256, 210},    [15] = {"Q8_K", 256, 292},   [16] = {"IQ2_XXS", 256, 66},
-    [17] = {"IQ2_XS", 256, 74},   [18] = {"IQ3_XXS", 256, 98}, [19] = {"IQ1_S", 256, 50},
-    [20] = {"IQ4_NL", 32, 18},    [21] = {"IQ3_S", 256, 110},  [22] = {"IQ2_S", 256, 82},
-    [23] = {"IQ4_XS", 256, 136},  [24] = {"I8", 1, 1},         [25] = {"I16", 1, 2},
-    [26] = {"I32", 1, 4},         [27] = {"I64", 1, 8},        [28] = {"F64", 1, 8},
-    [29] = {"IQ1_M", 256, 56},    [30] = {"BF16", 1, 2},       [34] = {"TQ1_0", 256, 54},
-    [35] = {"TQ2_0", 256, 66},    [39] = {"MXFP4", 32, 17},
+    [0] = {"F32", 1, 4},         [1] = {"F16", 1, 2},         [2] = {"Q4_0", 32, 18},
+    [3] = {"Q4_1", 32, 20},      [6] = {"Q5_0", 32, 22},      [7] = {"Q5_1", 32, 24},
+    [8] = {"Q8_0", 32, 34},      [9] = {"Q8_1", 32, 36},      [10] = {"Q2_K", 256, 84},
+    [11] = {"Q3_K", 256, 110},   [12] = {"Q4_K", 256, 144},   [13] = {"Q5_K", 256, 176},
+    [14] = {"Q6_K", 256, 210},   [15] = {"Q8_K", 256, 292},   [16] = {"IQ2_XXS", 256, 66},
+    [17] = {"IQ2_XS", 256, 74},  [18] = {"IQ3_XXS", 256, 98}, [19] = {"IQ1_S", 256, 50},
+    [20] = {"IQ4_NL", 32, 18},   [21] = {"IQ3_S", 256, 110},  [22] = {"IQ2_S", 256, 82},
+    [23] = {"IQ4_XS", 256, 136}, [24] = {"I8", 1, 1},         [25] = {"I16", 1, 2},
+    [26] = {"I32", 1, 4},        [27] = {"I64", 1, 8},        [28] = {"F64", 1, 8},
+    [29] = {"IQ1_M", 256, 56},   [30] = {"BF16", 1, 2},       [34] = {"TQ1_0", 256, 54},
+    [35] = {"TQ2_0", 256, 66},   [39] = {"MXFP4", 32, 17},
 };
 #define WEIGHT_TYPES (sizeof(weight_types) / sizeof(weight_types[0]))
 
@@ -65,7 +66,7 @@ const char *hre_weight_type_name(uint32_t type)
     return type < WEIGHT_TYPES ? weight_types[type].name : NULL;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ raw reading */
+/* -------------------------------------------------------------------------------- raw reading */
 
 static hr_status_t corrupt(const hre_gguf_t *gguf, size_t at, const char *what)
 {
@@ -75,7 +76,8 @@ static hr_status_t corrupt(const hre_gguf_t *gguf, size_t at, const char *what)
 static hr_status_t read_bytes(struct cursor *c, void *out, size_t bytes, const char *what)
 {
     if (bytes > c->gguf->bytes - c->at) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: the file ends inside %s", c->gguf->name, c->at, what);
+        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: the file ends inside %s", c->gguf->name,
+                        c->at, what);
     }
     memcpy(out, c->gguf->data + c->at, bytes);
     c->at += bytes;
@@ -102,7 +104,8 @@ static hr_status_t read_string(struct cursor *c, struct hre_gguf_string *out, co
         return status;
     }
     if (length > c->gguf->bytes - c->at) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: %s of %llu bytes goes beyond the end of the file",
+        return hre_fail(HR_ERR_CORRUPT,
+                        "%s: offset %zu: %s of %llu bytes goes beyond the end of the file",
                         c->gguf->name, start, what, (unsigned long long)length);
     }
     out->data = (const char *)c->gguf->data + c->at;
@@ -141,7 +144,8 @@ static hr_status_t skip_array(struct cursor *c, unsigned depth)
     size_t each = scalar_bytes(type);
     size_t least = each ? each : type == HRE_GGUF_STRING ? 8 : 12;
     if (count > left / least) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: array of %llu elements goes beyond the end of the file",
+        return hre_fail(HR_ERR_CORRUPT,
+                        "%s: offset %zu: array of %llu elements goes beyond the end of the file",
                         c->gguf->name, start, (unsigned long long)count);
     }
     if (each) {
@@ -166,7 +170,8 @@ static hr_status_t skip_value(struct cursor *c, uint32_t type, unsigned depth)
         return skip_array(c, depth);
     }
     if (bytes == 0) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: value type %u does not exist", c->gguf->name, c->at, type);
+        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: value type %u does not exist",
+                        c->gguf->name, c->at, type);
     }
     if (bytes > c->gguf->bytes - c->at) {
         return corrupt(c->gguf, c->at, "the file ends inside a value");
@@ -175,7 +180,7 @@ static hr_status_t skip_value(struct cursor *c, uint32_t type, unsigned depth)
     return HR_OK;
 }
 
-/* --------------------------------------------------------------------------------------------------------------- parsing */
+/* ------------------------------------------------------------------------------------ parsing */
 
 static int compare_strings(struct hre_gguf_string a, struct hre_gguf_string b)
 {
@@ -194,7 +199,8 @@ static int compare_tensors(const void *a, const void *b, void *context)
 {
     const hre_gguf_t *gguf = context;
 
-    return compare_strings(gguf->tensors[*(const uint32_t *)a].name, gguf->tensors[*(const uint32_t *)b].name);
+    return compare_strings(gguf->tensors[*(const uint32_t *)a].name,
+                           gguf->tensors[*(const uint32_t *)b].name);
 }
 
 static hr_status_t parse_head(struct cursor *c, uint64_t *n_tensors, uint64_t *n_entries)
@@ -214,8 +220,10 @@ static hr_status_t parse_head(struct cursor *c, uint64_t *n_tensors, uint64_t *n
         return status;
     }
     if (version != 2 && version != 3) {
-        return hre_fail(HR_ERR_VERSION, "%s: offset 4: GGUF version %u; versions 2 and 3 (little-endian) can be read",
-                        gguf->name, version);
+        return hre_fail(
+            HR_ERR_VERSION,
+            "%s: offset 4: GGUF version %u; versions 2 and 3 (little-endian) can be read",
+            gguf->name, version);
     }
     status = read_u64(c, n_tensors, "the tensor count");
     if (status == HR_OK) {
@@ -226,11 +234,13 @@ static hr_status_t parse_head(struct cursor *c, uint64_t *n_tensors, uint64_t *n
     }
     size_t left = gguf->bytes - c->at;
     if (*n_tensors > left / TENSOR_BYTES_MIN || *n_tensors > UINT32_MAX) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset 8: %llu tensors cannot be in a file of %zu bytes", gguf->name,
+        return hre_fail(HR_ERR_CORRUPT,
+                        "%s: offset 8: %llu tensors cannot be in a file of %zu bytes", gguf->name,
                         (unsigned long long)*n_tensors, gguf->bytes);
     }
     if (*n_entries > left / ENTRY_BYTES_MIN) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset 16: %llu metadata entries cannot be in a file of %zu bytes",
+        return hre_fail(HR_ERR_CORRUPT,
+                        "%s: offset 16: %llu metadata entries cannot be in a file of %zu bytes",
                         gguf->name, (unsigned long long)*n_entries, gguf->bytes);
     }
     return HR_OK;
@@ -267,8 +277,9 @@ static hr_status_t parse_entries(hre_gguf_t *gguf, struct cursor *c, uint64_t n_
         struct entry *e = &gguf->entries[i];
 
         if (compare_entries(e - 1, e) == 0) {
-            return hre_fail(HR_ERR_CORRUPT, "%s: offset %llu: metadata key '%.*s' occurs twice", gguf->name,
-                            (unsigned long long)e->value, (int)(e->key.length < 100 ? e->key.length : 100), e->key.data);
+            return hre_fail(HR_ERR_CORRUPT, "%s: offset %llu: metadata key '%.*s' occurs twice",
+                            gguf->name, (unsigned long long)e->value,
+                            (int)(e->key.length < 100 ? e->key.length : 100), e->key.data);
         }
     }
     return HR_OK;
@@ -289,8 +300,8 @@ static hr_status_t parse_tensor(struct cursor *c, struct hre_gguf_tensor *t, uin
     }
     int length = (int)(t->name.length < 100 ? t->name.length : 100);
     if (t->n_dims < 1 || t->n_dims > HRE_GGUF_DIMS_MAX) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: tensor '%.*s' has %u dimensions (1 to %d)", gguf->name, at,
-                        length, t->name.data, t->n_dims, HRE_GGUF_DIMS_MAX);
+        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: tensor '%.*s' has %u dimensions (1 to %d)",
+                        gguf->name, at, length, t->name.data, t->n_dims, HRE_GGUF_DIMS_MAX);
     }
     t->n_elements = 1;
     for (uint32_t i = 0; i < HRE_GGUF_DIMS_MAX; i++) {
@@ -300,8 +311,9 @@ static hr_status_t parse_tensor(struct cursor *c, struct hre_gguf_tensor *t, uin
             return status;
         }
         if (t->dims[i] == 0 || t->dims[i] > (UINT64_MAX >> 6) / t->n_elements) {
-            return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: dimension %u of tensor '%.*s' is %llu", gguf->name, at, i,
-                            length, t->name.data, (unsigned long long)t->dims[i]);
+            return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: dimension %u of tensor '%.*s' is %llu",
+                            gguf->name, at, i, length, t->name.data,
+                            (unsigned long long)t->dims[i]);
         }
         t->n_elements *= t->dims[i];
     }
@@ -314,17 +326,20 @@ static hr_status_t parse_tensor(struct cursor *c, struct hre_gguf_tensor *t, uin
         return status;
     }
     if (!hre_weight_type_name(t->type)) {
-        return hre_fail(HR_ERR_UNSUPPORTED, "%s: offset %zu: tensor '%.*s' has unknown type %u", gguf->name, at, length,
-                        t->name.data, t->type);
+        return hre_fail(HR_ERR_UNSUPPORTED, "%s: offset %zu: tensor '%.*s' has unknown type %u",
+                        gguf->name, at, length, t->name.data, t->type);
     }
     const struct weight_type *type = &weight_types[t->type];
     if (t->dims[0] % type->block_elements) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: rows of %llu elements of tensor '%.*s' are no whole %s blocks",
-                        gguf->name, at, (unsigned long long)t->dims[0], length, t->name.data, type->name);
+        return hre_fail(
+            HR_ERR_CORRUPT,
+            "%s: offset %zu: rows of %llu elements of tensor '%.*s' are no whole %s blocks",
+            gguf->name, at, (unsigned long long)t->dims[0], length, t->name.data, type->name);
     }
     uint64_t blocks = t->n_elements / type->block_elements;
     if (blocks > gguf->bytes / type->block_bytes) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: offset %zu: tensor '%.*s' of %llu elements is larger than the file",
+        return hre_fail(HR_ERR_CORRUPT,
+                        "%s: offset %zu: tensor '%.*s' of %llu elements is larger than the file",
                         gguf->name, at, length, t->name.data, (unsigned long long)t->n_elements);
     }
     t->n_bytes = blocks * type->block_bytes;
@@ -342,7 +357,8 @@ static hr_status_t data_alignment(const hre_gguf_t *gguf, uint64_t *alignment_ou
         }
     }
     if (alignment < 8 || alignment > ALIGNMENT_MAX || (alignment & (alignment - 1))) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: general.alignment is %llu; a power of two from 8 to %u was expected",
+        return hre_fail(HR_ERR_CORRUPT,
+                        "%s: general.alignment is %llu; a power of two from 8 to %u was expected",
                         gguf->name, (unsigned long long)alignment, ALIGNMENT_MAX);
     }
     *alignment_out = alignment;
@@ -367,15 +383,19 @@ static hr_status_t place_tensors(hre_gguf_t *gguf, size_t header_end, const uint
         int length = (int)(t->name.length < 100 ? t->name.length : 100);
 
         if (offsets[i] % alignment) {
-            return hre_fail(HR_ERR_CORRUPT, "%s: tensor '%.*s' at data offset %llu is not aligned to %llu", gguf->name,
-                            length, t->name.data, (unsigned long long)offsets[i], (unsigned long long)alignment);
+            return hre_fail(HR_ERR_CORRUPT,
+                            "%s: tensor '%.*s' at data offset %llu is not aligned to %llu",
+                            gguf->name, length, t->name.data, (unsigned long long)offsets[i],
+                            (unsigned long long)alignment);
         }
         if (offsets[i] > gguf->bytes - start || t->n_bytes > gguf->bytes - start - offsets[i]) {
             return hre_fail(HR_ERR_CORRUPT,
-                            "%s: tensor '%.*s' needs %llu bytes at data offset %llu, but the file has only %llu bytes "
+                            "%s: tensor '%.*s' needs %llu bytes at data offset %llu, but the file "
+                            "has only %llu bytes "
                             "of data (truncated?)",
                             gguf->name, length, t->name.data, (unsigned long long)t->n_bytes,
-                            (unsigned long long)offsets[i], (unsigned long long)(gguf->bytes - start));
+                            (unsigned long long)offsets[i],
+                            (unsigned long long)(gguf->bytes - start));
         }
         t->data = gguf->data + start + offsets[i];
     }
@@ -409,7 +429,8 @@ static hr_status_t parse_tensors(hre_gguf_t *gguf, struct cursor *c, uint64_t n_
     gguf->by_name = calloc(n, sizeof(*gguf->by_name));
     if (!offsets || !gguf->tensors || !gguf->by_name) {
         free(offsets);
-        return hre_fail(HR_ERR_NOMEM, "%s: no memory for %llu tensors", gguf->name, (unsigned long long)n_tensors);
+        return hre_fail(HR_ERR_NOMEM, "%s: no memory for %llu tensors", gguf->name,
+                        (unsigned long long)n_tensors);
     }
     for (uint64_t i = 0; i < n_tensors && status == HR_OK; i++) {
         status = parse_tensor(c, &gguf->tensors[i], &offsets[i]);
@@ -437,7 +458,7 @@ static hr_status_t parse(hre_gguf_t *gguf)
     return status == HR_OK ? parse_tensors(gguf, &c, n_tensors) : status;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ open */
+/* --------------------------------------------------------------------------------------- open */
 
 static hr_status_t open_parsed(hre_gguf_t *gguf, hre_gguf_t **gguf_out)
 {
@@ -466,10 +487,12 @@ static hre_gguf_t *make(const char *name)
     return gguf;
 }
 
-hr_status_t hre_gguf_open_memory(const void *data, size_t bytes, const char *name, hre_gguf_t **gguf_out)
+hr_status_t hre_gguf_open_memory(const void *data, size_t bytes, const char *name,
+                                 hre_gguf_t **gguf_out)
 {
     if (!data || !name || !gguf_out || (uintptr_t)data % 8) {
-        return hre_fail(HR_ERR_INVALID, "hre_gguf_open_memory: data must be there and aligned to 8 bytes");
+        return hre_fail(HR_ERR_INVALID,
+                        "hre_gguf_open_memory: data must be there and aligned to 8 bytes");
     }
     hre_gguf_t *gguf = make(name);
     if (!gguf) {
@@ -551,7 +574,7 @@ uint64_t hre_gguf_file_bytes(const hre_gguf_t *gguf)
     return gguf->bytes;
 }
 
-/* --------------------------------------------------------------------------------------------------------------- metadata */
+/* ----------------------------------------------------------------------------------- metadata */
 
 static const struct entry *find_entry(const hre_gguf_t *gguf, const char *key)
 {
@@ -560,10 +583,13 @@ static const struct entry *find_entry(const hre_gguf_t *gguf, const char *key)
     return bsearch(&wanted, gguf->entries, gguf->n_entries, sizeof(wanted), compare_entries);
 }
 
-static hr_status_t require_entry(const hre_gguf_t *gguf, const char *key, const struct entry **entry_out)
+static hr_status_t require_entry(const hre_gguf_t *gguf, const char *key,
+                                 const struct entry **entry_out)
 {
     *entry_out = find_entry(gguf, key);
-    return *entry_out ? HR_OK : hre_fail(HR_ERR_NOTFOUND, "%s: metadata key '%s' is missing", gguf->name, key);
+    return *entry_out
+               ? HR_OK
+               : hre_fail(HR_ERR_NOTFOUND, "%s: metadata key '%s' is missing", gguf->name, key);
 }
 
 /* An integer or bool, sign-extended. */
@@ -596,12 +622,14 @@ static uint64_t integer_at(const unsigned char *p, hre_gguf_type_t type)
 
 static int is_integer(hre_gguf_type_t type)
 {
-    return type <= HRE_GGUF_I64 && type != HRE_GGUF_F32 && type != HRE_GGUF_STRING && type != HRE_GGUF_ARRAY;
+    return type <= HRE_GGUF_I64 && type != HRE_GGUF_F32 && type != HRE_GGUF_STRING &&
+           type != HRE_GGUF_ARRAY;
 }
 
 static int is_signed(hre_gguf_type_t type)
 {
-    return type == HRE_GGUF_I8 || type == HRE_GGUF_I16 || type == HRE_GGUF_I32 || type == HRE_GGUF_I64;
+    return type == HRE_GGUF_I8 || type == HRE_GGUF_I16 || type == HRE_GGUF_I32 ||
+           type == HRE_GGUF_I64;
 }
 
 static double number_at(const unsigned char *p, hre_gguf_type_t type)
@@ -667,7 +695,8 @@ static struct hre_gguf_string string_at(const unsigned char *p)
     return (struct hre_gguf_string){(const char *)p + 8, (size_t)length};
 }
 
-hr_status_t hre_gguf_get_string(const hre_gguf_t *gguf, const char *key, struct hre_gguf_string *value_out)
+hr_status_t hre_gguf_get_string(const hre_gguf_t *gguf, const char *key,
+                                struct hre_gguf_string *value_out)
 {
     const struct entry *e;
     hr_status_t status = require_entry(gguf, key, &e);
@@ -682,7 +711,8 @@ hr_status_t hre_gguf_get_string(const hre_gguf_t *gguf, const char *key, struct 
     return HR_OK;
 }
 
-hr_status_t hre_gguf_get_array(const hre_gguf_t *gguf, const char *key, struct hre_gguf_array *value_out)
+hr_status_t hre_gguf_get_array(const hre_gguf_t *gguf, const char *key,
+                               struct hre_gguf_array *value_out)
 {
     const struct entry *e;
     hr_status_t status = require_entry(gguf, key, &e);
@@ -702,7 +732,9 @@ hr_status_t hre_gguf_get_array(const hre_gguf_t *gguf, const char *key, struct h
 
 uint64_t hre_gguf_array_u64(const struct hre_gguf_array *array, uint64_t i)
 {
-    return is_integer(array->type) ? integer_at(array->data + i * scalar_bytes(array->type), array->type) : 0;
+    return is_integer(array->type)
+               ? integer_at(array->data + i * scalar_bytes(array->type), array->type)
+               : 0;
 }
 
 double hre_gguf_array_f64(const struct hre_gguf_array *array, uint64_t i)
@@ -712,7 +744,8 @@ double hre_gguf_array_f64(const struct hre_gguf_array *array, uint64_t i)
     return bytes ? number_at(array->data + i * bytes, array->type) : 0.0;
 }
 
-struct hre_gguf_string hre_gguf_array_string_next(const struct hre_gguf_array *array, size_t *offset)
+struct hre_gguf_string hre_gguf_array_string_next(const struct hre_gguf_array *array,
+                                                  size_t *offset)
 {
     struct hre_gguf_string string = {"", 0};
 
@@ -723,7 +756,7 @@ struct hre_gguf_string hre_gguf_array_string_next(const struct hre_gguf_array *a
     return string;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- tensors */
+/* ------------------------------------------------------------------------------------ tensors */
 
 uint64_t hre_gguf_tensor_count(const hre_gguf_t *gguf)
 {

@@ -43,8 +43,8 @@ struct job {
     struct hre_activations activations;
 };
 
-hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *workers, uint32_t cols_max,
-                              struct hre_linear **linear_out)
+hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *workers,
+                              uint32_t cols_max, struct hre_linear **linear_out)
 {
     uint32_t n_threads = hre_workers_count(workers);
     struct hre_linear *linear = calloc(1, sizeof(*linear));
@@ -55,7 +55,8 @@ hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *wor
     linear->ops = ops;
     linear->workers = workers;
 #if HR_HAVE_BLAS
-    /* The plain C level has no fast tile; a BLAS knows the machine. One thread each: the split is ours. */
+    /* The plain C level has no fast tile; a BLAS knows the machine. One thread each: the split is
+     * ours. */
     linear->blas = ops == &hre_ops_ref;
     if (linear->blas) {
         openblas_set_num_threads(1);
@@ -69,7 +70,8 @@ hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *wor
     linear->memory = aligned_alloc(SCRATCH_ALIGNMENT, floats * sizeof(float));
     if (!linear->scratch || !linear->memory) {
         hre_linear_destroy(linear);
-        return hre_fail(HR_ERR_NOMEM, "no memory for %zu bytes of scratch for linear layers", floats * sizeof(float));
+        return hre_fail(HR_ERR_NOMEM, "no memory for %zu bytes of scratch for linear layers",
+                        floats * sizeof(float));
     }
     linear->bytes = floats * sizeof(float);
     linear->sums = linear->memory;
@@ -97,8 +99,8 @@ uint64_t hre_linear_bytes(const struct hre_linear *linear)
 }
 
 /* Rows [*first_out, *first_out + *count_out) of the product that item falls into. */
-static const struct hre_product *find_rows(const struct job *job, uint32_t item, uint32_t *first_out,
-                                           uint32_t *count_out)
+static const struct hre_product *find_rows(const struct job *job, uint32_t item,
+                                           uint32_t *first_out, uint32_t *count_out)
 {
     const struct hre_product *p = job->products;
 
@@ -111,7 +113,8 @@ static const struct hre_product *find_rows(const struct job *job, uint32_t item,
         item -= items;
     }
     *first_out = item * job->item_rows;
-    *count_out = p->w->rows - *first_out < job->item_rows ? p->w->rows - *first_out : job->item_rows;
+    *count_out =
+        p->w->rows - *first_out < job->item_rows ? p->w->rows - *first_out : job->item_rows;
     return p;
 }
 
@@ -135,7 +138,7 @@ static uint32_t total_rows(const struct job *job)
     return rows;
 }
 
-/* ----------------------------------------------------------------------------------------------------- one row: a vector */
+/* -------------------------------------------------------------------------- one row: a vector */
 
 static void vector_item(void *context, uint32_t item, uint32_t thread)
 {
@@ -146,7 +149,8 @@ static void vector_item(void *context, uint32_t item, uint32_t thread)
     const char *rows = (const char *)w->data + first * w->row_bytes;
 
     (void)thread;
-    job->linear->ops->dot[w->type](rows, w->row_bytes, count, w->cols, &job->activations, p->y + first);
+    job->linear->ops->dot[w->type](rows, w->row_bytes, count, w->cols, &job->activations,
+                                   p->y + first);
     if (w->bias) {
         job->linear->ops->add(p->y + first, w->bias + first, count);
     }
@@ -158,24 +162,27 @@ static void apply_vector(struct job *job, const float *x)
     uint32_t cols = job->products[0].w->cols;
     uint32_t rows = total_rows(job) / (hre_workers_count(linear->workers) * ITEMS_PER_THREAD);
 
-    job->item_rows = rows < VECTOR_ROWS_MIN ? VECTOR_ROWS_MIN : rows > VECTOR_ROWS_MAX ? VECTOR_ROWS_MAX : rows;
+    job->item_rows = rows < VECTOR_ROWS_MIN   ? VECTOR_ROWS_MIN
+                     : rows > VECTOR_ROWS_MAX ? VECTOR_ROWS_MAX
+                                              : rows;
     linear->ops->sum_groups(x, cols, linear->sums);
     job->activations = (struct hre_activations){x, linear->sums};
     hre_workers_run(linear->workers, vector_item, job, count_items(job));
 }
 
-/* ---------------------------------------------------------------------------------------------------- many rows: a matrix */
+/* ------------------------------------------------------------------------ many rows: a matrix */
 
-static void multiply_rows(const struct job *job, const struct scratch *s, const struct hre_product *p, uint32_t first,
-                          uint32_t count)
+static void multiply_rows(const struct job *job, const struct scratch *s,
+                          const struct hre_product *p, uint32_t first, uint32_t count)
 {
     const struct hre_ops *ops = job->linear->ops;
     const struct hre_weight *w = p->w;
 
 #if HR_HAVE_BLAS
     if (job->linear->blas) {
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)job->m, (int)count, (int)w->cols, 1.0f, job->x,
-                    (int)w->cols, s->rows, (int)w->cols, 0.0f, p->y + first, (int)w->rows);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)job->m, (int)count, (int)w->cols,
+                    1.0f, job->x, (int)w->cols, s->rows, (int)w->cols, 0.0f, p->y + first,
+                    (int)w->rows);
         return;
     }
 #endif
@@ -202,10 +209,11 @@ static void matrix_item(void *context, uint32_t item, uint32_t thread)
     }
 }
 
-void hre_linear_apply(struct hre_linear *linear, const float *x, uint32_t m, const struct hre_product *products,
-                      uint32_t n_products)
+void hre_linear_apply(struct hre_linear *linear, const float *x, uint32_t m,
+                      const struct hre_product *products, uint32_t n_products)
 {
-    struct job job = {.linear = linear, .x = x, .m = m, .products = products, .n_products = n_products};
+    struct job job = {
+        .linear = linear, .x = x, .m = m, .products = products, .n_products = n_products};
 
     if (m >= MATRIX_ROWS_MIN) {
         job.item_rows = linear->tile_rows;
@@ -216,7 +224,8 @@ void hre_linear_apply(struct hre_linear *linear, const float *x, uint32_t m, con
     uint32_t n = n_products < 8 ? n_products : 8;
     for (uint32_t i = 0; i < m; i++) {
         for (uint32_t j = 0; j < n; j++) {
-            row[j] = (struct hre_product){products[j].w, products[j].y + (size_t)i * products[j].w->rows};
+            row[j] = (struct hre_product){products[j].w,
+                                          products[j].y + (size_t)i * products[j].w->rows};
         }
         job.products = row;
         apply_vector(&job, x + (size_t)i * products[0].w->cols);

@@ -1,6 +1,7 @@
 /*
- * Products of weights with activations, spread over the engine's threads. One row of activations: straight on the
- * quantised weights. Many rows: weights are dequantised tile by tile into a scratch that fits a core's cache.
+ * Products of weights with activations, spread over the engine's threads. One row of activations:
+ * straight on the quantised weights. Many rows: weights are dequantised tile by tile into a scratch
+ * that fits a core's cache.
  */
 #ifndef HRE_LINEAR_H
 #define HRE_LINEAR_H
@@ -30,13 +31,13 @@ struct hre_product {
 struct hre_linear;
 
 /* cols_max: the widest weight's. HR_ERR_NOMEM. */
-hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *workers, uint32_t cols_max,
-                              struct hre_linear **linear_out);
+hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *workers,
+                              uint32_t cols_max, struct hre_linear **linear_out);
 void hre_linear_destroy(struct hre_linear *linear);
 uint64_t hre_linear_bytes(const struct hre_linear *linear);
 
 /* Several weights of equal cols on the same m rows of activations x: [m][cols]. */
-void hre_linear_apply(struct hre_linear *linear, const float *x, uint32_t m, const struct hre_product *products,
-                      uint32_t n_products);
+void hre_linear_apply(struct hre_linear *linear, const float *x, uint32_t m,
+                      const struct hre_product *products, uint32_t n_products);
 
 #endif

@@ -33,7 +33,8 @@ static uint32_t widest(const struct hre_model *model)
     return cols;
 }
 
-static hr_status_t open_parts(hre_model_t *model, const char *path, const struct hre_model_options *options)
+static hr_status_t open_parts(hre_model_t *model, const char *path,
+                              const struct hre_model_options *options)
 {
     hr_status_t status = hre_ops_choose(options->cpu_level, &model->ops);
 
@@ -52,7 +53,8 @@ static hr_status_t open_parts(hre_model_t *model, const char *path, const struct
     return status;
 }
 
-hr_status_t hre_model_open(const char *path, const struct hre_model_options *options, hre_model_t **model_out)
+hr_status_t hre_model_open(const char *path, const struct hre_model_options *options,
+                           hre_model_t **model_out)
 {
     struct hre_model_options defaults;
 
@@ -64,8 +66,8 @@ hr_status_t hre_model_open(const char *path, const struct hre_model_options *opt
         options = &defaults;
     }
     if (options->struct_size != sizeof(*options)) {
-        return hre_fail(HR_ERR_INVALID, "hre_model_open: options of %zu bytes, %zu expected", options->struct_size,
-                        sizeof(*options));
+        return hre_fail(HR_ERR_INVALID, "hre_model_open: options of %zu bytes, %zu expected",
+                        options->struct_size, sizeof(*options));
     }
     hre_model_t *model = calloc(1, sizeof(*model));
     if (!model) {

@@ -34,10 +34,10 @@ struct hre_model {
 
     struct hre_rope_table *ropes; /* [n_ropes], one per distinct base */
     uint32_t n_ropes;
-    float *rope_bases;            /* [n_layers] */
-    uint32_t *windows;            /* [n_layers] */
+    float *rope_bases; /* [n_layers] */
+    uint32_t *windows; /* [n_layers] */
     int any_window;
-    float *log_n;                 /* [n_layers][n_q_heads] or NULL */
+    float *log_n;                  /* [n_layers][n_q_heads] or NULL */
     struct hr_rope *library_ropes; /* [n_layers] as the library wants them */
 };
 

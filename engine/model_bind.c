@@ -1,4 +1,5 @@
-/* From a GGUF file to a model: which tensors and keys an architecture has, and whether they fit together. */
+/* From a GGUF file to a model: which tensors and keys an architecture has, and whether they fit
+ * together. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +29,7 @@ struct binding {
     const char *file;
 };
 
-/* ------------------------------------------------------------------------------------------------------------------- keys */
+/* --------------------------------------------------------------------------------------- keys */
 
 static const char *key_of(const struct binding *b, const char *suffix, char name[NAME_BYTES])
 {
@@ -49,7 +50,8 @@ static hr_status_t as_corrupt(hr_status_t status)
     return status == HR_ERR_NOTFOUND || status == HR_ERR_DTYPE ? HR_ERR_CORRUPT : status;
 }
 
-static hr_status_t get_u32(const struct binding *b, const char *suffix, uint32_t min, uint32_t max, uint32_t *out)
+static hr_status_t get_u32(const struct binding *b, const char *suffix, uint32_t min, uint32_t max,
+                           uint32_t *out)
 {
     char name[NAME_BYTES];
     uint64_t value = 0;
@@ -66,8 +68,8 @@ static hr_status_t get_u32(const struct binding *b, const char *suffix, uint32_t
     return HR_OK;
 }
 
-static hr_status_t get_u32_or(const struct binding *b, const char *suffix, uint32_t min, uint32_t max, uint32_t missing,
-                              uint32_t *out)
+static hr_status_t get_u32_or(const struct binding *b, const char *suffix, uint32_t min,
+                              uint32_t max, uint32_t missing, uint32_t *out)
 {
     if (!has_key(b, suffix)) {
         *out = missing;
@@ -77,7 +79,8 @@ static hr_status_t get_u32_or(const struct binding *b, const char *suffix, uint3
 }
 
 /* A finite number above 0. */
-static hr_status_t get_positive_or(const struct binding *b, const char *suffix, double missing, double *out)
+static hr_status_t get_positive_or(const struct binding *b, const char *suffix, double missing,
+                                   double *out)
 {
     char name[NAME_BYTES];
     double value = missing;
@@ -98,7 +101,8 @@ static hr_status_t get_positive_or(const struct binding *b, const char *suffix, 
 }
 
 /* One value for every layer, or an array with one for each. */
-static hr_status_t get_per_layer(const struct binding *b, const char *suffix, double missing, double *out)
+static hr_status_t get_per_layer(const struct binding *b, const char *suffix, double missing,
+                                 double *out)
 {
     uint32_t n = b->model->info.n_layers;
     char name[NAME_BYTES];
@@ -108,7 +112,8 @@ static hr_status_t get_per_layer(const struct binding *b, const char *suffix, do
     key_of(b, suffix, name);
     if (hre_gguf_has(b->gguf, name) && hre_gguf_get_array(b->gguf, name, &array) == HR_OK) {
         if (array.count != n || array.type == HRE_GGUF_STRING || array.type == HRE_GGUF_ARRAY) {
-            return hre_fail(HR_ERR_CORRUPT, "%s: '%s' must have a number for each of %u layers", b->file, name, n);
+            return hre_fail(HR_ERR_CORRUPT, "%s: '%s' must have a number for each of %u layers",
+                            b->file, name, n);
         }
         for (uint32_t i = 0; i < n; i++) {
             out[i] = hre_gguf_array_f64(&array, i);
@@ -138,10 +143,10 @@ static char *copy_string(struct hre_gguf_string s)
     return copy;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- tensors */
+/* ------------------------------------------------------------------------------------ tensors */
 
-static const struct hre_gguf_tensor *find_tensor(const struct binding *b, int layer, const char *suffix,
-                                                 char name[NAME_BYTES])
+static const struct hre_gguf_tensor *find_tensor(const struct binding *b, int layer,
+                                                 const char *suffix, char name[NAME_BYTES])
 {
     if (layer >= 0) {
         snprintf(name, NAME_BYTES, "blk.%d.%s", layer, suffix);
@@ -152,30 +157,31 @@ static const struct hre_gguf_tensor *find_tensor(const struct binding *b, int la
 }
 
 /* Floats, n of them; NULL where an optional tensor is missing. */
-static hr_status_t bind_vector(const struct binding *b, int layer, const char *suffix, uint32_t n, int optional,
-                               const float **out)
+static hr_status_t bind_vector(const struct binding *b, int layer, const char *suffix, uint32_t n,
+                               int optional, const float **out)
 {
     char name[NAME_BYTES];
     const struct hre_gguf_tensor *t = find_tensor(b, layer, suffix, name);
 
     *out = NULL;
     if (!t) {
-        return optional ? HR_OK : hre_fail(HR_ERR_CORRUPT, "%s: tensor '%s' is missing", b->file, name);
+        return optional ? HR_OK
+                        : hre_fail(HR_ERR_CORRUPT, "%s: tensor '%s' is missing", b->file, name);
     }
     if (t->type != HRE_WEIGHT_F32) {
-        return hre_fail(HR_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; F32 was expected", b->file, name,
-                        hre_weight_type_name(t->type));
+        return hre_fail(HR_ERR_UNSUPPORTED, "%s: tensor '%s' is %s; F32 was expected", b->file,
+                        name, hre_weight_type_name(t->type));
     }
     if (t->n_elements != n || t->dims[0] != n) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: tensor '%s' has %llu elements; %u were expected", b->file, name,
-                        (unsigned long long)t->n_elements, n);
+        return hre_fail(HR_ERR_CORRUPT, "%s: tensor '%s' has %llu elements; %u were expected",
+                        b->file, name, (unsigned long long)t->n_elements, n);
     }
     *out = t->data;
     return HR_OK;
 }
 
-static hr_status_t bind_matrix(const struct binding *b, int layer, const char *suffix, uint32_t cols, uint32_t rows,
-                               struct hre_weight *out)
+static hr_status_t bind_matrix(const struct binding *b, int layer, const char *suffix,
+                               uint32_t cols, uint32_t rows, struct hre_weight *out)
 {
     char name[NAME_BYTES];
     const struct hre_gguf_tensor *t = find_tensor(b, layer, suffix, name);
@@ -184,22 +190,27 @@ static hr_status_t bind_matrix(const struct binding *b, int layer, const char *s
         return hre_fail(HR_ERR_CORRUPT, "%s: tensor '%s' is missing", b->file, name);
     }
     if (t->type >= HRE_WEIGHT_TYPES || !b->model->ops->dot[t->type]) {
-        return hre_fail(HR_ERR_UNSUPPORTED,
-                        "%s: tensor '%s' is %s; F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are supported", b->file,
-                        name, hre_weight_type_name(t->type));
+        return hre_fail(
+            HR_ERR_UNSUPPORTED,
+            "%s: tensor '%s' is %s; F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are supported",
+            b->file, name, hre_weight_type_name(t->type));
     }
     if (t->dims[0] != cols || t->dims[1] != rows || t->n_elements != (uint64_t)cols * rows) {
-        return hre_fail(HR_ERR_CORRUPT, "%s: tensor '%s' is %llu x %llu; %u x %u was expected", b->file, name,
-                        (unsigned long long)t->dims[0], (unsigned long long)t->dims[1], cols, rows);
+        return hre_fail(HR_ERR_CORRUPT, "%s: tensor '%s' is %llu x %llu; %u x %u was expected",
+                        b->file, name, (unsigned long long)t->dims[0],
+                        (unsigned long long)t->dims[1], cols, rows);
     }
-    *out = (struct hre_weight){.data = t->data, .type = t->type, .rows = rows, .cols = cols,
+    *out = (struct hre_weight){.data = t->data,
+                               .type = t->type,
+                               .rows = rows,
+                               .cols = cols,
                                .row_bytes = (size_t)(t->n_bytes / rows)};
     return HR_OK;
 }
 
 /* A matrix and the bias it may have. */
-static hr_status_t bind_linear(const struct binding *b, int layer, const char *stem, uint32_t cols, uint32_t rows,
-                               struct hre_weight *out)
+static hr_status_t bind_linear(const struct binding *b, int layer, const char *stem, uint32_t cols,
+                               uint32_t rows, struct hre_weight *out)
 {
     char name[NAME_BYTES];
 
@@ -212,7 +223,8 @@ static hr_status_t bind_linear(const struct binding *b, int layer, const char *s
     return bind_vector(b, layer, name, rows, 1, &out->bias);
 }
 
-static hr_status_t bind_norm(const struct binding *b, int layer, const char *stem, struct hre_norm *out)
+static hr_status_t bind_norm(const struct binding *b, int layer, const char *stem,
+                             struct hre_norm *out)
 {
     char name[NAME_BYTES];
 
@@ -250,12 +262,13 @@ static hr_status_t bind_layer(const struct binding *b, int i)
         status = bind_norm(b, i, "ffn_norm", &layer->ffn_norm);
     }
     for (size_t w = 0; w < n && status == HR_OK; w++) {
-        status = bind_linear(b, i, weights[w].stem, weights[w].cols, weights[w].rows, weights[w].weight);
+        status =
+            bind_linear(b, i, weights[w].stem, weights[w].cols, weights[w].rows, weights[w].weight);
     }
     return status;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- geometry */
+/* ----------------------------------------------------------------------------------- geometry */
 
 static hr_status_t find_architecture(struct binding *b)
 {
@@ -266,13 +279,16 @@ static hr_status_t find_architecture(struct binding *b)
         return as_corrupt(status);
     }
     for (size_t i = 0; i < ARCHITECTURES; i++) {
-        if (name.length == strlen(architectures[i].name) && memcmp(name.data, architectures[i].name, name.length) == 0) {
+        if (name.length == strlen(architectures[i].name) &&
+            memcmp(name.data, architectures[i].name, name.length) == 0) {
             b->arch = &architectures[i];
         }
     }
     if (!b->arch) {
-        return hre_fail(HR_ERR_UNSUPPORTED, "%s: architecture '%.*s' is not supported; llama, qwen2 and headrace-tiny are",
-                        b->file, (int)(name.length < 64 ? name.length : 64), name.data);
+        return hre_fail(
+            HR_ERR_UNSUPPORTED,
+            "%s: architecture '%.*s' is not supported; llama, qwen2 and headrace-tiny are", b->file,
+            (int)(name.length < 64 ? name.length : 64), name.data);
     }
     struct hre_gguf_string title = {"", 0};
     if (hre_gguf_has(b->gguf, "general.name")) {
@@ -294,22 +310,25 @@ static hr_status_t read_heads(struct binding *b)
     hr_status_t status = get_u32(b, "attention.head_count", 1, HR_HEADS_MAX, &info->n_q_heads);
 
     if (status == HR_OK) {
-        status = get_u32_or(b, "attention.head_count_kv", 1, HR_HEADS_MAX, info->n_q_heads, &info->n_kv_heads);
+        status = get_u32_or(b, "attention.head_count_kv", 1, HR_HEADS_MAX, info->n_q_heads,
+                            &info->n_kv_heads);
     }
     if (status == HR_OK && info->n_q_heads % info->n_kv_heads) {
-        status = hre_fail(HR_ERR_CORRUPT, "%s: %u query heads do not divide among %u kv-heads", b->file, info->n_q_heads,
-                          info->n_kv_heads);
+        status = hre_fail(HR_ERR_CORRUPT, "%s: %u query heads do not divide among %u kv-heads",
+                          b->file, info->n_q_heads, info->n_kv_heads);
     }
     uint32_t dim = info->n_q_heads ? info->width / info->n_q_heads : 0;
     if (status == HR_OK) {
-        status = get_u32_or(b, "attention.key_length", HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX, dim, &info->k_dim);
+        status = get_u32_or(b, "attention.key_length", HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX, dim,
+                            &info->k_dim);
     }
     if (status == HR_OK) {
-        status = get_u32_or(b, "attention.value_length", HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX, dim, &info->v_dim);
+        status = get_u32_or(b, "attention.value_length", HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX, dim,
+                            &info->v_dim);
     }
     if (status == HR_OK && (info->k_dim < HR_HEAD_DIM_MIN || info->k_dim > HR_HEAD_DIM_MAX)) {
-        status = hre_fail(HR_ERR_UNSUPPORTED, "%s: heads of %u dimensions; %d to %d are supported", b->file, info->k_dim,
-                          HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
+        status = hre_fail(HR_ERR_UNSUPPORTED, "%s: heads of %u dimensions; %d to %d are supported",
+                          b->file, info->k_dim, HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
     }
     return status;
 }
@@ -337,14 +356,16 @@ static hr_status_t read_geometry(struct binding *b)
         status = hre_fail(HR_ERR_UNSUPPORTED, "%s: mixtures of experts are not supported", b->file);
     }
     if (status == HR_OK) {
-        status = get_positive_or(b, b->arch->layer_norm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
+        status = get_positive_or(b,
+                                 b->arch->layer_norm ? "attention.layer_norm_epsilon"
+                                                     : "attention.layer_norm_rms_epsilon",
                                  1e-5, &eps);
     }
     b->model->norm_eps = (float)eps;
     return status == HR_OK ? read_heads(b) : status;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- rope */
+/* --------------------------------------------------------------------------------------- rope */
 
 static hr_status_t read_scaling(struct binding *b, struct hre_rope_scale *scale)
 {
@@ -356,14 +377,16 @@ static hr_status_t read_scaling(struct binding *b, struct hre_rope_scale *scale)
     *scale = (struct hre_rope_scale){.factor = 1.0, .attention_factor = 1.0};
     info->rope_scaling = "none";
     if (has_key(b, "rope.scaling.type")) {
-        status = as_corrupt(hre_gguf_get_string(b->gguf, key_of(b, "rope.scaling.type", name), &type));
+        status =
+            as_corrupt(hre_gguf_get_string(b->gguf, key_of(b, "rope.scaling.type", name), &type));
     } else if (has_key(b, "rope.scale_linear")) {
         type = (struct hre_gguf_string){"linear", 6};
     }
     if (status != HR_OK) {
         return status;
     }
-    const char *factor = has_key(b, "rope.scale_linear") ? "rope.scale_linear" : "rope.scaling.factor";
+    const char *factor =
+        has_key(b, "rope.scale_linear") ? "rope.scale_linear" : "rope.scaling.factor";
     if (type.length == 6 && memcmp(type.data, "linear", 6) == 0) {
         scale->type = HRE_ROPE_SCALING_LINEAR;
         info->rope_scaling = "linear";
@@ -371,8 +394,10 @@ static hr_status_t read_scaling(struct binding *b, struct hre_rope_scale *scale)
         scale->type = HRE_ROPE_SCALING_YARN;
         info->rope_scaling = "yarn";
     } else if (type.length != 4 || memcmp(type.data, "none", 4) != 0) {
-        return hre_fail(HR_ERR_UNSUPPORTED, "%s: RoPE scaling '%.*s' is not supported; none, linear, yarn and llama3 are",
-                        b->file, (int)(type.length < 64 ? type.length : 64), type.data);
+        return hre_fail(
+            HR_ERR_UNSUPPORTED,
+            "%s: RoPE scaling '%.*s' is not supported; none, linear, yarn and llama3 are", b->file,
+            (int)(type.length < 64 ? type.length : 64), type.data);
     }
     status = get_positive_or(b, factor, 1.0, &scale->factor);
     if (status == HR_OK) {
@@ -385,7 +410,9 @@ static hr_status_t read_scaling(struct binding *b, struct hre_rope_scale *scale)
     if (status == HR_OK) {
         status = get_positive_or(b, "rope.scaling.yarn_beta_fast", 32.0, &scale->beta_fast);
     }
-    return status == HR_OK ? get_positive_or(b, "rope.scaling.yarn_beta_slow", 1.0, &scale->beta_slow) : status;
+    return status == HR_OK
+               ? get_positive_or(b, "rope.scaling.yarn_beta_slow", 1.0, &scale->beta_slow)
+               : status;
 }
 
 /* Divisors that the converter worked out for Llama 3. */
@@ -407,7 +434,8 @@ static hr_status_t read_divisors(struct binding *b, struct hre_rope_scale *scale
 }
 
 /* A table for each distinct base, and which layer uses which. */
-static hr_status_t build_ropes(struct binding *b, const struct hre_rope_scale *scale, const double *bases)
+static hr_status_t build_ropes(struct binding *b, const struct hre_rope_scale *scale,
+                               const double *bases)
 {
     struct hre_model *model = b->model;
 
@@ -421,7 +449,8 @@ static hr_status_t build_ropes(struct binding *b, const struct hre_rope_scale *s
             r++;
         }
         if (r == model->n_ropes) {
-            hr_status_t status = hre_rope_table_init(&model->ropes[r], model->info.n_rot, bases[i], scale);
+            hr_status_t status =
+                hre_rope_table_init(&model->ropes[r], model->info.n_rot, bases[i], scale);
 
             if (status != HR_OK) {
                 return status;
@@ -430,8 +459,9 @@ static hr_status_t build_ropes(struct binding *b, const struct hre_rope_scale *s
         }
         model->layers[i].rope = r;
         model->rope_bases[i] = (float)bases[i];
-        model->library_ropes[i] = (struct hr_rope){
-            .layout = b->arch->rope_layout, .n_rot = model->info.n_rot, .frequencies = model->ropes[r].rounded};
+        model->library_ropes[i] = (struct hr_rope){.layout = b->arch->rope_layout,
+                                                   .n_rot = model->info.n_rot,
+                                                   .frequencies = model->ropes[r].rounded};
     }
     return HR_OK;
 }
@@ -440,10 +470,12 @@ static hr_status_t read_rope(struct binding *b, double *per_layer)
 {
     struct hre_model_info *info = &b->model->info;
     struct hre_rope_scale scale;
-    hr_status_t status = get_u32_or(b, "rope.dimension_count", 2, info->k_dim, info->k_dim, &info->n_rot);
+    hr_status_t status =
+        get_u32_or(b, "rope.dimension_count", 2, info->k_dim, info->k_dim, &info->n_rot);
 
     if (status == HR_OK && info->n_rot % 2) {
-        status = hre_fail(HR_ERR_CORRUPT, "%s: an odd number (%u) of rotated dimensions", b->file, info->n_rot);
+        status = hre_fail(HR_ERR_CORRUPT, "%s: an odd number (%u) of rotated dimensions", b->file,
+                          info->n_rot);
     }
     info->rope_layout = b->arch->rope_layout;
     if (status == HR_OK) {
@@ -464,7 +496,8 @@ static hr_status_t read_windows(struct binding *b, double *per_layer)
 
     for (uint32_t i = 0; status == HR_OK && i < b->model->info.n_layers; i++) {
         if (!(per_layer[i] >= 0.0 && per_layer[i] <= HR_TOKENS_MAX)) {
-            return hre_fail(HR_ERR_CORRUPT, "%s: sliding window %g of layer %u", b->file, per_layer[i], i);
+            return hre_fail(HR_ERR_CORRUPT, "%s: sliding window %g of layer %u", b->file,
+                            per_layer[i], i);
         }
         b->model->windows[i] = (uint32_t)per_layer[i];
         b->model->any_window |= b->model->windows[i] != 0;
@@ -498,7 +531,7 @@ static hr_status_t read_log_n(struct binding *b)
     return HR_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- bind */
+/* --------------------------------------------------------------------------------------- bind */
 
 static hr_status_t bind_ends(struct binding *b)
 {
@@ -507,7 +540,8 @@ static hr_status_t bind_ends(struct binding *b)
     uint32_t width = model->info.width;
 
     model->info.vocab = t && t->dims[1] < (1u << 28) ? (uint32_t)t->dims[1] : 0;
-    hr_status_t status = bind_matrix(b, -1, "token_embd.weight", width, model->info.vocab, &model->embedding);
+    hr_status_t status =
+        bind_matrix(b, -1, "token_embd.weight", width, model->info.vocab, &model->embedding);
     if (status == HR_OK) {
         status = bind_norm(b, -1, "output_norm", &model->output_norm);
     }
@@ -534,12 +568,14 @@ static hr_status_t allocate_layers(struct binding *b)
     model->rope_bases = calloc(n, sizeof(*model->rope_bases));
     model->windows = calloc(n, sizeof(*model->windows));
     model->library_ropes = calloc(n, sizeof(*model->library_ropes));
-    if (!model->layers || !model->ropes || !model->rope_bases || !model->windows || !model->library_ropes) {
+    if (!model->layers || !model->ropes || !model->rope_bases || !model->windows ||
+        !model->library_ropes) {
         return hre_fail(HR_ERR_NOMEM, "%s: no memory for %u layers", b->file, n);
     }
     model->info.rope_bases = model->rope_bases;
     model->info.sliding_windows = model->windows;
-    model->info.owned_bytes = n * (sizeof(*model->layers) + sizeof(*model->ropes) + sizeof(*model->library_ropes));
+    model->info.owned_bytes =
+        n * (sizeof(*model->layers) + sizeof(*model->ropes) + sizeof(*model->library_ropes));
     return HR_OK;
 }
 

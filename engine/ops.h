@@ -1,8 +1,9 @@
 /*
- * The arithmetic of a decoder's linear parts, as a table per instruction set: ref (plain C), avx2, avx512.
+ * The arithmetic of a decoder's linear parts, as a table per instruction set: ref (plain C), avx2,
+ * avx512.
  *
- * Weights stay as the file has them. A dot product multiplies dequantised weights with float activations; activations are
- * never quantised, so levels differ in rounding only.
+ * Weights stay as the file has them. A dot product multiplies dequantised weights with float
+ * activations; activations are never quantised, so levels differ in rounding only.
  */
 #ifndef HRE_OPS_H
 #define HRE_OPS_H
@@ -18,7 +19,8 @@
 /* One activation vector and what several dot products need of it. */
 struct hre_activations {
     const float *x;    /* [n] */
-    const float *sums; /* [n / HRE_SUM_GROUP] of consecutive activations; only for types with groups of that many */
+    const float *sums; /* [n / HRE_SUM_GROUP] of consecutive activations; only for types with groups
+                          of that many */
 };
 
 /* y[r] = sum_i w[r][i] x[i] for n_rows rows of n weights, row_bytes apart. */
@@ -35,26 +37,30 @@ struct hre_ops {
     void (*sum_groups)(const float *x, uint32_t n, float *sums);
     /* y = x / sqrt(mean x^2 + eps) * w;  y = (x - mean) / sqrt(var + eps) * w + b */
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t n, float *y);
-    void (*layer_norm)(const float *x, const float *w, const float *b, float eps, uint32_t n, float *y);
+    void (*layer_norm)(const float *x, const float *w, const float *b, float eps, uint32_t n,
+                       float *y);
     /* gate = gate / (1 + exp(-gate)) * up;  x = gelu(x), tanh form */
     void (*swiglu)(float *gate, const float *up, uint32_t n);
     void (*gelu)(float *x, uint32_t n);
     void (*add)(float *y, const float *x, uint32_t n);
-    /* Rotates n_heads heads of dim elements in place; pairs (i, i + n_rot/2) or (2i, 2i + 1). cosine, sine: [n_rot/2] */
-    void (*rope)(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_rope_layout_t layout, const float *cosine,
-                 const float *sine);
+    /* Rotates n_heads heads of dim elements in place; pairs (i, i + n_rot/2) or (2i, 2i + 1).
+     * cosine, sine: [n_rot/2] */
+    void (*rope)(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_rope_layout_t layout,
+                 const float *cosine, const float *sine);
     /*
-     * Matrix products, tile by tile. A tile is `tile_rows` rows of weights, packed so that element k of all of them lie
-     * side by side: [k][tile_rows]. pack fills missing rows (n_rows < tile_rows) with zeros. multiply computes
-     * y[i][r] = sum_k x[i][k] w[r][k] for m rows of x and the first n_rows weights of the tile, strides in floats.
+     * Matrix products, tile by tile. A tile is `tile_rows` rows of weights, packed so that element
+     * k of all of them lie side by side: [k][tile_rows]. pack fills missing rows (n_rows <
+     * tile_rows) with zeros. multiply computes y[i][r] = sum_k x[i][k] w[r][k] for m rows of x and
+     * the first n_rows weights of the tile, strides in floats.
      */
     uint32_t tile_rows;
     void (*pack)(const float *rows, uint32_t n_rows, uint32_t k, float *packed);
-    void (*multiply)(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k, float *y,
-                     size_t y_stride, uint32_t n_rows);
+    void (*multiply)(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k,
+                     float *y, size_t y_stride, uint32_t n_rows);
 };
 
-/* level: "ref", "avx2", "avx512" or NULL for the best (HEADRACE_CPU overrides NULL). HR_ERR_INVALID, HR_ERR_UNSUPPORTED. */
+/* level: "ref", "avx2", "avx512" or NULL for the best (HEADRACE_CPU overrides NULL).
+ * HR_ERR_INVALID, HR_ERR_UNSUPPORTED. */
 hr_status_t hre_ops_choose(const char *level, const struct hre_ops **ops_out);
 
 extern const struct hre_ops hre_ops_ref;

@@ -60,9 +60,9 @@ static inline VF vf_high4(VI v)
 {
     return _mm256_cvtepi32_ps(_mm256_srli_epi32(v, 4));
 }
-#define vf_q6(l, s, h, t)                                                                                              \
-    _mm256_cvtepi32_ps(_mm256_or_si256(                                                                                \
-        _mm256_and_si256(_mm256_srli_epi32(l, s), _mm256_set1_epi32(15)),                                              \
+#define vf_q6(l, s, h, t)                                                                          \
+    _mm256_cvtepi32_ps(_mm256_or_si256(                                                            \
+        _mm256_and_si256(_mm256_srli_epi32(l, s), _mm256_set1_epi32(15)),                          \
         _mm256_slli_epi32(_mm256_and_si256(_mm256_srli_epi32(h, t), _mm256_set1_epi32(3)), 4)))
 static inline VF vf_f16(const uint16_t *p)
 {
@@ -70,7 +70,8 @@ static inline VF vf_f16(const uint16_t *p)
 }
 static inline VF vf_bf16(const uint16_t *p)
 {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 /* Lanes below n as all ones. */
 static inline __m256i first_lanes(uint32_t n)
@@ -88,14 +89,16 @@ static inline VF vf_of_halves(VI v)
 
     return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
 }
-static inline void read_scales(const void *blocks, size_t block_bytes, uint32_t n, float *d, float *m)
+static inline void read_scales(const void *blocks, size_t block_bytes, uint32_t n, float *d,
+                               float *m)
 {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i offsets = _mm256_mullo_epi32(lanes, _mm256_set1_epi32((int)block_bytes));
 
     for (uint32_t i = 0; i < n; i += LANES) {
         const int *p = (const int *)((const char *)blocks + i * block_bytes);
-        __m256i pair = _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), p, offsets, first_lanes(n - i), 1);
+        __m256i pair =
+            _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), p, offsets, first_lanes(n - i), 1);
 
         _mm256_storeu_ps(d + i, vf_of_halves(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff))));
         _mm256_storeu_ps(m + i, vf_of_halves(_mm256_srli_epi32(pair, 16)));

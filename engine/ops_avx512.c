@@ -1,4 +1,5 @@
-/* Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c; used where the CPU has them. */
+/* Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c; used where the CPU has
+ * them. */
 #include <immintrin.h>
 
 #define BODY_LANES 16
@@ -48,22 +49,23 @@ static inline VF vf_i8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
-/* The permutation looks at the low four bits of its index only: a table of 0 to 15 masks and converts at once. */
+/* The permutation looks at the low four bits of its index only: a table of 0 to 15 masks and
+ * converts at once. */
 static inline VF vf_low4(VI v)
 {
     const VF digits = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 
     return _mm512_permutexvar_ps(v, digits);
 }
-/* The integers come from bytes: nothing lies above their high nibble. A shift and a conversion use other ports than the
- * permutation. */
+/* The integers come from bytes: nothing lies above their high nibble. A shift and a conversion use
+ * other ports than the permutation. */
 static inline VF vf_high4(VI v)
 {
     return _mm512_cvtepi32_ps(_mm512_srli_epi32(v, 4));
 }
-#define vf_q6(l, s, h, t)                                                                                              \
-    _mm512_cvtepi32_ps(_mm512_or_si512(                                                                                \
-        _mm512_and_si512(_mm512_srli_epi32(l, s), _mm512_set1_epi32(15)),                                              \
+#define vf_q6(l, s, h, t)                                                                          \
+    _mm512_cvtepi32_ps(_mm512_or_si512(                                                            \
+        _mm512_and_si512(_mm512_srli_epi32(l, s), _mm512_set1_epi32(15)),                          \
         _mm512_slli_epi32(_mm512_and_si512(_mm512_srli_epi32(h, t), _mm512_set1_epi32(3)), 4)))
 static inline VF vf_f16(const uint16_t *p)
 {
@@ -78,7 +80,8 @@ static inline VF vf_load_first(const float *p, uint32_t n)
 {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 }
-static inline void read_scales(const void *blocks, size_t block_bytes, uint32_t n, float *d, float *m)
+static inline void read_scales(const void *blocks, size_t block_bytes, uint32_t n, float *d,
+                               float *m)
 {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)block_bytes));
@@ -89,7 +92,8 @@ static inline void read_scales(const void *blocks, size_t block_bytes, uint32_t 
         __m512i pair = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, offsets, p, 1);
 
         _mm512_storeu_ps(d + i, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair)));
-        _mm512_storeu_ps(m + i, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16))));
+        _mm512_storeu_ps(m + i,
+                         _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16))));
     }
 }
 static inline float scalar_f16(uint16_t h)
@@ -117,10 +121,13 @@ static inline void transpose(const float *src, size_t src_stride, float *dst, si
             a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
         }
     }
-    /* a[4 g + c] now holds columns c, c + 4, c + 8, c + 12 of rows 4 g .. 4 g + 3, one column per 128 bits. */
+    /* a[4 g + c] now holds columns c, c + 4, c + 8, c + 12 of rows 4 g .. 4 g + 3, one column per
+     * 128 bits. */
     for (int c = 0; c < 4; c++) {
-        VF low0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88), low1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
-        VF high0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd), high1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
+        VF low0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88),
+           low1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
+        VF high0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd),
+           high1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
 
         vf_store(dst + (size_t)c * dst_stride, _mm512_shuffle_f32x4(low0, low1, 0x88));
         vf_store(dst + (size_t)(c + 4) * dst_stride, _mm512_shuffle_f32x4(high0, high1, 0x88));

@@ -1,13 +1,14 @@
 /*
- * The operations that compilers vectorise well, included once by each ops_<level>.c, which is compiled for its level. The
- * including file defines BODY_LANES, the number of partial sums that keeps its vectors busy.
+ * The operations that compilers vectorise well, included once by each ops_<level>.c, which is
+ * compiled for its level. The including file defines BODY_LANES, the number of partial sums that
+ * keeps its vectors busy.
  */
 #include <math.h>
 
 #include "engine/ops.h"
 #include "engine/quant.h"
 
-/* ------------------------------------------------------------------------------------------------------------ dequantise */
+/* --------------------------------------------------------------------------------- dequantise */
 
 static void dequantise_f32(const void *weights, uint32_t n, float *y)
 {
@@ -102,7 +103,8 @@ static void dequantise_q6_k(const void *weights, uint32_t n, float *y)
         float d = float_of_f16(b->d);
 
         for (unsigned group = 0; group < 16; group++, y += 16) {
-            /* Half h of 128 weights has four runs of 32: low nibbles of 64 bytes, then their high nibbles. */
+            /* Half h of 128 weights has four runs of 32: low nibbles of 64 bytes, then their high
+             * nibbles. */
             unsigned h = group / 8, run = group % 8 / 2, half = group % 2 * 16;
             const uint8_t *ql = b->ql + 64 * h + 32 * (run % 2) + half;
             const uint8_t *qh = b->qh + 32 * h + half;
@@ -118,7 +120,7 @@ static void dequantise_q6_k(const void *weights, uint32_t n, float *y)
     }
 }
 
-/* ----------------------------------------------------------------------------------------------------------- element-wise */
+/* ------------------------------------------------------------------------------- element-wise */
 
 static float sum_lanes(const float *lanes)
 {
@@ -179,7 +181,8 @@ static void rms_norm(const float *x, const float *w, float eps, uint32_t n, floa
     }
 }
 
-static void layer_norm(const float *x, const float *w, const float *b, float eps, uint32_t n, float *y)
+static void layer_norm(const float *x, const float *w, const float *b, float eps, uint32_t n,
+                       float *y)
 {
     float mean = sum_of(x, n) / (float)n;
     float scale = 1.0f / sqrtf(sum_of_squares(x, mean, n) / (float)n + eps);
@@ -233,7 +236,8 @@ static void add(float *y, const float *x, uint32_t n)
     }
 }
 
-static void rope_half(float *restrict low, float *restrict high, uint32_t n, const float *cosine, const float *sine)
+static void rope_half(float *restrict low, float *restrict high, uint32_t n, const float *cosine,
+                      const float *sine)
 {
     for (uint32_t i = 0; i < n; i++) {
         float a = low[i], b = high[i];
@@ -265,22 +269,26 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
     }
 }
 
-#define BODY_TABLE(level, dot_table)                                                                                   \
-    const struct hre_ops hre_ops_##level = {                                                                           \
-        .name = #level,                                                                                                \
-        .dot = dot_table,                                                                                              \
-        .dequantise = {[HRE_WEIGHT_F32] = dequantise_f32, [HRE_WEIGHT_F16] = dequantise_f16,                           \
-                       [HRE_WEIGHT_BF16] = dequantise_bf16, [HRE_WEIGHT_Q4_0] = dequantise_q4_0,                       \
-                       [HRE_WEIGHT_Q4_1] = dequantise_q4_1, [HRE_WEIGHT_Q8_0] = dequantise_q8_0,                       \
-                       [HRE_WEIGHT_Q4_K] = dequantise_q4_k, [HRE_WEIGHT_Q6_K] = dequantise_q6_k},                      \
-        .sum_groups = sum_groups,                                                                                      \
-        .rms_norm = rms_norm,                                                                                          \
-        .layer_norm = layer_norm,                                                                                      \
-        .swiglu = swiglu,                                                                                              \
-        .gelu = gelu,                                                                                                  \
-        .add = add,                                                                                                    \
-        .rope = rope,                                                                                                  \
-        .tile_rows = TILE_ROWS,                                                                                        \
-        .pack = pack,                                                                                                  \
-        .multiply = multiply,                                                                                          \
+#define BODY_TABLE(level, dot_table)                                                               \
+    const struct hre_ops hre_ops_##level = {                                                       \
+        .name = #level,                                                                            \
+        .dot = dot_table,                                                                          \
+        .dequantise = {[HRE_WEIGHT_F32] = dequantise_f32,                                          \
+                       [HRE_WEIGHT_F16] = dequantise_f16,                                          \
+                       [HRE_WEIGHT_BF16] = dequantise_bf16,                                        \
+                       [HRE_WEIGHT_Q4_0] = dequantise_q4_0,                                        \
+                       [HRE_WEIGHT_Q4_1] = dequantise_q4_1,                                        \
+                       [HRE_WEIGHT_Q8_0] = dequantise_q8_0,                                        \
+                       [HRE_WEIGHT_Q4_K] = dequantise_q4_k,                                        \
+                       [HRE_WEIGHT_Q6_K] = dequantise_q6_k},                                       \
+        .sum_groups = sum_groups,                                                                  \
+        .rms_norm = rms_norm,                                                                      \
+        .layer_norm = layer_norm,                                                                  \
+        .swiglu = swiglu,                                                                          \
+        .gelu = gelu,                                                                              \
+        .add = add,                                                                                \
+        .rope = rope,                                                                              \
+        .tile_rows = TILE_ROWS,                                                                    \
+        .pack = pack,                                                                              \
+        .multiply = multiply,                                                                      \
     }

@@ -1,6 +1,7 @@
 /*
- * Dot products of quantised rows with float activations, written once over a small set of vector operations that
- * ops_avx2.c (8 lanes) and ops_avx512.c (16 lanes) define before they include this file:
+ * Dot products of quantised rows with float activations, written once over a small set of vector
+ * operations that ops_avx2.c (8 lanes) and ops_avx512.c (16 lanes) define before they include this
+ * file:
  *
  *   VF, VI                      vectors of LANES floats and of LANES 32-bit integers
  *   vf_zero vf_set1 vf_load vf_fma vf_mul vf_sum   the usual; vf_sum adds the lanes
@@ -9,14 +10,15 @@
  *   vf_q6(l, s, h, t)           ((l >> s) & 15) | ((h >> t) & 3) << 4, as floats; s, t constants
  *   vf_f16(p) vf_bf16(p)        LANES 16-bit floats
  *   vf_load_first(p, n)         the first n < LANES floats, zeros after them
- *   read_scales(b, bytes, n, d, m)  of n blocks, bytes apart, the first two 16-bit floats as floats; writes whole vectors
+ *   read_scales(b, s, n, d, m)  the first two 16-bit floats of n blocks, s bytes apart; writes
+ *                               whole vectors
  *   scalar_f16(h)               one 16-bit float
  */
 #include "engine/gguf.h"
 #include "engine/ops.h"
 #include "engine/quant.h"
 
-/* Where weight = d q + m, the m part is m times the sum of the activations, which the caller has. */
+/* Where weight = d q + m, the m part is m times a sum of activations, which the caller has. */
 static inline __attribute__((always_inline)) VF group_q4(const uint8_t *q, const float *x)
 {
     VF sum = vf_zero();
@@ -41,51 +43,52 @@ static inline __attribute__((always_inline)) VF group_q8(const int8_t *q, const 
 }
 
 /*
- * Rows of 32-weight blocks. The 16-bit scales of up to PIECE_BLOCKS blocks are turned into floats first: one by one between
- * the products they would cost as much as the products. Even and odd blocks have accumulators of their own, so that
- * neither waits for the other.
+ * Rows of 32-weight blocks. The 16-bit scales of up to PIECE_BLOCKS blocks are turned into floats
+ * first: one by one between the products they would cost as much as the products. Even and odd
+ * blocks have accumulators of their own, so that neither waits for the other.
  */
 #define PIECE_BLOCKS 64
 
-#define ROW_BLOCKS(type, group, offset_of)                                                                             \
-    static inline __attribute__((always_inline)) float row_##type(const void *row, uint32_t n,                         \
-                                                                  const struct hre_activations *a)                     \
-    {                                                                                                                  \
-        const struct block_##type *b = row;                                                                            \
-        const float *x = a->x, *sums = a->sums;                                                                        \
-        VF even = vf_zero(), odd = vf_zero(), offset = vf_zero();                                                      \
-        float d[PIECE_BLOCKS], m[PIECE_BLOCKS];                                                                        \
-                                                                                                                       \
-        for (uint32_t left = n / QUANT_BLOCK; left;) {                                                                 \
-            uint32_t piece = left < PIECE_BLOCKS ? left : PIECE_BLOCKS;                                                \
-                                                                                                                       \
-            read_scales(b, sizeof(*b), piece, d, m);                                                                   \
-            offset = offset_of;                                                                                        \
-            for (uint32_t i = 0; i + 2 <= piece; i += 2, x += 2 * QUANT_BLOCK) {                                       \
-                even = vf_fma(vf_set1(d[i]), group(b[i].q, x), even);                                                  \
-                odd = vf_fma(vf_set1(d[i + 1]), group(b[i + 1].q, x + QUANT_BLOCK), odd);                              \
-            }                                                                                                          \
-            if (piece % 2) {                                                                                           \
-                even = vf_fma(vf_set1(d[piece - 1]), group(b[piece - 1].q, x), even);                                  \
-                x += QUANT_BLOCK;                                                                                      \
-            }                                                                                                          \
-            b += piece;                                                                                                \
-            sums += piece;                                                                                             \
-            left -= piece;                                                                                             \
-        }                                                                                                              \
-        return vf_sum(vf_add(vf_add(even, odd), offset));                                                              \
+#define ROW_BLOCKS(type, group, offset_of)                                                         \
+    static inline __attribute__((always_inline)) float row_##type(const void *row, uint32_t n,     \
+                                                                  const struct hre_activations *a) \
+    {                                                                                              \
+        const struct block_##type *b = row;                                                        \
+        const float *x = a->x, *sums = a->sums;                                                    \
+        VF even = vf_zero(), odd = vf_zero(), offset = vf_zero();                                  \
+        float d[PIECE_BLOCKS], m[PIECE_BLOCKS];                                                    \
+                                                                                                   \
+        for (uint32_t left = n / QUANT_BLOCK; left;) {                                             \
+            uint32_t piece = left < PIECE_BLOCKS ? left : PIECE_BLOCKS;                            \
+                                                                                                   \
+            read_scales(b, sizeof(*b), piece, d, m);                                               \
+            offset = offset_of;                                                                    \
+            for (uint32_t i = 0; i + 2 <= piece; i += 2, x += 2 * QUANT_BLOCK) {                   \
+                even = vf_fma(vf_set1(d[i]), group(b[i].q, x), even);                              \
+                odd = vf_fma(vf_set1(d[i + 1]), group(b[i + 1].q, x + QUANT_BLOCK), odd);          \
+            }                                                                                      \
+            if (piece % 2) {                                                                       \
+                even = vf_fma(vf_set1(d[piece - 1]), group(b[piece - 1].q, x), even);              \
+                x += QUANT_BLOCK;                                                                  \
+            }                                                                                      \
+            b += piece;                                                                            \
+            sums += piece;                                                                         \
+            left -= piece;                                                                         \
+        }                                                                                          \
+        return vf_sum(vf_add(vf_add(even, odd), offset));                                          \
     }
 
 /* offset + sum over the piece of scale[i] * sums[i] */
-static inline __attribute__((always_inline)) VF add_products(VF offset, const float *scale, const float *sums,
-                                                             uint32_t n)
+static inline __attribute__((always_inline)) VF add_products(VF offset, const float *scale,
+                                                             const float *sums, uint32_t n)
 {
     uint32_t i = 0;
 
     for (; i + LANES <= n; i += LANES) {
         offset = vf_fma(vf_load(scale + i), vf_load(sums + i), offset);
     }
-    return i < n ? vf_fma(vf_load_first(scale + i, n - i), vf_load_first(sums + i, n - i), offset) : offset;
+    return i < n ? vf_fma(vf_load_first(scale + i, n - i), vf_load_first(sums + i, n - i), offset)
+                 : offset;
 }
 
 ROW_BLOCKS(q4_0, group_q4, vf_fma(vf_set1(-8.0f), add_products(vf_zero(), d, sums, piece), offset))
@@ -127,7 +130,7 @@ static inline __attribute__((always_inline)) float row_q4_k(const void *row, uin
     return vf_sum(vf_add(even, odd)) - offset;
 }
 
-/* Four runs of 32 weights share their bytes; each run has two groups of 16 with a scale of its own. */
+/* Four runs of 32 weights share their bytes; each run has two groups of 16 with own scales. */
 static inline __attribute__((always_inline)) float row_q6_k(const void *row, uint32_t n,
                                                             const struct hre_activations *a)
 {
@@ -146,36 +149,37 @@ static inline __attribute__((always_inline)) float row_q6_k(const void *row, uin
                 VI top = vi_u8(b->qh + 32 * h + j);
                 const int8_t *s = scales + j / 16;
 
-                sum = vf_fma(vf_mul(vf_add(vf_q6(l0, 0, top, 0), offset), vf_set1(d * (float)s[0])), vf_load(x + j), sum);
-                sum = vf_fma(vf_mul(vf_add(vf_q6(l1, 0, top, 2), offset), vf_set1(d * (float)s[2])), vf_load(x + 32 + j),
-                             sum);
-                sum = vf_fma(vf_mul(vf_add(vf_q6(l0, 4, top, 4), offset), vf_set1(d * (float)s[4])), vf_load(x + 64 + j),
-                             sum);
-                sum = vf_fma(vf_mul(vf_add(vf_q6(l1, 4, top, 6), offset), vf_set1(d * (float)s[6])), vf_load(x + 96 + j),
-                             sum);
+                sum = vf_fma(vf_mul(vf_add(vf_q6(l0, 0, top, 0), offset), vf_set1(d * (float)s[0])),
+                             vf_load(x + j), sum);
+                sum = vf_fma(vf_mul(vf_add(vf_q6(l1, 0, top, 2), offset), vf_set1(d * (float)s[2])),
+                             vf_load(x + 32 + j), sum);
+                sum = vf_fma(vf_mul(vf_add(vf_q6(l0, 4, top, 4), offset), vf_set1(d * (float)s[4])),
+                             vf_load(x + 64 + j), sum);
+                sum = vf_fma(vf_mul(vf_add(vf_q6(l1, 4, top, 6), offset), vf_set1(d * (float)s[6])),
+                             vf_load(x + 96 + j), sum);
             }
         }
     }
     return vf_sum(sum);
 }
 
-#define ROW_PLAIN(type, element, load)                                                                                 \
-    static inline __attribute__((always_inline)) float row_##type(const void *row, uint32_t n,                         \
-                                                                  const struct hre_activations *a)                     \
-    {                                                                                                                  \
-        const element *w = row;                                                                                        \
-        VF sum0 = vf_zero(), sum1 = vf_zero();                                                                         \
-        uint32_t i = 0;                                                                                                \
-                                                                                                                       \
-        for (; i + 2 * LANES <= n; i += 2 * LANES) {                                                                   \
-            sum0 = vf_fma(load(w + i), vf_load(a->x + i), sum0);                                                       \
-            sum1 = vf_fma(load(w + i + LANES), vf_load(a->x + i + LANES), sum1);                                       \
-        }                                                                                                              \
-        float rest = 0.0f;                                                                                             \
-        for (; i < n; i++) {                                                                                           \
-            rest += scalar_##type(w[i]) * a->x[i];                                                                     \
-        }                                                                                                              \
-        return vf_sum(sum0) + vf_sum(sum1) + rest;                                                                     \
+#define ROW_PLAIN(type, element, load)                                                             \
+    static inline __attribute__((always_inline)) float row_##type(const void *row, uint32_t n,     \
+                                                                  const struct hre_activations *a) \
+    {                                                                                              \
+        const element *w = row;                                                                    \
+        VF sum0 = vf_zero(), sum1 = vf_zero();                                                     \
+        uint32_t i = 0;                                                                            \
+                                                                                                   \
+        for (; i + 2 * LANES <= n; i += 2 * LANES) {                                               \
+            sum0 = vf_fma(load(w + i), vf_load(a->x + i), sum0);                                   \
+            sum1 = vf_fma(load(w + i + LANES), vf_load(a->x + i + LANES), sum1);                   \
+        }                                                                                          \
+        float rest = 0.0f;                                                                         \
+        for (; i < n; i++) {                                                                       \
+            rest += scalar_##type(w[i]) * a->x[i];                                                 \
+        }                                                                                          \
+        return vf_sum(sum0) + vf_sum(sum1) + rest;                                                 \
     }
 
 #define scalar_f32(w)  (w)
@@ -184,15 +188,15 @@ ROW_PLAIN(f32, float, vf_load)
 ROW_PLAIN(f16, uint16_t, vf_f16)
 ROW_PLAIN(bf16, uint16_t, vf_bf16)
 
-#define DOT(type)                                                                                                      \
-    static void dot_##type(const void *rows, size_t row_bytes, uint32_t n_rows, uint32_t n,                            \
-                           const struct hre_activations *activations, float *y)                                        \
-    {                                                                                                                  \
-        const unsigned char *row = rows;                                                                               \
-                                                                                                                       \
-        for (uint32_t r = 0; r < n_rows; r++, row += row_bytes) {                                                      \
-            y[r] = row_##type(row, n, activations);                                                                    \
-        }                                                                                                              \
+#define DOT(type)                                                                                  \
+    static void dot_##type(const void *rows, size_t row_bytes, uint32_t n_rows, uint32_t n,        \
+                           const struct hre_activations *activations, float *y)                    \
+    {                                                                                              \
+        const unsigned char *row = rows;                                                           \
+                                                                                                   \
+        for (uint32_t r = 0; r < n_rows; r++, row += row_bytes) {                                  \
+            y[r] = row_##type(row, n, activations);                                                \
+        }                                                                                          \
     }
 
 DOT(f32)
@@ -204,9 +208,9 @@ DOT(q8_0)
 DOT(q4_k)
 DOT(q6_k)
 
-#define DOT_TABLE                                                                                                      \
-    {                                                                                                                  \
-        [HRE_WEIGHT_F32] = dot_f32, [HRE_WEIGHT_F16] = dot_f16, [HRE_WEIGHT_BF16] = dot_bf16,                          \
-        [HRE_WEIGHT_Q4_0] = dot_q4_0, [HRE_WEIGHT_Q4_1] = dot_q4_1, [HRE_WEIGHT_Q8_0] = dot_q8_0,                      \
-        [HRE_WEIGHT_Q4_K] = dot_q4_k, [HRE_WEIGHT_Q6_K] = dot_q6_k,                                                    \
+#define DOT_TABLE                                                                                  \
+    {                                                                                              \
+        [HRE_WEIGHT_F32] = dot_f32, [HRE_WEIGHT_F16] = dot_f16, [HRE_WEIGHT_BF16] = dot_bf16,      \
+        [HRE_WEIGHT_Q4_0] = dot_q4_0, [HRE_WEIGHT_Q4_1] = dot_q4_1, [HRE_WEIGHT_Q8_0] = dot_q8_0,  \
+        [HRE_WEIGHT_Q4_K] = dot_q4_k, [HRE_WEIGHT_Q6_K] = dot_q6_k,                                \
     }

@@ -1,12 +1,14 @@
-/* Plain C for every machine, and the measure for the other levels: dot products accumulate in double. */
+/* Plain C for every machine, and the measure for the other levels: dot products accumulate in
+ * double. */
 #define BODY_LANES 4
 #include "engine/gguf.h"
 #include "engine/ops_body.h"
 
 #define PIECE 256 /* a multiple of every block's length */
 
-static void dot_by(hre_dequantise_fn dequantise, size_t piece_bytes, const void *rows, size_t row_bytes,
-                   uint32_t n_rows, uint32_t n, const struct hre_activations *activations, float *y)
+static void dot_by(hre_dequantise_fn dequantise, size_t piece_bytes, const void *rows,
+                   size_t row_bytes, uint32_t n_rows, uint32_t n,
+                   const struct hre_activations *activations, float *y)
 {
     float weights[PIECE];
 
@@ -26,11 +28,11 @@ static void dot_by(hre_dequantise_fn dequantise, size_t piece_bytes, const void 
     }
 }
 
-#define DOT(type, piece_bytes)                                                                                         \
-    static void dot_##type(const void *rows, size_t row_bytes, uint32_t n_rows, uint32_t n,                            \
-                           const struct hre_activations *activations, float *y)                                        \
-    {                                                                                                                  \
-        dot_by(dequantise_##type, piece_bytes, rows, row_bytes, n_rows, n, activations, y);                            \
+#define DOT(type, piece_bytes)                                                                     \
+    static void dot_##type(const void *rows, size_t row_bytes, uint32_t n_rows, uint32_t n,        \
+                           const struct hre_activations *activations, float *y)                    \
+    {                                                                                              \
+        dot_by(dequantise_##type, piece_bytes, rows, row_bytes, n_rows, n, activations, y);        \
     }
 
 DOT(f32, PIECE * 4)
@@ -53,8 +55,8 @@ static void pack(const float *rows, uint32_t n_rows, uint32_t k, float *packed)
     }
 }
 
-static void multiply(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k, float *y,
-                     size_t y_stride, uint32_t n_rows)
+static void multiply(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k,
+                     float *y, size_t y_stride, uint32_t n_rows)
 {
     for (uint32_t i = 0; i < m; i++, x += x_stride, y += y_stride) {
         float sums[TILE_ROWS] = {0};
@@ -68,10 +70,10 @@ static void multiply(const float *x, size_t x_stride, uint32_t m, const float *p
     }
 }
 
-#define DOT_TABLE                                                                                                      \
-    {                                                                                                                  \
-        [HRE_WEIGHT_F32] = dot_f32, [HRE_WEIGHT_F16] = dot_f16, [HRE_WEIGHT_BF16] = dot_bf16,                          \
-        [HRE_WEIGHT_Q4_0] = dot_q4_0, [HRE_WEIGHT_Q4_1] = dot_q4_1, [HRE_WEIGHT_Q8_0] = dot_q8_0,                      \
-        [HRE_WEIGHT_Q4_K] = dot_q4_k, [HRE_WEIGHT_Q6_K] = dot_q6_k,                                                    \
+#define DOT_TABLE                                                                                  \
+    {                                                                                              \
+        [HRE_WEIGHT_F32] = dot_f32, [HRE_WEIGHT_F16] = dot_f16, [HRE_WEIGHT_BF16] = dot_bf16,      \
+        [HRE_WEIGHT_Q4_0] = dot_q4_0, [HRE_WEIGHT_Q4_1] = dot_q4_1, [HRE_WEIGHT_Q8_0] = dot_q8_0,  \
+        [HRE_WEIGHT_Q4_K] = dot_q4_k, [HRE_WEIGHT_Q6_K] = dot_q6_k,                                \
     }
 BODY_TABLE(ref, DOT_TABLE);

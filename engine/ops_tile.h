@@ -1,10 +1,12 @@
 /*
- * Matrix products over packed tiles of weights, written over the vector operations that ops_dot.h lists, vf_store and
- * transpose. The core keeps TILE_M x 2 vectors of sums in registers: two loads of weights and TILE_M broadcasts of
- * activations feed 2 TILE_M multiply-adds.
+ * Matrix products over packed tiles of weights, written over the vector operations that ops_dot.h
+ * lists, vf_store and transpose. The core keeps TILE_M x 2 vectors of sums in registers: two loads
+ * of weights and TILE_M broadcasts of activations feed 2 TILE_M multiply-adds.
  */
 #define TILE_ROWS (2 * LANES)
-#define TILE_K    1024 /* weights of a tile that are gone through at a time: 128 KiB at 16 lanes, which stay in cache */
+#define TILE_K                                                                                     \
+    1024 /* weights of a tile that are gone through at a time: 128 KiB at 16 lanes, which stay in  \
+            cache */
 
 static void pack(const float *rows, uint32_t n_rows, uint32_t k, float *packed)
 {
@@ -24,9 +26,10 @@ static void pack(const float *rows, uint32_t n_rows, uint32_t k, float *packed)
 }
 
 /* m is a constant in every use. With `more` the products are added to what y has. */
-static inline __attribute__((always_inline)) void multiply_rows(int m, const float *x, size_t x_stride,
-                                                                const float *packed, uint32_t k, int more, float *y,
-                                                                size_t y_stride)
+static inline __attribute__((always_inline)) void multiply_rows(int m, const float *x,
+                                                                size_t x_stride,
+                                                                const float *packed, uint32_t k,
+                                                                int more, float *y, size_t y_stride)
 {
     VF low[TILE_M], high[TILE_M];
 
@@ -51,8 +54,8 @@ static inline __attribute__((always_inline)) void multiply_rows(int m, const flo
 }
 
 /* Returns the rows of x done: TILE_M, 4, 2 or 1. */
-static uint32_t multiply_some(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k, int more,
-                              float *y, size_t y_stride)
+static uint32_t multiply_some(const float *x, size_t x_stride, uint32_t m, const float *packed,
+                              uint32_t k, int more, float *y, size_t y_stride)
 {
     if (m >= TILE_M) {
         multiply_rows(TILE_M, x, x_stride, packed, k, more, y, y_stride);
@@ -70,8 +73,8 @@ static uint32_t multiply_some(const float *x, size_t x_stride, uint32_t m, const
     return 1;
 }
 
-static void multiply(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k, float *y,
-                     size_t y_stride, uint32_t n_rows)
+static void multiply(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k,
+                     float *y, size_t y_stride, uint32_t n_rows)
 {
     float partial[TILE_M * TILE_ROWS];
 
@@ -83,14 +86,17 @@ static void multiply(const float *x, size_t x_stride, uint32_t m, const float *p
             float *yi = y + i * y_stride;
 
             if (n_rows == TILE_ROWS) {
-                i += multiply_some(x + i * x_stride + j, x_stride, m - i, w, length, j > 0, yi, y_stride);
+                i += multiply_some(x + i * x_stride + j, x_stride, m - i, w, length, j > 0, yi,
+                                   y_stride);
                 continue;
             }
             /* The tile is wider than what is left of y. */
-            uint32_t done = multiply_some(x + i * x_stride + j, x_stride, m - i, w, length, 0, partial, TILE_ROWS);
+            uint32_t done = multiply_some(x + i * x_stride + j, x_stride, m - i, w, length, 0,
+                                          partial, TILE_ROWS);
             for (uint32_t p = 0; p < done; p++) {
                 for (uint32_t r = 0; r < n_rows; r++) {
-                    yi[p * y_stride + r] = partial[p * TILE_ROWS + r] + (j ? yi[p * y_stride + r] : 0.0f);
+                    yi[p * y_stride + r] =
+                        partial[p * TILE_ROWS + r] + (j ? yi[p * y_stride + r] : 0.0f);
                 }
             }
             i += done;

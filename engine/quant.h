@@ -1,6 +1,6 @@
 /*
- * Block formats of GGUF weights, byte for byte, and the 16-bit floats they use. Blocks lie one behind the other along a
- * row; d is a scale, m a minimum.
+ * Block formats of GGUF weights, byte for byte, and the 16-bit floats they use. Blocks lie one
+ * behind the other along a row; d is a scale, m a minimum.
  */
 #ifndef HRE_QUANT_H
 #define HRE_QUANT_H
@@ -23,14 +23,16 @@ struct block_q8_0 { /* weight = d q */
     uint16_t d;
     int8_t q[32];
 };
-struct block_q4_k { /* eight groups of 32: weight = d scale q - dmin min; a byte holds two groups 32 apart */
+/* Eight groups of 32: weight = d scale q - dmin min. A byte holds weights of two groups, 32 apart. */
+struct block_q4_k {
     uint16_t d, dmin;
     uint8_t scales[12]; /* six bits each of eight scales and eight minima */
     uint8_t q[128];
 };
-struct block_q6_k { /* sixteen groups of 16: weight = d scale (q - 32) */
-    uint8_t ql[128];    /* low four bits */
-    uint8_t qh[64];     /* high two bits */
+/* Sixteen groups of 16: weight = d scale (q - 32). */
+struct block_q6_k {
+    uint8_t ql[128]; /* low four bits */
+    uint8_t qh[64];  /* high two bits */
     int8_t scales[16];
     uint16_t d;
 };

@@ -8,7 +8,8 @@
 #define PI 3.14159265358979323846
 
 /* The pair that turns `turns` times over the original context. */
-static double pair_of_turns(double turns, uint32_t n_rot, const struct hre_rope_scale *scale, double base)
+static double pair_of_turns(double turns, uint32_t n_rot, const struct hre_rope_scale *scale,
+                            double base)
 {
     return n_rot * log(scale->original_context / (turns * 2.0 * PI)) / (2.0 * log(base));
 }
@@ -59,7 +60,8 @@ void hre_rope_table_fini(struct hre_rope_table *table)
     free(table->rounded);
 }
 
-void hre_rope_fill(const struct hre_rope_table *table, uint32_t first, uint32_t n, float *cosine, float *sine)
+void hre_rope_fill(const struct hre_rope_table *table, uint32_t first, uint32_t n, float *cosine,
+                   float *sine)
 {
     for (uint32_t t = 0; t < n; t++) {
         for (uint32_t i = 0; i < table->n_pairs; i++) {

@@ -1,4 +1,5 @@
-/* Rotary position embedding: frequencies after any scaling, and tables of cosines and sines for runs of positions. */
+/* Rotary position embedding: frequencies after any scaling, and tables of cosines and sines for
+ * runs of positions. */
 #ifndef HRE_ROPE_H
 #define HRE_ROPE_H
 
@@ -25,9 +26,9 @@ struct hre_rope_scale {
 
 struct hre_rope_table {
     double base;
-    double *frequencies;  /* [n_rot/2] radians per position */
-    float *rounded;       /* the same as floats, for the library */
-    double amplitude;     /* of cosines and sines */
+    double *frequencies; /* [n_rot/2] radians per position */
+    float *rounded;      /* the same as floats, for the library */
+    double amplitude;    /* of cosines and sines */
     uint32_t n_pairs;
 };
 
@@ -36,6 +37,7 @@ hr_status_t hre_rope_table_init(struct hre_rope_table *table, uint32_t n_rot, do
 void hre_rope_table_fini(struct hre_rope_table *table);
 
 /* cosine, sine: [n][n_pairs] for positions first .. first + n - 1 */
-void hre_rope_fill(const struct hre_rope_table *table, uint32_t first, uint32_t n, float *cosine, float *sine);
+void hre_rope_fill(const struct hre_rope_table *table, uint32_t first, uint32_t n, float *cosine,
+                   float *sine);
 
 #endif

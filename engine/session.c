@@ -10,7 +10,8 @@
 
 void hre_session_options_init(struct hre_session_options *options)
 {
-    *options = (struct hre_session_options){.struct_size = sizeof(*options), .chunk_tokens = CHUNK_DEFAULT};
+    *options = (struct hre_session_options){.struct_size = sizeof(*options),
+                                            .chunk_tokens = CHUNK_DEFAULT};
 }
 
 void hre_prefill_options_init(struct hre_prefill_options *options)
@@ -23,19 +24,21 @@ void hre_decode_options_init(struct hre_decode_options *options)
     *options = (struct hre_decode_options){.struct_size = sizeof(*options), .mode = HR_ATTEND_AUTO};
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- life */
+/* --------------------------------------------------------------------------------------- life */
 
-static hr_status_t check_options(const struct hre_model *model, const struct hre_session_options *options)
+static hr_status_t check_options(const struct hre_model *model,
+                                 const struct hre_session_options *options)
 {
     if (options->struct_size != sizeof(*options)) {
-        return hre_fail(HR_ERR_INVALID, "hre_session_create: options of %zu bytes, %zu expected", options->struct_size,
-                        sizeof(*options));
+        return hre_fail(HR_ERR_INVALID, "hre_session_create: options of %zu bytes, %zu expected",
+                        options->struct_size, sizeof(*options));
     }
     if (!options->sequences || options->n_sequences == 0) {
         return hre_fail(HR_ERR_INVALID, "hre_session_create: at least one sequence is needed");
     }
     if (options->tokens_max == 0 || options->chunk_tokens == 0) {
-        return hre_fail(HR_ERR_INVALID, "hre_session_create: tokens_max and chunk_tokens must be positive");
+        return hre_fail(HR_ERR_INVALID,
+                        "hre_session_create: tokens_max and chunk_tokens must be positive");
     }
     for (uint32_t i = 0; i < options->n_sequences; i++) {
         if (!options->sequences[i]) {
@@ -87,7 +90,8 @@ static hr_status_t allocate(struct hre_session *s, const struct hre_session_opti
     s->last_ids = calloc(s->n_sequences, sizeof(*s->last_ids));
     s->memory = aligned_alloc(SCRATCH_ALIGNMENT, floats * sizeof(float));
     if (!s->sequences || !s->lengths || !s->last_ids || !s->memory) {
-        return hre_fail(HR_ERR_NOMEM, "no memory for a session of %u tokens a chunk", s->chunk_tokens);
+        return hre_fail(HR_ERR_NOMEM, "no memory for a session of %u tokens a chunk",
+                        s->chunk_tokens);
     }
     s->memory_bytes = floats * sizeof(float);
     s->stats.scratch_bytes = s->memory_bytes;
@@ -100,7 +104,8 @@ hr_status_t hre_session_create(hre_model_t *model, const struct hre_session_opti
                                hre_session_t **session_out)
 {
     if (!model || !options || !session_out) {
-        return hre_fail(HR_ERR_INVALID, "hre_session_create: model, options and session_out must not be NULL");
+        return hre_fail(HR_ERR_INVALID,
+                        "hre_session_create: model, options and session_out must not be NULL");
     }
     hr_status_t status = check_options(model, options);
     if (status != HR_OK) {
@@ -113,7 +118,8 @@ hr_status_t hre_session_create(hre_model_t *model, const struct hre_session_opti
     s->model = model;
     s->n_sequences = options->n_sequences;
     s->tokens_max = options->tokens_max;
-    s->chunk_tokens = options->chunk_tokens < options->tokens_max ? options->chunk_tokens : options->tokens_max;
+    s->chunk_tokens =
+        options->chunk_tokens < options->tokens_max ? options->chunk_tokens : options->tokens_max;
     status = allocate(s, options);
     if (status != HR_OK) {
         hre_session_destroy(s);
@@ -146,9 +152,10 @@ void hre_session_stats(const hre_session_t *session, struct hre_session_stats *s
     *stats_out = session->stats;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- prefill */
+/* ------------------------------------------------------------------------------------ prefill */
 
-static hr_status_t check_ids(const struct hre_session *s, uint32_t sequence, const uint32_t *ids, uint32_t n)
+static hr_status_t check_ids(const struct hre_session *s, uint32_t sequence, const uint32_t *ids,
+                             uint32_t n)
 {
     uint32_t vocab = s->model->info.vocab, length = s->lengths[sequence];
 
@@ -160,17 +167,20 @@ static hr_status_t check_ids(const struct hre_session *s, uint32_t sequence, con
     }
     for (uint32_t i = 0; i < n; i++) {
         if (ids[i] >= vocab) {
-            return hre_fail(HR_ERR_INVALID, "token %u has id %u; the vocabulary has %u", i, ids[i], vocab);
+            return hre_fail(HR_ERR_INVALID, "token %u has id %u; the vocabulary has %u", i, ids[i],
+                            vocab);
         }
     }
     if (n > s->tokens_max - length) {
-        return hre_fail(HR_ERR_FULL, "%u tokens after %u go beyond the session's %u", n, length, s->tokens_max);
+        return hre_fail(HR_ERR_FULL, "%u tokens after %u go beyond the session's %u", n, length,
+                        s->tokens_max);
     }
     return HR_OK;
 }
 
 /* Logits of the rows that the pass left at h, handed out group by group. */
-static void emit_logits(struct hre_session *s, const struct hre_prefill_options *options, uint32_t first, uint32_t n)
+static void emit_logits(struct hre_session *s, const struct hre_prefill_options *options,
+                        uint32_t first, uint32_t n)
 {
     uint32_t width = s->model->info.width;
 
@@ -214,7 +224,8 @@ static hr_status_t prefill_chunk(struct hre_session *s, const uint32_t *ids, uin
     if (last && logits_last_out) {
         struct hre_product product = {&s->model->output, logits_last_out};
 
-        hre_linear_apply(s->model->linear, s->h + (size_t)(pass.rows_needed - 1) * width, 1, &product, 1);
+        hre_linear_apply(s->model->linear, s->h + (size_t)(pass.rows_needed - 1) * width, 1,
+                         &product, 1);
     }
     hre_workers_rest(s->model->workers);
     return HR_OK;
@@ -242,7 +253,8 @@ static hr_status_t prefill_chunks(struct hre_session *s, const uint32_t *ids, ui
 {
     for (uint32_t done = 0; done < n;) {
         uint32_t count = n - done < s->chunk_tokens ? n - done : s->chunk_tokens;
-        hr_status_t status = prefill_chunk(s, ids + done, count, done + count == n, options, logits_last_out);
+        hr_status_t status =
+            prefill_chunk(s, ids + done, count, done + count == n, options, logits_last_out);
 
         if (status != HR_OK) {
             return status;
@@ -259,12 +271,13 @@ static hr_status_t prepare_prefill(struct hre_session *s, const uint32_t *ids, u
                                    const struct hre_prefill_options *options)
 {
     if (options->struct_size != sizeof(*options)) {
-        return hre_fail(HR_ERR_INVALID, "hre_session_prefill: options of %zu bytes, %zu expected", options->struct_size,
-                        sizeof(*options));
+        return hre_fail(HR_ERR_INVALID, "hre_session_prefill: options of %zu bytes, %zu expected",
+                        options->struct_size, sizeof(*options));
     }
     for (uint32_t i = 1; i < s->n_sequences; i++) {
         if (s->lengths[i] != s->lengths[0]) {
-            return hre_fail(HR_ERR_STATE, "sequences 0 and %u hold %u and %u tokens; prefill needs them equal", i,
+            return hre_fail(HR_ERR_STATE,
+                            "sequences 0 and %u hold %u and %u tokens; prefill needs them equal", i,
                             s->lengths[0], s->lengths[i]);
         }
     }
@@ -306,10 +319,10 @@ hr_status_t hre_session_prefill(hre_session_t *session, const uint32_t *ids, uin
     return status;
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- decode */
+/* ------------------------------------------------------------------------------------- decode */
 
-static void finish_report(const struct hre_session *s, const struct hre_pass *pass, int checked, uint64_t total_ns,
-                          struct hre_step_report *report)
+static void finish_report(const struct hre_session *s, const struct hre_pass *pass, int checked,
+                          uint64_t total_ns, struct hre_step_report *report)
 {
     uint32_t n = s->model->info.n_layers;
 
@@ -327,11 +340,12 @@ static hr_status_t prepare_decode(struct hre_session *s, uint32_t sequence, cons
                                   const struct hre_decode_options *options)
 {
     if (options->struct_size != sizeof(*options)) {
-        return hre_fail(HR_ERR_INVALID, "hre_session_decode: options of %zu bytes, %zu expected", options->struct_size,
-                        sizeof(*options));
+        return hre_fail(HR_ERR_INVALID, "hre_session_decode: options of %zu bytes, %zu expected",
+                        options->struct_size, sizeof(*options));
     }
     if (sequence >= s->n_sequences) {
-        return hre_fail(HR_ERR_INVALID, "sequence %u; the session has %u", sequence, s->n_sequences);
+        return hre_fail(HR_ERR_INVALID, "sequence %u; the session has %u", sequence,
+                        s->n_sequences);
     }
     return check_ids(s, sequence, id, 1);
 }
@@ -352,7 +366,8 @@ hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32
     if (status != HR_OK) {
         return status;
     }
-    struct hre_pass pass = {.ids = &id, .n = 1, .first_sequence = sequence, .n_sequences = 1, .rows_needed = 1};
+    struct hre_pass pass = {
+        .ids = &id, .n = 1, .first_sequence = sequence, .n_sequences = 1, .rows_needed = 1};
     hr_attend_options_init(&pass.attend);
     pass.attend.mode = options->mode;
     pass.attend.check_exact = options->check_exact;

@@ -12,16 +12,16 @@ struct hre_session {
     uint32_t n_sequences;
     uint32_t tokens_max;
     uint32_t chunk_tokens;
-    int broken;                /* an error left layers unequally long */
+    int broken; /* an error left layers unequally long */
 
     /* Scratch for chunk_tokens rows, one allocation. */
     float *memory;
     uint64_t memory_bytes;
-    float *x, *h;              /* [chunk][width] */
-    float *q, *k, *v, *att;    /* [chunk][heads * dim] */
-    float *gate, *up;          /* [chunk][ffn_width] */
-    float *cosine, *sine;      /* [n_ropes][chunk][n_rot / 2] */
-    float *logits;             /* allocated when all logits are asked for */
+    float *x, *h;           /* [chunk][width] */
+    float *q, *k, *v, *att; /* [chunk][heads * dim] */
+    float *gate, *up;       /* [chunk][ffn_width] */
+    float *cosine, *sine;   /* [n_ropes][chunk][n_rot / 2] */
+    float *logits;          /* allocated when all logits are asked for */
     struct hre_session_stats stats;
 };
 

@@ -43,13 +43,16 @@ static void swap(uint32_t *a, uint32_t *b)
     *b = t;
 }
 
-hr_status_t hre_tiny_text(uint32_t n_tokens, uint32_t n_keys, uint64_t seed, uint32_t *ids_out, uint32_t *answers_out)
+hr_status_t hre_tiny_text(uint32_t n_tokens, uint32_t n_keys, uint64_t seed, uint32_t *ids_out,
+                          uint32_t *answers_out)
 {
     uint32_t names[KEYS], values[KEYS], order[KEYS];
     uint64_t state = seed;
 
     if (n_keys < 1 || n_keys > KEYS || n_tokens < 2 * n_keys + (8 * n_keys + 2) / 3) {
-        return hre_fail(HR_ERR_INVALID, "a text of %u tokens with %u keys: 1 to %d keys, and 2 k + ceil(8 k / 3) tokens at least",
+        return hre_fail(HR_ERR_INVALID,
+                        "a text of %u tokens with %u keys: 1 to %d keys, and 2 k + ceil(8 k / 3) "
+                        "tokens at least",
                         n_tokens, n_keys, KEYS);
     }
     for (uint32_t i = 0; i < KEYS; i++) {

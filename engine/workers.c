@@ -19,9 +19,10 @@ struct worker {
 };
 
 /*
- * ticket packs the job's number of items (bits 20-39) and the next unclaimed item (bits 0-19); bits 40-63 count jobs.
- * A thread claims an item by compare-and-swap. That a claim succeeded means that the job cannot be over, so work and
- * context, written before the ticket was published, hold still until the item is reported as done.
+ * ticket packs the job's number of items (bits 20-39) and the next unclaimed item (bits 0-19); bits
+ * 40-63 count jobs. A thread claims an item by compare-and-swap. That a claim succeeded means that
+ * the job cannot be over, so work and context, written before the ticket was published, hold still
+ * until the item is reported as done.
  */
 struct hre_workers {
     _Atomic uint64_t ticket;
@@ -88,7 +89,8 @@ static void share(struct hre_workers *w, uint32_t thread)
 static void sleep_until_work(struct hre_workers *w)
 {
     pthread_mutex_lock(&w->mutex);
-    /* Announced before looking once more, as the caller publishes before it looks for sleepers: one of us sees the other. */
+    /* Announced before looking once more, as the caller publishes before it looks for sleepers: one
+     * of us sees the other. */
     atomic_fetch_add(&w->sleepers, 1);
     while (!has_work(w) && !atomic_load(&w->stop)) {
         pthread_cond_wait(&w->wake, &w->mutex);
@@ -105,7 +107,8 @@ static void *worker_main(void *argument)
     while (!atomic_load(&w->stop)) {
         uint32_t spins = 0;
 
-        while (!has_work(w) && spins < SPINS_BEFORE_SLEEP && !atomic_load_explicit(&w->rest, memory_order_relaxed)) {
+        while (!has_work(w) && spins < SPINS_BEFORE_SLEEP &&
+               !atomic_load_explicit(&w->rest, memory_order_relaxed)) {
             relax();
             spins++;
         }
@@ -146,7 +149,8 @@ hr_status_t hre_workers_create(uint32_t n_threads, struct hre_workers **workers_
         int error = pthread_create(&w->list[i].thread, NULL, worker_main, &w->list[i]);
         if (error) {
             hre_workers_destroy(w);
-            return hre_fail(HR_ERR_NOMEM, "thread %u of %u cannot be started: %s", i + 1, n_threads, strerror(error));
+            return hre_fail(HR_ERR_NOMEM, "thread %u of %u cannot be started: %s", i + 1, n_threads,
+                            strerror(error));
         }
         w->n_started++;
     }

@@ -1,8 +1,9 @@
 /*
- * The engine's threads for linear layers: a few workers that share the items of one job with the caller.
+ * The engine's threads for linear layers: a few workers that share the items of one job with the
+ * caller.
  *
- * Items are claimed one by one, so the caller never waits for a worker that is still asleep: it does the work itself. A
- * worker without work spins for some microseconds, then sleeps.
+ * Items are claimed one by one, so the caller never waits for a worker that is still asleep: it
+ * does the work itself. A worker without work spins for some microseconds, then sleeps.
  */
 #ifndef HRE_WORKERS_H
 #define HRE_WORKERS_H
@@ -19,13 +20,14 @@ struct hre_workers;
 /* item in [0, n_items), thread in [0, n_threads). */
 typedef void (*hre_work_fn)(void *context, uint32_t item, uint32_t thread);
 
-/* n_threads counts the caller; 0: one per core the process may use. HR_ERR_INVALID, HR_ERR_NOMEM. */
+/* n_threads counts the caller; 0: a thread per usable core. HR_ERR_INVALID, HR_ERR_NOMEM. */
 hr_status_t hre_workers_create(uint32_t n_threads, struct hre_workers **workers_out);
 void hre_workers_destroy(struct hre_workers *workers);
 uint32_t hre_workers_count(const struct hre_workers *workers);
 
 /* Runs work on every item and returns when all are done. One caller at a time. */
-void hre_workers_run(struct hre_workers *workers, hre_work_fn work, void *context, uint32_t n_items);
+void hre_workers_run(struct hre_workers *workers, hre_work_fn work, void *context,
+                     uint32_t n_items);
 
 /* Sends spinning workers to sleep: somebody else is about to use the cores. */
 void hre_workers_rest(struct hre_workers *workers);

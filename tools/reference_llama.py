@@ -5,10 +5,11 @@
     reference_llama.py MODEL.gguf TOKENS_FILE --nll [--from N]
     reference_llama.py MODEL.gguf TOKENS_FILE --greedy N
 
-The first form writes the logits of the last N positions as float32 [N][vocabulary] .npy, or prints the best
-tokens of each. --nll prints the mean negative log-likelihood of every token after the first N (default 1).
---greedy prints N ids that follow the text, each the most likely one. TOKENS_FILE holds ids separated by
-whitespace; - is standard input. The engine is checked against this script; it shares no code with it.
+The first form writes the logits of the last N positions as float32 [N][vocabulary] .npy, or prints
+the best tokens of each. --nll prints the mean negative log-likelihood of every token after the
+first N (default 1). --greedy prints N ids that follow the text, each the most likely one.
+TOKENS_FILE holds ids separated by whitespace; - is standard input. The engine is checked against
+this script; it shares no code with it.
 """
 import argparse
 import sys
@@ -21,7 +22,8 @@ CHUNK = 256                     # queries per piece of attention
 # ---------------------------------------------------------------------------- GGUF
 
 # Value types 0 to 12, 8 and 9 being strings and arrays.
-NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?",
+           10: "<u8", 11: "<i8", 12: "<f8"}
 STRING, ARRAY = 8, 9
 
 
@@ -75,7 +77,7 @@ class File:
         return name, dims, int(self.take("<u4")), int(self.take("<u8"))
 
     def tensor(self, name):
-        """As float32 with the innermost dimension last, or None. Kept: greedy decoding asks again and again."""
+        """As float32, innermost dimension last, or None. Kept: greedy decoding asks again."""
         if name not in self.tensors:
             return None
         if name not in self.kept:
@@ -140,8 +142,13 @@ def bf16(raw):
     return (np.ascontiguousarray(raw).view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-FORMATS = {0: (1, 4, lambda raw: np.ascontiguousarray(raw).view("<f4")), 1: (1, 2, half), 2: (32, 18, q4_0),
-           3: (32, 20, q4_1), 8: (32, 34, q8_0), 12: (256, 144, q4_k), 14: (256, 210, q6_k), 30: (1, 2, bf16)}
+def f32(raw):
+    return np.ascontiguousarray(raw).view("<f4")
+
+
+# Type: weights and bytes of a block, and how it is decoded.
+FORMATS = {0: (1, 4, f32), 1: (1, 2, half), 2: (32, 18, q4_0), 3: (32, 20, q4_1), 8: (32, 34, q8_0),
+           12: (256, 144, q4_k), 14: (256, 210, q6_k), 30: (1, 2, bf16)}
 
 
 # ---------------------------------------------------------------------------- forward pass
@@ -245,7 +252,8 @@ class Model:
     def feed_forward(self, layer, h):
         b = f"blk.{layer}."
         gate = self.linear(h, b + "ffn_gate")
-        return self.linear(gate / (1 + np.exp(-gate)) * self.linear(h, b + "ffn_up"), b + "ffn_down")
+        gate = gate / (1 + np.exp(-gate))
+        return self.linear(gate * self.linear(h, b + "ffn_up"), b + "ffn_down")
 
     def logits(self, ids, last):
         """Runs ids behind what was run before; logits of the last `last` of them."""
@@ -281,10 +289,11 @@ def greedy(model, ids, count):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("tokens_file")
-    parser.add_argument("--last", type=int, default=1, help="positions, counted from the end; 0: all")
+    parser.add_argument("--last", type=int, default=1, help="positions from the end; 0: all")
     parser.add_argument("--output", metavar="NPY")
     parser.add_argument("--nll", action="store_true")
     parser.add_argument("--from", dest="first", type=int, default=1, metavar="N")
@@ -294,7 +303,7 @@ def main():
         ids = [int(word) for word in file.read().split()]
     model = Model(o.model)
     if not ids or min(ids) < 0 or max(ids) >= len(model.embedding):
-        raise SystemExit(f"{o.tokens_file}: no ids, or one that is not in 0..{len(model.embedding) - 1}")
+        raise SystemExit(f"{o.tokens_file}: no ids, or one beyond {len(model.embedding) - 1}")
     if o.nll:
         print(f"{mean_nll(model, ids, o.first):.6f}")
     elif o.greedy:

@@ -98,8 +98,10 @@ static void random_blocks(uint64_t *state, uint32_t type, size_t n, float size, 
         size_t block, bytes, d, m;
         float levels, centre; /* d = size / levels; m = centre * d where there is one */
     } kinds[] = {
-        {HRE_WEIGHT_Q4_0, 32, 18, 0, SIZE_MAX, 8, 0},    {HRE_WEIGHT_Q4_1, 32, 20, 0, 2, 8, -7.5f},
-        {HRE_WEIGHT_Q8_0, 32, 34, 0, SIZE_MAX, 128, 0},  {HRE_WEIGHT_Q4_K, 256, 144, 0, 2, 512, 7.5f},
+        {HRE_WEIGHT_Q4_0, 32, 18, 0, SIZE_MAX, 8, 0},
+        {HRE_WEIGHT_Q4_1, 32, 20, 0, 2, 8, -7.5f},
+        {HRE_WEIGHT_Q8_0, 32, 34, 0, SIZE_MAX, 128, 0},
+        {HRE_WEIGHT_Q4_K, 256, 144, 0, 2, 512, 7.5f},
         {HRE_WEIGHT_Q6_K, 256, 210, 208, SIZE_MAX, 2048, 0},
     };
 
@@ -107,7 +109,8 @@ static void random_blocks(uint64_t *state, uint32_t type, size_t n, float size, 
         p[i] = (unsigned char)gguf_random(state);
     }
     for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
-        for (size_t i = 0; kinds[k].type == type && i < n / kinds[k].block; i++, p += kinds[k].bytes) {
+        for (size_t i = 0; kinds[k].type == type && i < n / kinds[k].block;
+             i++, p += kinds[k].bytes) {
             float d = size / kinds[k].levels * (1.0f + 0.5f * uniform(state));
             uint16_t half = gguf_half(d), m = gguf_half(d * kinds[k].centre);
 
@@ -129,7 +132,8 @@ void gguf_random_weights(uint64_t *state, uint32_t type, size_t n, float size, v
     }
     for (size_t i = 0; i < n; i++) {
         float value = size * uniform(state);
-        uint16_t half = type == HRE_WEIGHT_F16 ? gguf_half(value) : (uint16_t)(bits_of_float(value) >> 16);
+        uint16_t half =
+            type == HRE_WEIGHT_F16 ? gguf_half(value) : (uint16_t)(bits_of_float(value) >> 16);
 
         if (type == HRE_WEIGHT_F32) {
             memcpy(p + 4 * i, &value, 4);
@@ -145,7 +149,8 @@ void gguf_begin(struct gguf_maker *m, uint64_t seed)
     m->state = seed;
 }
 
-void gguf_key_raw(struct gguf_maker *m, const char *key, uint32_t type, const void *value, size_t bytes)
+void gguf_key_raw(struct gguf_maker *m, const char *key, uint32_t type, const void *value,
+                  size_t bytes)
 {
     put_string(&m->entries, key);
     put_u32(&m->entries, type);
@@ -171,8 +176,8 @@ void gguf_key_string(struct gguf_maker *m, const char *key, const char *value)
     m->n_entries++;
 }
 
-void gguf_tensor(struct gguf_maker *m, const char *name, uint32_t type, uint32_t cols, uint32_t rows, float size,
-                 float mean)
+void gguf_tensor(struct gguf_maker *m, const char *name, uint32_t type, uint32_t cols,
+                 uint32_t rows, float size, float mean)
 {
     size_t n = (size_t)cols * (rows ? rows : 1), bytes = gguf_weight_bytes(type, n);
 
@@ -265,8 +270,9 @@ struct gguf_bytes gguf_model(const struct gguf_shape *s, uint64_t seed)
         uint32_t cols, rows;
         int bias;
     } weights[] = {
-        {"attn_q", s->width, q, 1},          {"attn_k", s->width, kv, 1},       {"attn_v", s->width, kv, 1},
-        {"attn_output", q, s->width, 0},     {"ffn_gate", s->width, s->ffn, 0}, {"ffn_up", s->width, s->ffn, 0},
+        {"attn_q", s->width, q, 1},        {"attn_k", s->width, kv, 1},
+        {"attn_v", s->width, kv, 1},       {"attn_output", q, s->width, 0},
+        {"ffn_gate", s->width, s->ffn, 0}, {"ffn_up", s->width, s->ffn, 0},
         {"ffn_down", s->ffn, s->width, 0},
     };
     char name[96];
@@ -292,7 +298,8 @@ struct gguf_bytes gguf_model(const struct gguf_shape *s, uint64_t seed)
     }
     gguf_tensor(&m, "output_norm.weight", HRE_WEIGHT_F32, s->width, 0, 0.3f, 1.0f);
     if (!s->tied) {
-        gguf_tensor(&m, "output.weight", s->types[1], s->width, s->vocab, 2.0f / sqrtf((float)s->width), 0.0f);
+        gguf_tensor(&m, "output.weight", s->types[1], s->width, s->vocab,
+                    2.0f / sqrtf((float)s->width), 0.0f);
     }
     return gguf_finish(&m);
 }

@@ -1,4 +1,5 @@
-/* Writes small GGUF files into memory for tests: well-formed ones, and whole models with random weights. */
+/* Writes small GGUF files into memory for tests: well-formed ones, and whole models with random
+ * weights. */
 #ifndef HRE_TESTS_GGUF_MAKE_H
 #define HRE_TESTS_GGUF_MAKE_H
 
@@ -10,7 +11,7 @@ struct gguf_bytes {
     size_t count, capacity;
 };
 
-/* Metadata and tensor descriptions gather in `head`, tensor data in `body`; gguf_finish joins them. */
+/* What a file is made of, gathered apart; gguf_finish joins it. */
 struct gguf_maker {
     struct gguf_bytes entries, infos, body;
     uint64_t n_entries, n_tensors, state;
@@ -20,10 +21,12 @@ void gguf_begin(struct gguf_maker *m, uint64_t seed);
 void gguf_key_u32(struct gguf_maker *m, const char *key, uint32_t value);
 void gguf_key_f32(struct gguf_maker *m, const char *key, float value);
 void gguf_key_string(struct gguf_maker *m, const char *key, const char *value);
-void gguf_key_raw(struct gguf_maker *m, const char *key, uint32_t type, const void *value, size_t bytes);
-/* rows of cols random weights of a type, of about the given size; vectors have rows = 0 and spread around `mean` */
-void gguf_tensor(struct gguf_maker *m, const char *name, uint32_t type, uint32_t cols, uint32_t rows, float size,
-                 float mean);
+void gguf_key_raw(struct gguf_maker *m, const char *key, uint32_t type, const void *value,
+                  size_t bytes);
+/* rows of cols random weights of a type, of about the given size; vectors have rows = 0 and spread
+ * around `mean` */
+void gguf_tensor(struct gguf_maker *m, const char *name, uint32_t type, uint32_t cols,
+                 uint32_t rows, float size, float mean);
 /* The file; the maker is empty afterwards. The caller frees data. */
 struct gguf_bytes gguf_finish(struct gguf_maker *m);
 
@@ -37,9 +40,9 @@ uint16_t gguf_half(float value);
 struct gguf_shape {
     const char *architecture; /* "llama" or "qwen2" */
     uint32_t layers, width, ffn, heads, kv_heads, head_dim, vocab, n_rot;
-    uint32_t types[4];        /* of weight matrices, in turn; widths must be whole blocks */
+    uint32_t types[4]; /* of weight matrices, in turn; widths must be whole blocks */
     int tied, biases;
-    const char *scaling;      /* NULL, "linear", "yarn", "llama3" */
+    const char *scaling; /* NULL, "linear", "yarn", "llama3" */
 };
 struct gguf_bytes gguf_model(const struct gguf_shape *shape, uint64_t seed);
 

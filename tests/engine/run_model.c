@@ -9,12 +9,12 @@
 
 #define MODEL "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-#define must(expr)                                                                                                     \
-    do {                                                                                                               \
-        hr_status_t must_status = (expr);                                                                              \
-        if (must_status != HR_OK)                                                                                      \
-            fail_msg("%s gave %s: engine '%s', library '%s'", #expr, hr_status_name(must_status), hre_last_error(),    \
-                     hr_last_error());                                                                                 \
+#define must(expr)                                                                                 \
+    do {                                                                                           \
+        hr_status_t must_status = (expr);                                                          \
+        if (must_status != HR_OK)                                                                  \
+            fail_msg("%s gave %s: engine '%s', library '%s'", #expr, hr_status_name(must_status),  \
+                     hre_last_error(), hr_last_error());                                           \
     } while (0)
 
 void run_open(struct run *run, const struct run_options *o)
@@ -117,7 +117,8 @@ const char *run_python(void)
     const char *choices[] = {getenv("HEADRACE_PYTHON"), "python3", "/usr/bin/python3"};
 
     for (size_t i = 0; i < sizeof(choices) / sizeof(choices[0]); i++) {
-        if (choices[i] && choices[i][0] && run_command("'%s' -c 'import numpy' >/dev/null 2>&1", choices[i]) == 0) {
+        if (choices[i] && choices[i][0] &&
+            run_command("'%s' -c 'import numpy' >/dev/null 2>&1", choices[i]) == 0) {
             return choices[i];
         }
     }
@@ -135,12 +136,14 @@ float *run_read_npy(const char *path, size_t *count_out)
     if (!file) {
         return NULL;
     }
-    if (fread(head, 1, 10, file) == 10 && memcmp(head, "\x93NUMPY\1", 7) == 0 && fstat(fileno(file), &info) == 0) {
+    if (fread(head, 1, 10, file) == 10 && memcmp(head, "\x93NUMPY\1", 7) == 0 &&
+        fstat(fileno(file), &info) == 0) {
         long start = 10 + head[8] + 256L * head[9];
 
         *count_out = ((size_t)info.st_size - (size_t)start) / sizeof(float);
         values = malloc(*count_out * sizeof(float));
-        if (fseek(file, start, SEEK_SET) != 0 || fread(values, sizeof(float), *count_out, file) != *count_out) {
+        if (fseek(file, start, SEEK_SET) != 0 ||
+            fread(values, sizeof(float), *count_out, file) != *count_out) {
             free(values);
             values = NULL;
         }
@@ -153,7 +156,8 @@ void run_temp_path(char path[RUN_PATH_BYTES], const char *name)
 {
     const char *folder = getenv("TMPDIR");
 
-    snprintf(path, RUN_PATH_BYTES, "%s/headrace-%ld-%s", folder && folder[0] ? folder : "/tmp", (long)getpid(), name);
+    snprintf(path, RUN_PATH_BYTES, "%s/headrace-%ld-%s", folder && folder[0] ? folder : "/tmp",
+             (long)getpid(), name);
 }
 
 int run_write_ids(const char *path, const uint32_t *ids, uint32_t n)

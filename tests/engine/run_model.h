@@ -1,4 +1,5 @@
-/* What the tests of whole models share: a model with a runtime and sequences, Python with NumPy, .npy files. */
+/* What the tests of whole models share: a model with a runtime and sequences, Python with NumPy,
+ * .npy files. */
 #ifndef HRE_TESTS_RUN_MODEL_H
 #define HRE_TESTS_RUN_MODEL_H
 
@@ -35,11 +36,13 @@ double run_nll(const float *logits, uint32_t vocab, uint32_t id);
 
 /* Path of the 98 MB model in the cache; 0 if it is not there (the reason is printed). */
 int run_find_model(char path[RUN_PATH_BYTES]);
-/* Prints why and returns NULL where no Python with NumPy can be found; HEADRACE_PYTHON, python3, /usr/bin/python3. */
+/* Prints why and returns NULL where no Python with NumPy can be found; HEADRACE_PYTHON, python3,
+ * /usr/bin/python3. */
 const char *run_python(void);
 /* Runs a command of printf form; returns its exit status. */
 int run_command(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* The floats of a little-endian float32 .npy file and their number; NULL on failure. The caller frees. */
+/* The floats of a little-endian float32 .npy file and their number; NULL on failure. The caller
+ * frees. */
 float *run_read_npy(const char *path, size_t *count_out);
 /* A file of a test's own in the temporary folder. */
 void run_temp_path(char path[RUN_PATH_BYTES], const char *name);

@@ -1,6 +1,7 @@
 /*
- * The forward pass against tools/reference_llama.py, on small models with random weights of every type, with and without
- * biases, tied outputs and RoPE scaling; and against itself: chunks, decoding and several sequences give the same numbers.
+ * The forward pass against tools/reference_llama.py, on small models with random weights of every
+ * type, with and without biases, tied outputs and RoPE scaling; and against itself: chunks,
+ * decoding and several sequences give the same numbers.
  */
 #include "tests/test.h"
 
@@ -14,11 +15,71 @@
 #define TOKENS 70
 
 static const struct gguf_shape shapes[] = {
-    {"llama", 2, 256, 512, 4, 2, 64, 300, 64, {HRE_WEIGHT_Q4_1, HRE_WEIGHT_Q8_0, HRE_WEIGHT_F16, HRE_WEIGHT_Q4_0}, 1, 0, NULL},
-    {"llama", 2, 256, 256, 8, 8, 32, 300, 32, {HRE_WEIGHT_Q4_K, HRE_WEIGHT_Q6_K, HRE_WEIGHT_BF16, HRE_WEIGHT_Q4_K}, 0, 0, "llama3"},
-    {"llama", 1, 96, 160, 3, 1, 32, 101, 16, {HRE_WEIGHT_F32, HRE_WEIGHT_F32, HRE_WEIGHT_F16, HRE_WEIGHT_F32}, 1, 1, "linear"},
-    {"qwen2", 2, 256, 288, 4, 1, 64, 200, 64, {HRE_WEIGHT_Q8_0, HRE_WEIGHT_Q4_1, HRE_WEIGHT_Q8_0, HRE_WEIGHT_F32}, 1, 1, NULL},
-    {"qwen2", 3, 512, 512, 8, 2, 64, 333, 64, {HRE_WEIGHT_Q6_K, HRE_WEIGHT_Q4_K, HRE_WEIGHT_Q6_K, HRE_WEIGHT_BF16}, 0, 1, "yarn"},
+    {"llama",
+     2,
+     256,
+     512,
+     4,
+     2,
+     64,
+     300,
+     64,
+     {HRE_WEIGHT_Q4_1, HRE_WEIGHT_Q8_0, HRE_WEIGHT_F16, HRE_WEIGHT_Q4_0},
+     1,
+     0,
+     NULL},
+    {"llama",
+     2,
+     256,
+     256,
+     8,
+     8,
+     32,
+     300,
+     32,
+     {HRE_WEIGHT_Q4_K, HRE_WEIGHT_Q6_K, HRE_WEIGHT_BF16, HRE_WEIGHT_Q4_K},
+     0,
+     0,
+     "llama3"},
+    {"llama",
+     1,
+     96,
+     160,
+     3,
+     1,
+     32,
+     101,
+     16,
+     {HRE_WEIGHT_F32, HRE_WEIGHT_F32, HRE_WEIGHT_F16, HRE_WEIGHT_F32},
+     1,
+     1,
+     "linear"},
+    {"qwen2",
+     2,
+     256,
+     288,
+     4,
+     1,
+     64,
+     200,
+     64,
+     {HRE_WEIGHT_Q8_0, HRE_WEIGHT_Q4_1, HRE_WEIGHT_Q8_0, HRE_WEIGHT_F32},
+     1,
+     1,
+     NULL},
+    {"qwen2",
+     3,
+     512,
+     512,
+     8,
+     2,
+     64,
+     333,
+     64,
+     {HRE_WEIGHT_Q6_K, HRE_WEIGHT_Q4_K, HRE_WEIGHT_Q6_K, HRE_WEIGHT_BF16},
+     0,
+     1,
+     "yarn"},
 };
 #define SHAPES (sizeof(shapes) / sizeof(shapes[0]))
 
@@ -70,7 +131,8 @@ static float *prefill_all(struct run *run, const uint32_t *ids, uint32_t n)
     return c.logits;
 }
 
-static void assert_logits(const char *what, const float *got, const float *expected, size_t n, float tolerance)
+static void assert_logits(const char *what, const float *got, const float *expected, size_t n,
+                          float tolerance)
 {
     for (size_t i = 0; i < n; i++) {
         if (!(fabsf(got[i] - expected[i]) <= tolerance)) {
@@ -81,8 +143,11 @@ static void assert_logits(const char *what, const float *got, const float *expec
 
 static struct run_options options_for(const char *path)
 {
-    return (struct run_options){
-        .model = path, .tokens_max = 256, .n_threads = 2, .dtype = HR_DTYPE_F32, .chunk_tokens = 512};
+    return (struct run_options){.model = path,
+                                .tokens_max = 256,
+                                .n_threads = 2,
+                                .dtype = HR_DTYPE_F32,
+                                .chunk_tokens = 512};
 }
 
 static void test_against_reference(void **state)
@@ -103,8 +168,10 @@ static void test_against_reference(void **state)
         make_model(&shapes[i], model);
         make_ids(ids, TOKENS, shapes[i].vocab, 5 + i);
         assert_int_equal(run_write_ids(tokens, ids, TOKENS), 0);
-        assert_int_equal(run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --last 0 --output '%s'", python,
-                                     HR_SOURCE_DIR, model, tokens, npy), 0);
+        assert_int_equal(
+            run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --last 0 --output '%s'",
+                        python, HR_SOURCE_DIR, model, tokens, npy),
+            0);
         float *expected = run_read_npy(npy, &count);
         assert_non_null(expected);
         assert_int_equal(count, (size_t)TOKENS * shapes[i].vocab);
@@ -256,8 +323,8 @@ static void test_refusals(void **state)
     unlink(model);
 }
 
-static void refuse_model(const struct gguf_shape *shape, const char *find, const char *replace, hr_status_t expected,
-                         const char *words)
+static void refuse_model(const struct gguf_shape *shape, const char *find, const char *replace,
+                         hr_status_t expected, const char *words)
 {
     struct gguf_bytes file = gguf_model(shape, 1);
     char path[RUN_PATH_BYTES];
@@ -287,10 +354,14 @@ static void test_bad_models(void **state)
     struct gguf_shape narrow = shapes[0];
 
     (void)state;
-    refuse_model(&shapes[0], "llama", "lambs", HR_ERR_UNSUPPORTED, "'lambs' is not supported; llama, qwen2");
-    refuse_model(&shapes[0], "general.architecture", "general.architectura", HR_ERR_CORRUPT, "general.architecture");
-    refuse_model(&shapes[0], "llama.block_count", "llama.block_cound", HR_ERR_CORRUPT, "llama.block_count");
-    refuse_model(&shapes[0], "blk.1.ffn_up.weight", "blk.1.ffn_vp.weight", HR_ERR_CORRUPT, "'blk.1.ffn_up.weight' is missing");
+    refuse_model(&shapes[0], "llama", "lambs", HR_ERR_UNSUPPORTED,
+                 "'lambs' is not supported; llama, qwen2");
+    refuse_model(&shapes[0], "general.architecture", "general.architectura", HR_ERR_CORRUPT,
+                 "general.architecture");
+    refuse_model(&shapes[0], "llama.block_count", "llama.block_cound", HR_ERR_CORRUPT,
+                 "llama.block_count");
+    refuse_model(&shapes[0], "blk.1.ffn_up.weight", "blk.1.ffn_vp.weight", HR_ERR_CORRUPT,
+                 "'blk.1.ffn_up.weight' is missing");
     refuse_model(&shapes[0], "token_embd", "taken_embd", HR_ERR_CORRUPT, "token_embd.weight");
     refuse_model(&shapes[2], "linear", "longer", HR_ERR_UNSUPPORTED, "'longer'");
     narrow.kv_heads = 3;
@@ -317,8 +388,11 @@ static void test_bad_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chunks),     cmocka_unit_test(test_sequences),         cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_bad_models), cmocka_unit_test(test_against_reference),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_sequences),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_bad_models),
+        cmocka_unit_test(test_against_reference),
     };
 
     python = run_python();

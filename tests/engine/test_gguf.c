@@ -1,4 +1,5 @@
-/* The GGUF reader: what it returns for a good file, and one clear error for everything that can be wrong with one. */
+/* The GGUF reader: what it returns for a good file, and one clear error for everything that can be
+ * wrong with one. */
 #include "tests/test.h"
 
 #include <unistd.h>
@@ -7,21 +8,22 @@
 #include "engine/gguf.h"
 #include "tests/engine/gguf_make.h"
 
-#define assert_done(expr)                                                                                              \
-    do {                                                                                                               \
-        hr_status_t done_status = (expr);                                                                              \
-        if (done_status != HR_OK)                                                                                      \
-            fail_msg("%s gave %s: %s", #expr, hr_status_name(done_status), hre_last_error());                          \
+#define assert_done(expr)                                                                          \
+    do {                                                                                           \
+        hr_status_t done_status = (expr);                                                          \
+        if (done_status != HR_OK)                                                                  \
+            fail_msg("%s gave %s: %s", #expr, hr_status_name(done_status), hre_last_error());      \
     } while (0)
 
-#define assert_refused(file, expected, words)                                                                          \
-    do {                                                                                                               \
-        hre_gguf_t *refused_gguf = NULL;                                                                               \
-        hr_status_t refused_status = hre_gguf_open_memory((file).data, (file).count, "m.gguf", &refused_gguf);         \
-        if (refused_status != (expected) || !strstr(hre_last_error(), (words)))                                        \
-            fail_msg("gave %s: %s", hr_status_name(refused_status), hre_last_error());                                 \
-        assert_non_null(strstr(hre_last_error(), "m.gguf"));                                                           \
-        assert_null(refused_gguf);                                                                                     \
+#define assert_refused(file, expected, words)                                                      \
+    do {                                                                                           \
+        hre_gguf_t *refused_gguf = NULL;                                                           \
+        hr_status_t refused_status =                                                               \
+            hre_gguf_open_memory((file).data, (file).count, "m.gguf", &refused_gguf);              \
+        if (refused_status != (expected) || !strstr(hre_last_error(), (words)))                    \
+            fail_msg("gave %s: %s", hr_status_name(refused_status), hre_last_error());             \
+        assert_non_null(strstr(hre_last_error(), "m.gguf"));                                       \
+        assert_null(refused_gguf);                                                                 \
     } while (0)
 
 static struct gguf_bytes small_file(void)
@@ -130,7 +132,8 @@ static void test_tensors(void **state)
     free(file.data);
 }
 
-/* A prefix of a file is never a file; the copy is exact in length so that ASan sees reads beyond it. */
+/* A prefix of a file is never a file; the copy is exact in length so that ASan sees reads beyond
+ * it. */
 static void test_truncated(void **state)
 {
     struct gguf_bytes file = small_file();
@@ -217,7 +220,8 @@ static void test_head(void **state)
     free(file.data);
 }
 
-static void refuse_key(uint32_t type, const void *value, size_t bytes, hr_status_t expected, const char *words)
+static void refuse_key(uint32_t type, const void *value, size_t bytes, hr_status_t expected,
+                       const char *words)
 {
     struct gguf_maker m;
 
@@ -261,7 +265,8 @@ static void test_keys(void **state)
 }
 
 /* One tensor whose description is then changed in place. */
-static void refuse_tensor(size_t at, const void *bytes, size_t n, hr_status_t expected, const char *words)
+static void refuse_tensor(size_t at, const void *bytes, size_t n, hr_status_t expected,
+                          const char *words)
 {
     struct gguf_maker m;
 
@@ -335,9 +340,15 @@ static void test_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values),   cmocka_unit_test(test_tensors), cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_flipped),  cmocka_unit_test(test_head),    cmocka_unit_test(test_keys),
-        cmocka_unit_test(test_tensor_descriptions), cmocka_unit_test(test_names), cmocka_unit_test(test_files),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_tensors),
+        cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_flipped),
+        cmocka_unit_test(test_head),
+        cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_tensor_descriptions),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_files),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* Threads that share items, and products of several weights over them: a vector at a time and as a matrix. */
+/* Threads that share items, and products of several weights over them: a vector at a time and as a
+ * matrix. */
 #include "tests/test.h"
 
 #include <math.h>
@@ -106,8 +107,8 @@ static void check_and_free(struct example *e, uint32_t m, const char *what)
     for (int i = 0; i < 3; i++) {
         for (size_t j = 0; j < (size_t)m * e->w[i].rows; j++) {
             if (!(fabsf(e->y[i][j] - e->expected[i][j]) < 1e-4f)) {
-                fail_msg("%s, weight %d, m %u, element %zu: %g, not %g", what, i, m, j, (double)e->y[i][j],
-                         (double)e->expected[i][j]);
+                fail_msg("%s, weight %d, m %u, element %zu: %g, not %g", what, i, m, j,
+                         (double)e->y[i][j], (double)e->expected[i][j]);
             }
         }
         free(e->data[i]);
@@ -142,7 +143,8 @@ static void test_apply(void **state)
                 uint32_t cols = 32 + 64 * (i % 2);
 
                 make_example(&e, cols, ms[i], &seed);
-                struct hre_product products[] = {{&e.w[0], e.y[0]}, {&e.w[1], e.y[1]}, {&e.w[2], e.y[2]}};
+                struct hre_product products[] = {
+                    {&e.w[0], e.y[0]}, {&e.w[1], e.y[1]}, {&e.w[2], e.y[2]}};
                 hre_linear_apply(linear, e.x, ms[i], products, 3);
                 check_and_free(&e, ms[i], names[l]);
             }

@@ -1,4 +1,5 @@
-/* Every level's arithmetic against the plain C one and against formulas in double, over all weight types and odd lengths. */
+/* Every level's arithmetic against the plain C one and against formulas in double, over all weight
+ * types and odd lengths. */
 #include "tests/test.h"
 
 #include <math.h>
@@ -9,8 +10,9 @@
 #include "engine/quant.h"
 #include "tests/engine/gguf_make.h"
 
-static const uint32_t types[] = {HRE_WEIGHT_F32,  HRE_WEIGHT_F16,  HRE_WEIGHT_BF16, HRE_WEIGHT_Q4_0,
-                                 HRE_WEIGHT_Q4_1, HRE_WEIGHT_Q8_0, HRE_WEIGHT_Q4_K, HRE_WEIGHT_Q6_K};
+static const uint32_t types[] = {HRE_WEIGHT_F32,  HRE_WEIGHT_F16,  HRE_WEIGHT_BF16,
+                                 HRE_WEIGHT_Q4_0, HRE_WEIGHT_Q4_1, HRE_WEIGHT_Q8_0,
+                                 HRE_WEIGHT_Q4_K, HRE_WEIGHT_Q6_K};
 #define TYPES (sizeof(types) / sizeof(types[0]))
 
 static const struct hre_ops *levels[3];
@@ -41,7 +43,9 @@ static void fill(uint64_t *state, float *x, size_t n)
 
 static uint32_t block_of(uint32_t type)
 {
-    return type == HRE_WEIGHT_Q4_K || type == HRE_WEIGHT_Q6_K ? 256 : gguf_weight_bytes(type, 32) % 32 ? 32 : 1;
+    return type == HRE_WEIGHT_Q4_K || type == HRE_WEIGHT_Q6_K ? 256
+           : gguf_weight_bytes(type, 32) % 32                 ? 32
+                                                              : 1;
 }
 
 /* Halves, all 65,536 of them, against their definition. */
@@ -80,19 +84,23 @@ static void test_dequantise(void **state)
             levels[l]->dequantise[types[t]](weights, 1024, got);
             for (int i = 0; i < 1024; i++) {
                 if (fabsf(got[i] - expected[i]) > 1e-6f) {
-                    fail_msg("%s %s weight %d: %g, not %g", levels[l]->name, hre_weight_type_name(types[t]), i,
-                             (double)got[i], (double)expected[i]);
+                    fail_msg("%s %s weight %d: %g, not %g", levels[l]->name,
+                             hre_weight_type_name(types[t]), i, (double)got[i],
+                             (double)expected[i]);
                 }
             }
         }
     }
 }
 
-static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint32_t rows, uint64_t *seed)
+static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint32_t rows,
+                      uint64_t *seed)
 {
     size_t row_bytes = gguf_weight_bytes(type, n);
-    unsigned char *weights = malloc(row_bytes * rows); /* exact, so that ASan sees reads beyond the last row */
-    float *x = malloc(n * sizeof(float)), *y = malloc(rows * sizeof(float)), *w = malloc(n * sizeof(float));
+    unsigned char *weights =
+        malloc(row_bytes * rows); /* exact, so that ASan sees reads beyond the last row */
+    float *x = malloc(n * sizeof(float)), *y = malloc(rows * sizeof(float)),
+          *w = malloc(n * sizeof(float));
     float *sums = malloc((n / HRE_SUM_GROUP + 1) * sizeof(float));
 
     gguf_random_weights(seed, type, (size_t)n * rows, 1.0f, weights);
@@ -109,7 +117,8 @@ static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint
             size += fabs((double)w[i] * (double)x[i]);
         }
         if (fabs((double)y[r] - sum) > 2e-6 * size + 1e-6) {
-            fail_msg("%s %s n %u row %u: %.9g, not %.9g", ops->name, hre_weight_type_name(type), n, r, (double)y[r], sum);
+            fail_msg("%s %s n %u row %u: %.9g, not %.9g", ops->name, hre_weight_type_name(type), n,
+                     r, (double)y[r], sum);
         }
     }
     free(weights);
@@ -134,10 +143,12 @@ static void test_dot(void **state)
     }
 }
 
-static void check_tile(const struct hre_ops *ops, uint32_t m, uint32_t n, uint32_t k, uint64_t *seed)
+static void check_tile(const struct hre_ops *ops, uint32_t m, uint32_t n, uint32_t k,
+                       uint64_t *seed)
 {
     size_t stride = n + 3;
-    float *x = malloc(4 * (size_t)m * k), *w = malloc(4 * (size_t)n * k), *y = malloc(4 * m * stride);
+    float *x = malloc(4 * (size_t)m * k), *w = malloc(4 * (size_t)n * k),
+          *y = malloc(4 * m * stride);
     float *packed = malloc(4 * (size_t)ops->tile_rows * k);
 
     fill(seed, x, (size_t)m * k);
@@ -155,8 +166,8 @@ static void check_tile(const struct hre_ops *ops, uint32_t m, uint32_t n, uint32
                 sum += (double)x[(size_t)i * k + p] * (double)w[(size_t)j * k + p];
             }
             if (fabs((double)y[i * stride + j] - sum) > 1e-6 * k + 1e-6) {
-                fail_msg("%s m %u n %u k %u at %u,%u: %g, not %g", ops->name, m, n, k, i, j, (double)y[i * stride + j],
-                         sum);
+                fail_msg("%s m %u n %u k %u at %u,%u: %g, not %g", ops->name, m, n, k, i, j,
+                         (double)y[i * stride + j], sum);
             }
         }
         for (size_t j = n; i + 1 < m && j < stride; j++) {
@@ -171,7 +182,8 @@ static void check_tile(const struct hre_ops *ops, uint32_t m, uint32_t n, uint32
 
 static void test_tiles(void **state)
 {
-    static const uint32_t ms[] = {1, 2, 3, 5, 6, 7, 11, 12, 13, 31}, ks[] = {1, 7, 16, 33, 1024, 1029, 2050};
+    static const uint32_t ms[] = {1, 2, 3, 5, 6, 7, 11, 12, 13, 31},
+                          ks[] = {1, 7, 16, 33, 1024, 1029, 2050};
     uint64_t seed = test_seed(5);
 
     (void)state;
@@ -187,7 +199,8 @@ static void test_tiles(void **state)
     }
 }
 
-static void assert_close(const char *what, const struct hre_ops *ops, float got, double expected, double tolerance)
+static void assert_close(const char *what, const struct hre_ops *ops, float got, double expected,
+                         double tolerance)
 {
     if (!(fabs((double)got - expected) <= tolerance * (1.0 + fabs(expected)))) {
         fail_msg("%s %s: %.9g, not %.9g", ops->name, what, (double)got, expected);
@@ -212,9 +225,11 @@ static void check_norms(const struct hre_ops *ops, uint32_t n, uint64_t *seed)
     ops->rms_norm(x, w, 1e-5f, n, rms);
     ops->layer_norm(x, w, b, 1e-5f, n, layer);
     for (uint32_t i = 0; i < n; i++) {
-        assert_close("rms_norm", ops, rms[i], (double)x[i] / sqrt(squares + 1e-5) * (double)w[i], 2e-6);
+        assert_close("rms_norm", ops, rms[i], (double)x[i] / sqrt(squares + 1e-5) * (double)w[i],
+                     2e-6);
         assert_close("layer_norm", ops, layer[i],
-                     ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)w[i] + (double)b[i], 1e-5);
+                     ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)w[i] + (double)b[i],
+                     1e-5);
     }
 }
 
@@ -233,11 +248,13 @@ static void check_activations(const struct hre_ops *ops, uint32_t n, float size,
         double v = before[i];
 
         assert_close("swiglu", ops, gate[i], v / (1.0 + exp(-v)) * (double)up[i], 1e-6);
-        assert_close("gelu", ops, x[i], 0.5 * v * (1.0 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v))), 1e-6);
+        assert_close("gelu", ops, x[i],
+                     0.5 * v * (1.0 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v))), 1e-6);
     }
 }
 
-static void check_rope(const struct hre_ops *ops, uint32_t dim, uint32_t n_rot, hr_rope_layout_t layout, uint64_t *seed)
+static void check_rope(const struct hre_ops *ops, uint32_t dim, uint32_t n_rot,
+                       hr_rope_layout_t layout, uint64_t *seed)
 {
     float x[3 * 128] = {0}, before[3 * 128], cosine[64], sine[64];
     int half = layout == HR_ROPE_HALF;
@@ -257,8 +274,10 @@ static void check_rope(const struct hre_ops *ops, uint32_t dim, uint32_t n_rot, 
         for (uint32_t i = 0; i < n_rot / 2; i++) {
             uint32_t a = half ? i : 2 * i, b = half ? i + n_rot / 2 : 2 * i + 1;
 
-            assert_close("rope", ops, y[a], (double)z[a] * cosine[i] - (double)z[b] * sine[i], 1e-6);
-            assert_close("rope", ops, y[b], (double)z[b] * cosine[i] + (double)z[a] * sine[i], 1e-6);
+            assert_close("rope", ops, y[a], (double)z[a] * cosine[i] - (double)z[b] * sine[i],
+                         1e-6);
+            assert_close("rope", ops, y[b], (double)z[b] * cosine[i] + (double)z[a] * sine[i],
+                         1e-6);
         }
         assert_memory_equal(y + n_rot, z + n_rot, (dim - n_rot) * sizeof(float));
     }
@@ -299,8 +318,9 @@ static void test_choice(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_halves), cmocka_unit_test(test_dequantise), cmocka_unit_test(test_dot),
-        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_elements),   cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_halves),   cmocka_unit_test(test_dequantise),
+        cmocka_unit_test(test_dot),      cmocka_unit_test(test_tiles),
+        cmocka_unit_test(test_elements), cmocka_unit_test(test_choice),
     };
 
     find_levels();

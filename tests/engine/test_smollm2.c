@@ -1,6 +1,7 @@
 /*
- * SmolLM2-135M-Instruct against tools/reference_llama.py: logits within 2e-2, the same greedy tokens, dense negative
- * log-likelihood equal to 1e-3. Wants the 98 MB model and Python with NumPy; counts as skipped without them.
+ * SmolLM2-135M-Instruct against tools/reference_llama.py: logits within 2e-2, the same greedy
+ * tokens, dense negative log-likelihood equal to 1e-3. Wants the 98 MB model and Python with NumPy;
+ * counts as skipped without them.
  */
 #include "tests/test.h"
 
@@ -16,7 +17,8 @@ static char model[RUN_PATH_BYTES], tokens[RUN_PATH_BYTES], output[RUN_PATH_BYTES
 static const char *python;
 static uint32_t ids[TOKENS];
 
-/* Ids of words are ordinary text to nobody, but they repeat, so that the model has something to predict. */
+/* Ids of words are ordinary text to nobody, but they repeat, so that the model has something to
+ * predict. */
 static void make_ids(void)
 {
     uint64_t x = 12345;
@@ -56,8 +58,9 @@ static void test_logits(void **state)
     size_t count = 0;
 
     (void)state;
-    assert_int_equal(run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --output '%s'", python, HR_SOURCE_DIR,
-                                 model, tokens, output), 0);
+    assert_int_equal(run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --output '%s'",
+                                 python, HR_SOURCE_DIR, model, tokens, output),
+                     0);
     float *expected = run_read_npy(output, &count);
     assert_non_null(expected);
     struct run_options options = options_of(64);
@@ -80,8 +83,9 @@ static void test_greedy(void **state)
     struct run run;
 
     (void)state;
-    assert_int_equal(run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --greedy %d > '%s'", python,
-                                 HR_SOURCE_DIR, model, tokens, GREEDY, output), 0);
+    assert_int_equal(run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --greedy %d > '%s'",
+                                 python, HR_SOURCE_DIR, model, tokens, GREEDY, output),
+                     0);
     FILE *file = fopen(output, "r");
     assert_non_null(file);
     struct run_options options = options_of(512);
@@ -108,8 +112,9 @@ static void test_nll(void **state)
     double expected;
 
     (void)state;
-    assert_int_equal(run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --nll > '%s'", python, HR_SOURCE_DIR,
-                                 model, tokens, output), 0);
+    assert_int_equal(run_command("'%s' '%s/tools/reference_llama.py' '%s' '%s' --nll > '%s'",
+                                 python, HR_SOURCE_DIR, model, tokens, output),
+                     0);
     FILE *file = fopen(output, "r");
     assert_non_null(file);
     assert_int_equal(fscanf(file, "%lf", &expected), 1);

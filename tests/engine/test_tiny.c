@@ -1,4 +1,5 @@
-/* The embedded model: its texts and logits against tests/reference/tiny_reference.py, and its answers. */
+/* The embedded model: its texts and logits against tests/reference/tiny_reference.py, and its
+ * answers. */
 #include "tests/test.h"
 
 #include <math.h>
@@ -16,8 +17,11 @@ static uint32_t ids[4096], answers[64];
 
 static struct run_options options_of(uint32_t n_tokens, const char *recipe)
 {
-    return (struct run_options){
-        .model = "tiny", .recipe = recipe, .tokens_max = n_tokens, .n_threads = 2, .dtype = HR_DTYPE_F32};
+    return (struct run_options){.model = "tiny",
+                                .recipe = recipe,
+                                .tokens_max = n_tokens,
+                                .n_threads = 2,
+                                .dtype = HR_DTYPE_F32};
 }
 
 static void test_info(void **state)
@@ -47,7 +51,8 @@ static void test_info(void **state)
     assert_true(fabsf(sequence.rope[1].frequencies[16] - 1e-3f) < 1e-8f);
     assert_true(sequence.log_n[0] == 0.0f && sequence.log_n[4] > 0.0f);
     struct hre_gguf_string kind;
-    assert_int_equal(hre_gguf_get_string(hre_model_gguf(model), "tokenizer.ggml.model", &kind), HR_OK);
+    assert_int_equal(hre_gguf_get_string(hre_model_gguf(model), "tokenizer.ggml.model", &kind),
+                     HR_OK);
     assert_int_equal(kind.length, strlen("headrace-words"));
     hre_model_close(model);
 }
@@ -72,8 +77,11 @@ static void test_text(void **state)
     }
     run_temp_path(words, "words.txt");
     run_temp_path(wanted, "answers.txt");
-    assert_int_equal(run_command("'%s' '%s' make-text --tokens %d --keys %d --seed 7 --output '%s' --answers '%s'",
-                                 python, SCRIPT, TOKENS, KEYS, words, wanted), 0);
+    assert_int_equal(
+        run_command(
+            "'%s' '%s' make-text --tokens %d --keys %d --seed 7 --output '%s' --answers '%s'",
+            python, SCRIPT, TOKENS, KEYS, words, wanted),
+        0);
     FILE *file = fopen(words, "r");
     for (; fscanf(file, " %c%u", &letter, &number) == 2; n++) {
         assert_int_equal(ids[n], number + (letter == 'k' ? 0 : letter == 'v' ? 64 : 128));
@@ -105,7 +113,9 @@ static void test_logits(void **state)
     run_temp_path(npy, "logits.npy");
     assert_int_equal(hre_tiny_text(TOKENS, KEYS, 3, ids, answers), HR_OK);
     assert_int_equal(run_write_ids(tokens, ids, TOKENS), 0);
-    assert_int_equal(run_command("'%s' '%s' '%s' '%s' --last 50 --output '%s'", python, SCRIPT, MODEL, tokens, npy), 0);
+    assert_int_equal(run_command("'%s' '%s' '%s' '%s' --last 50 --output '%s'", python, SCRIPT,
+                                 MODEL, tokens, npy),
+                     0);
     float *expected = run_read_npy(npy, &count);
     assert_non_null(expected);
     assert_int_equal(count, 50 * 192);
@@ -114,10 +124,12 @@ static void test_logits(void **state)
     run_open(&run, &options);
     assert_int_equal(hre_session_prefill(run.session, ids, TOKENS - 50, NULL, NULL), HR_OK);
     for (int t = 0; t < 50; t++) {
-        assert_int_equal(hre_session_decode(run.session, 0, ids[TOKENS - 50 + t], NULL, logits, NULL), HR_OK);
+        assert_int_equal(
+            hre_session_decode(run.session, 0, ids[TOKENS - 50 + t], NULL, logits, NULL), HR_OK);
         for (int i = 0; i < 192; i++) {
             if (!(fabsf(logits[i] - expected[t * 192 + i]) < 2e-2f)) {
-                fail_msg("step %d logit %d: %g, not %g", t, i, (double)logits[i], (double)expected[t * 192 + i]);
+                fail_msg("step %d logit %d: %g, not %g", t, i, (double)logits[i],
+                         (double)expected[t * 192 + i]);
             }
         }
     }

@@ -1,6 +1,7 @@
 /*
- * Fuzz target: any bytes as a GGUF file, read to the last tensor and bound as a model. replay_main.c runs it over a corpus;
- * built with clang's fuzzer it finds new ones: `tests/fuzz_gguf -max_len=20000 CORPUS`.
+ * Fuzz target: any bytes as a GGUF file, read to the last tensor and bound as a model.
+ * replay_main.c runs it over a corpus; built with clang's fuzzer it finds new ones:
+ * `tests/fuzz_gguf -max_len=20000 CORPUS`.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -29,7 +30,8 @@ static void touch_tensors(const hre_gguf_t *g)
 
 static void touch_keys(const hre_gguf_t *g)
 {
-    static const char *const keys[] = {"general.architecture", "general.alignment", "tokenizer.ggml.tokens", "a.shorts"};
+    static const char *const keys[] = {"general.architecture", "general.alignment",
+                                       "tokenizer.ggml.tokens", "a.shorts"};
     struct hre_gguf_string s;
     struct hre_gguf_array a;
     uint64_t u;
