@@ -75,6 +75,7 @@ static inline __attribute__((always_inline)) VF group_q8(const int8_t *q, const 
             sums += piece;                                                                         \
             left -= piece;                                                                         \
         }                                                                                          \
+        (void)sums;                                                                                \
         return vf_sum(vf_add(vf_add(even, odd), offset));                                          \
     }
 
