@@ -54,7 +54,7 @@ static void find_default_system(const char *text, size_t text_bytes, char *syste
 {
     static const char opening[] = "<|im_start|>system";
     const char *end = text + text_bytes;
-    char content[HRE_CHAT_SYSTEM_BYTES_MAX];
+    char content[HRE_CHAT_SYSTEM_BYTES_MAX] = "";
 
     system_out[0] = '\0';
     while ((text = find(text, (size_t)(end - text), opening)) != NULL) {
@@ -66,7 +66,7 @@ static void find_default_system(const char *text, size_t text_bytes, char *syste
         else
             continue;
         if (read_literal(text, (size_t)(end - text), content) && content[0]) {
-            strcpy(system_out, content);
+            memcpy(system_out, content, sizeof(content));
             return;
         }
     }
@@ -290,7 +290,7 @@ hr_status_t hre_chat_encode(const struct hre_chat_template *chat, const hre_toke
                             const struct hre_chat_options *options, struct hre_tokens *tokens_out)
 {
     struct hre_encode_options encode;
-    struct hre_chat_text text;
+    struct hre_chat_text text = {0};
     hr_status_t status = hre_chat_format(chat, messages, n_messages, options, &text);
 
     if (status != HR_OK)

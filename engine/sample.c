@@ -51,12 +51,14 @@ static uint64_t random_u64(uint64_t *s)
     return result;
 }
 
-/* Uniform in [0, bound) without bias; bound > 0. */
+/* Uniform in [0, bound) without bias. */
 static uint64_t random_below(uint64_t *s, uint64_t bound)
 {
-    uint64_t reject_below = -bound % bound;
     uint64_t value;
 
+    if (bound == 0)
+        return 0;
+    uint64_t reject_below = -bound % bound;
     do {
         value = random_u64(s);
     } while (value < reject_below);

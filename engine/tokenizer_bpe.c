@@ -68,8 +68,8 @@ static size_t merge_short(const hre_tokenizer_t *t, uint32_t *ids, size_t n)
             break;
         n--;
         memmove(ids + at + 1, ids + at + 2, (n - at - 1) * sizeof(*ids));
-        if (at + 1 < n)
-            memmove(merges + at, merges + at + 1, (n - at - 1) * sizeof(*merges));
+        for (size_t i = at; i + 1 < n; i++)
+            merges[i] = merges[i + 1];
         ids[at] = best->id;
         if (at > 0)
             merges[at - 1] = hre_merge_find(t, ids[at - 1], ids[at]);

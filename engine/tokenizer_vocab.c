@@ -131,7 +131,7 @@ static hr_status_t store_tokens(hre_tokenizer_t *t, const struct hre_vocab *voca
     t->n_tokens = (uint32_t)vocab->n_tokens;
     t->bytes = malloc(total + 1);
     t->offsets = calloc(vocab->n_tokens + 1, sizeof(*t->offsets));
-    t->types = malloc(vocab->n_tokens);
+    t->types = calloc(vocab->n_tokens, 1);
     if (!t->bytes || !t->offsets || !t->types)
         return out_of_memory();
 
