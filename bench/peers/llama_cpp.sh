@@ -6,7 +6,7 @@
 #   llama_cpp.sh run MODEL TEXT TOKENS DECODE THREADS        prints {"prefill": {...}, "decode": {...}}
 set -eu
 
-version=0.3.16
+version=0.3.36
 cache=${HEADRACE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/headrace}
 venv=$cache/peers/llama_cpp
 here=$(dirname "$0")
