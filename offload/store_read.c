@@ -431,6 +431,7 @@ void hri_read_reap(struct hri_store *store, uint64_t wait_ns)
     submit_queue(store);
     fail_stuck(store);
     struct hri_disk_request *done = hri_disk_reap(store->read_disk, wait_ns);
+    submit_queue(store); /* the disk gets its next work before ours is looked at */
     while (done != NULL) {
         struct hri_op *op = (struct hri_op *)done;
         done = done->next;
