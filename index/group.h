@@ -8,6 +8,7 @@
 struct hri_group_in {
     const struct hri_kernels *kernels;
     const float *y;             /* [n][d] the points that are to be close together inside a block */
+    const float *weight;        /* [n] how much a row's distance from its block counts; NULL: all the same */
     uint32_t n, d;
     uint32_t target, cap;       /* mean and largest rows of a block; cap >= 2 * target */
     uint32_t iterations;

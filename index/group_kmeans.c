@@ -1,5 +1,5 @@
 /* k-means into fewer clusters than there may be blocks; then every cluster above the cap is cut, and what blocks are left go to the
- * clusters with the largest sum of squares. */
+ * clusters with the largest weighted sum of squares; at last rows move to the nearest block that has room. */
 #include "base/alloc.h"
 #include "base/arena.h"
 #include "base/assert.h"
@@ -10,13 +10,14 @@
 #include <string.h>
 
 /* Clusters as a share of the blocks: the rest is for cuts. By measurement (docs/algorithm.md). */
-#define CLUSTER_SHARE 0.75
+#define CLUSTER_SHARE 0.6
 #define CUT_ITERATIONS 3
+#define SETTLE_ITERATIONS 2
 
 /* A run of order[]: one cluster, or a part of one. */
 struct range {
     uint32_t first, n;
-    float error;     /* sum of squared distances from its mean */
+    float error;     /* weighted sum of squared distances from its mean */
 };
 
 struct work {
@@ -24,16 +25,18 @@ struct work {
     float *sums;                 /* [k][d] */
     uint32_t *counts;            /* [k] */
     uint32_t *nearest;           /* [n] */
+    uint32_t *block;             /* [n] */
     struct range *ranges;        /* [blocks_max] */
     struct hri_ranked *ranked;   /* [n] */
     float *pair;                 /* [2][d] */
     float *mean;                 /* [d] */
+    uint32_t spare;              /* blocks beyond those that the caps ask for */
 };
 
 size_t hri_group_kmeans_work_bytes(uint32_t n, uint32_t d, uint32_t target)
 {
     size_t k = hri_group_blocks_max(n, target) + 1, pad = 64;
-    return 2 * (k * d * sizeof(float) + pad) + k * sizeof(uint32_t) + pad + n * sizeof(uint32_t) + pad +
+    return 2 * (k * d * sizeof(float) + pad) + k * sizeof(uint32_t) + pad + 2 * (n * sizeof(uint32_t) + pad) +
            k * sizeof(struct range) + pad + n * sizeof(struct hri_ranked) + pad + 3 * d * sizeof(float) + 2 * pad;
 }
 
@@ -47,6 +50,7 @@ static struct work take_work(void *memory, uint32_t n, uint32_t d, uint32_t targ
     w.sums = hri_arena_array(&arena, k * d, sizeof(float));
     w.counts = hri_arena_array(&arena, k, sizeof(uint32_t));
     w.nearest = hri_arena_array(&arena, n, sizeof(uint32_t));
+    w.block = hri_arena_array(&arena, n, sizeof(uint32_t));
     w.ranges = hri_arena_array(&arena, k, sizeof(struct range));
     w.ranked = hri_arena_array(&arena, n, sizeof(struct hri_ranked));
     w.pair = hri_arena_array(&arena, 2 * (size_t)d, sizeof(float));
@@ -178,7 +182,7 @@ static float range_error(const struct hri_group_in *in, const uint32_t *rows, ui
     float error = 0;
     range_mean(in, rows, n, w->mean);
     for (uint32_t i = 0; i < n; i++)
-        error += distance(in->y + (size_t)rows[i] * in->d, w->mean, in->d);
+        error += (in->weight ? in->weight[rows[i]] : 1) * distance(in->y + (size_t)rows[i] * in->d, w->mean, in->d);
     return error;
 }
 
@@ -210,14 +214,19 @@ static uint32_t rank_by_pair(const struct hri_group_in *in, const uint32_t *rows
     return nearer;
 }
 
-/* The cut nearest to `wanted` that leaves both sides able to fit into pieces(n) blocks. */
-static uint32_t fitting_cut(uint32_t n, uint32_t cap, uint32_t wanted)
+/* How many blocks more than before a cut of n rows at `left` asks for. */
+static uint32_t cost_of_cut(uint32_t n, uint32_t left, uint32_t cap)
 {
-    uint32_t total = pieces(n, cap), left = pieces(wanted ? wanted : 1, cap);
-    if (total < 2)
-        return wanted < 1 ? 1 : wanted > n - 1 ? n - 1 : wanted;
-    if (left > total - 1)
-        left = total - 1;
+    return pieces(left, cap) + pieces(n - left, cap) - pieces(n, cap);
+}
+
+/* The cut nearest to `wanted` that there are blocks for. */
+static uint32_t fitting_cut(uint32_t n, uint32_t cap, uint32_t wanted, uint32_t spare)
+{
+    wanted = wanted < 1 ? 1 : wanted > n - 1 ? n - 1 : wanted;
+    if (cost_of_cut(n, wanted, cap) <= spare)
+        return wanted;
+    uint32_t total = pieces(n, cap), left = pieces(wanted, cap) < total ? pieces(wanted, cap) : total - 1;
     uint32_t low = n > (total - left) * cap ? n - (total - left) * cap : 1, high = left * cap < n - 1 ? left * cap : n - 1;
     return wanted < low ? low : wanted > high ? high : wanted;
 }
@@ -233,12 +242,13 @@ static void cut(const struct hri_group_in *in, uint32_t at, uint32_t n_ranges, s
     memcpy(w->pair, in->y + (size_t)a * d, d * sizeof(float));
     memcpy(w->pair + d, in->y + (size_t)b * d, d * sizeof(float));
     for (int i = 0; i < CUT_ITERATIONS; i++) {
-        left = fitting_cut(r->n, in->cap, rank_by_pair(in, rows, r->n, w));
+        left = fitting_cut(r->n, in->cap, rank_by_pair(in, rows, r->n, w), w->spare);
         for (uint32_t j = 0; j < r->n; j++)
             rows[j] = w->ranked[j].item;
         range_mean(in, rows, left, w->pair);
         range_mean(in, rows + left, r->n - left, w->pair + d);
     }
+    w->spare -= cost_of_cut(r->n, left, in->cap);
     w->ranges[n_ranges] = (struct range){r->first + left, r->n - left, 0};
     r->n = left;
     for (uint32_t i = at;; i = n_ranges) {
@@ -248,29 +258,56 @@ static void cut(const struct hri_group_in *in, uint32_t at, uint32_t n_ranges, s
     }
 }
 
-static uint32_t worst_range(const struct work *w, uint32_t n_ranges)
+/* The range with the largest error among those that may be cut; n_ranges if there is none. */
+static uint32_t worst_range(const struct work *w, uint32_t n_ranges, uint32_t cap)
 {
     uint32_t worst = n_ranges;
-    for (uint32_t i = 0; i < n_ranges; i++)
-        if (w->ranges[i].n > 1 && w->ranges[i].error > 0 && (worst == n_ranges || w->ranges[i].error > w->ranges[worst].error))
+    for (uint32_t i = 0; i < n_ranges; i++) {
+        const struct range *r = &w->ranges[i];
+        bool may = r->n > cap || (w->spare > 0 && r->n > 1 && r->error > 0);
+        if (may && (worst == n_ranges || r->error > w->ranges[worst].error))
             worst = i;
+    }
     return worst;
 }
 
 static uint32_t cut_all(const struct hri_group_in *in, uint32_t n_ranges, uint32_t blocks_max, struct work *w, uint32_t *order)
 {
-    for (uint32_t i = 0; i < n_ranges; i++)
+    w->spare = blocks_max;
+    for (uint32_t i = 0; i < n_ranges; i++) {
         w->ranges[i].error = range_error(in, order + w->ranges[i].first, w->ranges[i].n, w);
-    for (uint32_t i = 0; i < n_ranges; i++)
-        while (w->ranges[i].n > in->cap)
-            cut(in, i, n_ranges++, w, order);
-    while (n_ranges < blocks_max) {
-        uint32_t worst = worst_range(w, n_ranges);
+        w->spare -= pieces(w->ranges[i].n, in->cap);
+    }
+    for (;;) {
+        uint32_t worst = worst_range(w, n_ranges, in->cap);
         if (worst == n_ranges)
-            break;
+            return n_ranges;
         cut(in, worst, n_ranges++, w, order);
     }
-    return n_ranges;
+}
+
+/* Rows whose nearest block is another one move there if it has room: cuts are made one by one, this puts right what they did to
+ * each other's neighbours. A block that loses all its rows is dropped. */
+static uint32_t settle(const struct hri_group_in *in, uint32_t n_ranges, struct work *w, uint32_t *order)
+{
+    for (uint32_t r = 0; r < n_ranges; r++) {
+        const struct range *range = &w->ranges[r];
+        range_mean(in, order + range->first, range->n, w->centroids + (size_t)r * in->d);
+        w->counts[r] = range->n;
+        for (uint32_t i = 0; i < range->n; i++)
+            w->block[order[range->first + i]] = r;
+    }
+    in->kernels->nearest(in->y, in->n, w->centroids, n_ranges, in->d, w->nearest, NULL);
+    for (uint32_t i = 0; i < in->n; i++) {
+        uint32_t to = w->nearest[i];
+        if (w->counts[to] < in->cap) {
+            w->counts[w->block[i]]--;
+            w->counts[to]++;
+        } else {
+            w->nearest[i] = w->block[i];
+        }
+    }
+    return make_ranges(in, n_ranges, w, order);
 }
 
 static void sort_rows(uint32_t *rows, uint32_t n)
@@ -309,6 +346,8 @@ uint32_t hri_group_kmeans(const struct hri_group_in *in, void *work, uint32_t *o
     merge_small(in, k, blocks_max, &w);
     uint32_t n_ranges = make_ranges(in, k, &w, order);
     n_ranges = cut_all(in, n_ranges, blocks_max, &w, order);
+    for (int i = 0; i < SETTLE_ITERATIONS; i++)
+        n_ranges = settle(in, n_ranges, &w, order);
     write_blocks(&w, n_ranges, in->n, w.nearest, order, block_rows);
     return n_ranges;
 }

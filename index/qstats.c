@@ -33,7 +33,8 @@ hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *
     stats->second = hri_array(alloc, stats->n_pairs, sizeof *stats->second);
     stats->moment = hri_aligned_zero(alloc, 64, (size_t)d * d * sizeof *stats->moment);
     stats->batch = hri_aligned(alloc, 64, (size_t)HRI_QSTATS_BATCH * d * sizeof *stats->batch);
-    if (!stats->theta || !stats->first || !stats->second || !stats->moment || !stats->batch) {
+    stats->recent = hri_aligned(alloc, 64, (size_t)HRI_QSTATS_RECENT * d * sizeof *stats->recent);
+    if (!stats->recent || !stats->theta || !stats->first || !stats->second || !stats->moment || !stats->batch) {
         hri_qstats_fini(stats);
         return hri_alloc_status();
     }
@@ -48,6 +49,7 @@ void hri_qstats_fini(struct hri_qstats *stats)
     hri_free(stats->alloc, stats->second);
     hri_free(stats->alloc, stats->moment);
     hri_free(stats->alloc, stats->batch);
+    hri_free(stats->alloc, stats->recent);
     *stats = (struct hri_qstats){0};
 }
 
@@ -63,19 +65,19 @@ static void flush(struct hri_qstats *stats)
     stats->n_batch = 0;
 }
 
-/* Turns one query back to position 0. */
-static void unrotate(const struct hri_qstats *stats, const float *q, uint32_t position, float *out)
+/* Turns one query by `positions`, which may be negative. */
+static void rotate(const struct hri_qstats *stats, const float *q, double positions, float *out)
 {
     if (!stats->rotates) {
         memcpy(out, q, stats->d * sizeof *out);
         return;
     }
     for (uint32_t i = 0; i < stats->n_pairs; i++) {
-        double angle = stats->theta[i] * position;
+        double angle = stats->theta[i] * positions;
         float c = (float)cos(angle), s = (float)sin(angle);
         float x = q[stats->first[i]], y = q[stats->second[i]];
-        out[stats->first[i]] = c * x + s * y;
-        out[stats->second[i]] = c * y - s * x;
+        out[stats->first[i]] = c * x - s * y;
+        out[stats->second[i]] = c * y + s * x;
     }
 }
 
@@ -84,8 +86,12 @@ static void sample(struct hri_qstats *stats, const float *q, uint32_t g, uint32_
     for (uint32_t h = 0; h < g; h++) {
         if (stats->n_batch == HRI_QSTATS_BATCH)
             flush(stats);
-        unrotate(stats, q + (size_t)h * stats->d, position, stats->batch + (size_t)stats->n_batch * stats->d);
-        stats->n_batch++;
+        float *sampled = stats->batch + (size_t)stats->n_batch++ * stats->d;
+        rotate(stats, q + (size_t)h * stats->d, -(double)position, sampled);
+        memcpy(stats->recent + (size_t)stats->next_recent * stats->d, sampled, stats->d * sizeof *sampled);
+        stats->next_recent = (stats->next_recent + 1) % HRI_QSTATS_RECENT;
+        if (stats->n_recent < HRI_QSTATS_RECENT)
+            stats->n_recent++;
     }
 }
 
@@ -162,6 +168,17 @@ bool hri_qstats_moment(struct hri_qstats *stats, uint32_t first, uint32_t last, 
         for (uint32_t b = 0; b < stats->n_pairs; b++)
             average_pair(stats, a, b, first, last, s_out);
     return true;
+}
+
+uint32_t hri_qstats_recent(const struct hri_qstats *stats, uint32_t first, uint32_t last, float *out)
+{
+    for (uint32_t i = 0; i < stats->n_recent; i++) {
+        uint32_t span = (last - first) >> (HORIZON_SHIFT * (i % HORIZONS));
+        /* Multiples of the golden ratio fill any span evenly. */
+        double part = fmod(0.6180339887498949 * (i / HORIZONS + 1), 1);
+        rotate(stats, stats->recent + (size_t)i * stats->d, floor(first + part * span), out + (size_t)i * stats->d);
+    }
+    return stats->n_recent;
 }
 
 size_t hri_qstats_metric_work_bytes(uint32_t d)

@@ -20,11 +20,14 @@ struct hri_qstats {
     float *moment;             /* [d][d] sum of weight * q q', un-rotated */
     float *batch;              /* [HRI_QSTATS_BATCH][d] un-rotated queries not yet in moment */
     uint32_t n_batch;
+    float *recent;             /* [HRI_QSTATS_RECENT][d] the newest samples, un-rotated; a ring */
+    uint32_t n_recent, next_recent;
     double weight;             /* sum of weights in moment */
     uint32_t position;         /* after the newest query observed */
     bool rotates;
 };
 #define HRI_QSTATS_BATCH 48u       /* queries that enter the moment together */
+#define HRI_QSTATS_RECENT 96u      /* queries kept as they are */
 #define HRI_QSTATS_PER_CALL 24u    /* positions sampled from one observe at most */
 #define HRI_QSTATS_STRIDE 8u       /* while decoding, one position of so many is sampled */
 #define HRI_QSTATS_DECAY 0.98      /* of the moment's weight per batch: the newest 2,400 samples count most */
@@ -39,6 +42,10 @@ void hri_qstats_observe(struct hri_qstats *stats, const float *q, uint32_t n, ui
 
 /* s_out [d][d]: mean over positions first..last (inclusive) of R_p S R_p'. False (s_out untouched) if no query was ever seen. */
 bool hri_qstats_moment(struct hri_qstats *stats, uint32_t first, uint32_t last, double *s_out);
+
+/* The newest samples, turned to positions spread over first..last as the moment's average is: out [HRI_QSTATS_RECENT][d].
+ * Returns how many there are. */
+uint32_t hri_qstats_recent(const struct hri_qstats *stats, uint32_t first, uint32_t last, float *out);
 
 /* p_out [d][d] with p'p = S + ridge for those positions (rows are scaled eigenvectors); the identity if no query was seen.
  * work: hri_qstats_metric_work_bytes(d), 64-byte aligned. */

@@ -3,6 +3,7 @@
 #include "base/half.h"
 #include "index/group.h"
 #include "index/head.h"
+#include "index/importance.h"
 
 #include <math.h>
 #include <string.h>
@@ -62,27 +63,36 @@ static size_t points_bytes(const struct hri_index_options *o, uint32_t n)
     return hri_round_up((uint64_t)n * hri_points_dims(o->k_dim, o->v_dim) * sizeof(float), 64);
 }
 
+static size_t weights_bytes(uint32_t n)
+{
+    return hri_round_up((uint64_t)n * sizeof(float), 64);
+}
+
 static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
 {
     uint32_t dims = hri_points_dims(o->k_dim, o->v_dim);
     size_t grouping = hri_group_kmeans_work_bytes(n, dims, hri_index_target_rows(&o->recipe));
     size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
-    return larger(points_bytes(o, n) + larger(grouping, hri_points_work_bytes(o->k_dim, o->v_dim)),
-                  larger(hri_shape_work_bytes(o), centers));
+    size_t fitting = larger(hri_points_work_bytes(o->k_dim, o->v_dim), hri_importance_work_bytes(o->k_dim, n));
+    return larger(points_bytes(o, n) + weights_bytes(n) + larger(grouping, fitting), larger(hri_shape_work_bytes(o), centers));
 }
 
 static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
 {
     const struct hri_index_options *o = &head->options;
     float *y = segment->workspace;
-    void *rest = (char *)segment->workspace + points_bytes(o, segment->n);
-    hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v, segment->n, segment->position_end,
+    float *weight = (float *)((char *)segment->workspace + points_bytes(o, segment->n));
+    void *rest = (char *)weight + weights_bytes(segment->n);
+    uint32_t position = segment->position_end, last = position + o->horizon_tokens;
+    hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v, segment->n, position,
                                         o->horizon_tokens, rest);
     if (status != HR_OK)
         return status;
     hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
-    struct hri_group_in in = {.kernels = o->kernels, .y = y, .n = segment->n, .d = head->points.dims, .target = segment->target,
-                              .cap = segment->cap, .iterations = (uint32_t)hri_recipe_value(&o->recipe, "iterations")};
+    bool weighted = hri_importance(&head->stats, position, last, segment->k, segment->n, o->soft_cap, rest, weight);
+    struct hri_group_in in = {.kernels = o->kernels, .y = y, .weight = weighted ? weight : NULL, .n = segment->n,
+                              .d = head->points.dims, .target = segment->target, .cap = segment->cap,
+                              .iterations = (uint32_t)hri_recipe_value(&o->recipe, "iterations")};
     segment->n_blocks = hri_group_kmeans(&in, rest, segment->order, segment->block_rows);
     return HR_OK;
 }

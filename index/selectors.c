@@ -45,7 +45,7 @@ static const struct hri_param params_headrace[] = {
     PARAM_DECODE_SEGMENT(256),
     PARAM_DENSE(""),
     {"block", "mean tokens per block", "docs/algorithm.md", 18, 4, 64},
-    {"iterations", "k-means iterations", "docs/algorithm.md", 6, 1, 50},
+    {"iterations", "k-means iterations", "docs/algorithm.md", 3, 1, 50},
     {"reuse", "blocks that lie in frames and are refined beyond the budget, as a share of it", "docs/algorithm.md", 1, 0, 8},
     PARAM_END};
 
