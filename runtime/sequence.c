@@ -160,7 +160,8 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
         s->items_max = (uint32_t)(items < s->blocks_max ? items : s->blocks_max);
     } else if (r->selector->unit == HRI_UNIT_ROWS) {
         s->items_max = min_u32((uint32_t)budget_rows + 1, s->tokens_max);
-        s->blocks_max = s->tokens_max / hri_index_block_rows_max(r, s->dk, s->dv) + 1; /* sizes its ranking */
+        s->blocks_max =
+            s->tokens_max / hri_index_block_rows_max(r, s->dk, s->dv) + 1; /* sizes its ranking */
     }
 }
 

@@ -25,7 +25,8 @@ static hr_status_t stream_init(struct stream *st)
     hr_sequence_t *s = st->s;
     size_t page_bytes = (size_t)s->n_kv * s->log_cell_bytes;
     uint32_t pages = (uint32_t)(HRI_STREAM_BYTES / page_bytes);
-    uint32_t whole = s->tokens_max / HRI_LOG_ROWS + 1; /* one size for all calls, so that none allocates later */
+    uint32_t whole =
+        s->tokens_max / HRI_LOG_ROWS + 1; /* one size for all calls, so that none allocates later */
     uint32_t tail = s->tail_max / HRI_LOG_ROWS + 1;
     pages = pages < 1 ? 1 : pages;
     pages = pages > whole ? whole : pages;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { TOPICS = 48 };
+
 static void *must(void *p)
 {
     if (p == NULL) {
@@ -42,17 +44,27 @@ void naive_fini(struct naive *a)
     free(a->v);
 }
 
+/* Directions that keys gather around; the same for all texts. */
+static const float *topics(uint32_t d)
+{
+    static float table[TOPICS * HR_HEAD_DIM_MAX];
+    static uint32_t made;
+    if (made != d) {
+        struct random fixed = {.state = 77};
+        for (uint32_t i = 0; i < TOPICS * d; i++) {
+            table[i] = (float)random_normal(&fixed);
+        }
+        made = d;
+    }
+    return table;
+}
+
 void rows_make(struct random *r, const struct shape *shape, uint32_t n, float *k, float *v)
 {
-    enum { TOPICS = 48 };
     uint32_t d = shape->dk > shape->dv ? shape->dk : shape->dv;
-    float *topic = must(malloc((size_t)TOPICS * d * sizeof(float)));
-    struct random fixed = {.state = 77};
-    for (uint32_t i = 0; i < TOPICS * d; i++) {
-        topic[i] = (float)random_normal(&fixed);
-    }
+    const float *table = topics(d);
     for (uint32_t i = 0; i < n * shape->n_kv; i++) {
-        const float *t = topic + (size_t)(random_uniform(r) * TOPICS) * d;
+        const float *t = table + (size_t)(random_uniform(r) * TOPICS) * d;
         for (uint32_t j = 0; j < shape->dk; j++) {
             k[(size_t)i * shape->dk + j] = t[j] + 0.5f * (float)random_normal(r);
         }
@@ -60,24 +72,22 @@ void rows_make(struct random *r, const struct shape *shape, uint32_t n, float *k
             v[(size_t)i * shape->dv + j] = 0.5f * t[d - 1 - j] + 0.3f + (float)random_normal(r);
         }
     }
-    free(topic);
 }
 
 void queries_make(struct random *r, const struct shape *shape, uint32_t n, float *q)
 {
-    struct shape one = *shape;
-    one.n_kv = 1;
-    one.dv = one.dk;
-    float *v = must(malloc((size_t)shape->dk * sizeof(float)));
+    uint32_t d = shape->dk > shape->dv ? shape->dk : shape->dv;
+    const float *table = topics(d);
     for (uint32_t i = 0; i < n * shape->n_q; i++) {
-        rows_make(r, &one, 1, q + (size_t)i * shape->dk, v);
+        const float *t = table + (size_t)(random_uniform(r) * TOPICS) * d;
+        for (uint32_t j = 0; j < shape->dk; j++) {
+            q[(size_t)i * shape->dk + j] = t[j] + 0.5f * (float)random_normal(r);
+        }
     }
-    free(v);
 }
 
-static float rounded(float x, hr_dtype_t dtype)
+static float rounded(const struct hri_kernels *kern, float x, hr_dtype_t dtype)
 {
-    const struct hri_kernels *kern = hri_kernels_get(HRI_KERNEL_REF);
     uint32_t raw = 0;
     float y;
     kern->from_f32(&raw, &x, dtype, 1);
@@ -87,12 +97,13 @@ static float rounded(float x, hr_dtype_t dtype)
 
 void naive_append(struct naive *a, const float *k, const float *v, uint32_t n)
 {
+    const struct hri_kernels *kern = hri_kernels_get(HRI_KERNEL_REF);
     size_t nk = (size_t)a->shape.n_kv * a->shape.dk, nv = (size_t)a->shape.n_kv * a->shape.dv;
     for (size_t i = 0; i < n * nk; i++) {
-        a->k[a->n * nk + i] = rounded(k[i], a->shape.dtype);
+        a->k[a->n * nk + i] = rounded(kern, k[i], a->shape.dtype);
     }
     for (size_t i = 0; i < n * nv; i++) {
-        a->v[a->n * nv + i] = rounded(v[i], a->shape.dtype);
+        a->v[a->n * nv + i] = rounded(kern, v[i], a->shape.dtype);
     }
     a->n += n;
 }

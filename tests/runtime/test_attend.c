@@ -140,7 +140,7 @@ static void check_chunks(const struct shape *shape, const struct tiers *tiers,
 static void test_full_from_every_tier_mix(void **state)
 {
     (void)state;
-    const uint32_t chunks[] = {1, 1, 62, 1, 1, 63, 130, 1, 300, 1, 1};
+    const uint32_t chunks[] = {1, 1, 62, 1, 1, 63, 130, 1, 140, 1, 1};
     struct shape s = {
         .n_layers = 2, .n_q = 6, .n_kv = 2, .dk = 64, .dv = 64, .dtype = HR_DTYPE_F32};
     for (size_t m = 0; m < sizeof mixes / sizeof *mixes; m++) {
@@ -155,7 +155,7 @@ static void test_full_shapes(void **state)
 {
     (void)state;
     const uint32_t dims[] = {32, 64, 80, 96, 128, 256}, groups[] = {1, 2, 3, 4, 5, 6, 7, 8};
-    const uint32_t chunks[] = {65, 1, 200, 1};
+    const uint32_t chunks[] = {65, 1, 80, 1};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
         for (size_t j = 0; j < sizeof groups / sizeof *groups; j++) {
             struct shape s = {.n_layers = 1,
@@ -172,7 +172,7 @@ static void test_full_shapes(void **state)
 static void test_full_sliding_cap_log_n(void **state)
 {
     (void)state;
-    const uint32_t chunks[] = {1, 15, 1, 16, 1, 400, 1, 700, 1};
+    const uint32_t chunks[] = {1, 15, 1, 16, 1, 200, 1, 400, 1};
     struct shape s = {.n_layers = 2,
                       .n_q = 4,
                       .n_kv = 1,
@@ -192,7 +192,7 @@ static void test_full_sliding_cap_log_n(void **state)
 static void test_chunking_does_not_matter(void **state)
 {
     (void)state;
-    enum { N = 1500 };
+    enum { N = 900 };
     struct shape s = {
         .n_layers = 1, .n_q = 4, .n_kv = 2, .dk = 64, .dv = 64, .dtype = HR_DTYPE_BF16};
     struct random r = {.state = 3};

@@ -152,14 +152,14 @@ static void test_everything_refined_is_exact(void **state)
 {
     (void)state;
     struct hr_attend_report r;
-    double e = decode_error("headrace", 1.0, 1200, 1230, false, &r);
+    double e = decode_error("headrace", 1.0, 700, 730, false, &r);
     print_message("headrace, all refined: error %.5f\n", e);
     assert_true(e < 0.01); /* int8 rows */
-    e = decode_error("exact-topk", 1.0, 1200, 1210, false, &r);
+    e = decode_error("exact-topk", 1.0, 700, 710, false, &r);
     assert_true(e < 1e-4);
-    e = decode_error("quest", 1.0, 1200, 1210, false, &r);
+    e = decode_error("quest", 1.0, 700, 710, false, &r);
     assert_true(e < 1e-4);
-    e = decode_error("retroinfer", 1.0, 1200, 1210, false, &r);
+    e = decode_error("retroinfer", 1.0, 700, 710, false, &r);
     assert_true(e < 1e-4);
 }
 
@@ -167,11 +167,11 @@ static void test_more_bytes_less_error(void **state)
 {
     (void)state;
     struct hr_attend_report r;
-    double window = decode_error("window", 0.01, 2000, 2020, false, &r);
+    double window = decode_error("window", 0.01, 1600, 1620, false, &r);
     double before = window;
     const double moved[] = {0.01, 0.05, 0.2};
     for (int i = 0; i < 3; i++) {
-        double e = decode_error("headrace", moved[i], 2000, 2020, false, &r);
+        double e = decode_error("headrace", moved[i], 1600, 1620, false, &r);
         print_message("headrace at %.0f %%: error %.4f, predicted %.4f; window %.4f\n",
                       100 * moved[i], e, r.predicted_error, window);
         assert_true(e < before);
@@ -186,8 +186,8 @@ static void test_from_the_file(void **state)
 {
     (void)state;
     struct hr_attend_report host, file;
-    double a = decode_error("headrace", 0.05, 2000, 2030, false, &host);
-    double b = decode_error("headrace", 0.05, 2000, 2030, true, &file);
+    double a = decode_error("headrace", 0.05, 1600, 1630, false, &host);
+    double b = decode_error("headrace", 0.05, 1600, 1630, true, &file);
     assert_true(fabs(a - b) < 1e-6);
     assert_int_equal(host.bytes_from_file, 0);
     assert_true(file.blocks_hit + file.blocks_fetched > 0);
@@ -198,8 +198,8 @@ static void test_prefill_or_decode(void **state)
 {
     (void)state;
     struct hr_attend_report r;
-    double at_once = decode_error("headrace", 0.05, 2900, 2930, false, &r);
-    double grown = decode_error("headrace:decode_segment=1024", 0.05, 600, 2930, false, &r);
+    double at_once = decode_error("headrace", 0.05, 2000, 2030, false, &r);
+    double grown = decode_error("headrace:decode_segment=700", 0.05, 600, 2030, false, &r);
     print_message("error %.4f after prefill, %.4f grown by decoding\n", at_once, grown);
     assert_true(grown < 2.0 * at_once + 0.01);
 }
