@@ -117,6 +117,8 @@ static int score_item(struct pass *pass, size_t i, uint32_t id, uint32_t next, d
     item->nll += cli_nll(pass->logits, vocab, next);
     item->kl += kl;
     item->kl_max = kl > item->kl_max ? kl : item->kl_max;
+    if (item->tally.steps == 0)
+        cli_step_without_prefill(&report);
     cli_tally_add(&item->tally, &report);
     return 0;
 }

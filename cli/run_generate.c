@@ -96,6 +96,8 @@ static int step(struct cli_run *run, uint32_t id, bool compared)
     }
     if (status != HR_OK)
         return cli_fail_engine("decode", status);
+    if (run->tally.steps == 0)
+        cli_step_without_prefill(&report);
     cli_tally_add(&run->tally, &report);
     cJSON_AddItemToArray(run->steps, cli_step_json(&report));
     if (run->dense_logits && compared)

@@ -39,6 +39,13 @@ static void add_report(struct hr_attend_report *sum, const struct hr_attend_repo
         sum->time_ns[i] += r->time_ns[i];
 }
 
+void cli_step_without_prefill(struct hre_step_report *step)
+{
+    enum { STAGE_APPEND = 0, STAGE_INDEX = 2 }; /* the order of hr_stage_name */
+    for (unsigned i = STAGE_APPEND; i <= STAGE_INDEX; i++)
+        step->sum.time_ns[i] = 0;
+}
+
 void cli_tally_add(struct cli_tally *tally, const struct hre_step_report *step)
 {
     tally->steps++;

@@ -17,6 +17,10 @@ struct cli_tally {
 };
 void cli_tally_add(struct cli_tally *tally, const struct hre_step_report *step);
 
+/* The first report after a prefill also tells what storing and grouping took since the prefill's
+ * last attention; that was counted with the prefill and is taken out here. */
+void cli_step_without_prefill(struct hre_step_report *step);
+
 /* The block of lines "per step": levels, blocks, moved, error, time. window: say the mean over
  * how many steps. */
 void cli_tally_print(FILE *file, const struct cli_tally *tally);
