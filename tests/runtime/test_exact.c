@@ -21,7 +21,7 @@ static const struct tiers mixes[] = {
     {"host", 256u << 20, false, HR_IO_AUTO},
     {"file, small host", 1u << 20, true, HR_IO_AUTO},
     {"file, large host", 64u << 20, true, HR_IO_AUTO},
-    {"file, no host", 0, true, HR_IO_URING_PLAIN},
+    {"file, no host", 0, true, HR_IO_AUTO},
     {"file, threads", 1u << 20, true, HR_IO_THREADS},
 };
 
