@@ -16,7 +16,7 @@
  * Threads: a model and its sessions belong to one thread at a time.
  * Errors: statuses are the library's; outputs are written only on success; hre_last_error() of
  * engine/fail.h has the line of text, also for failures of the library below. The engine never
- * prints. Where it uses OpenBLAS, whose settings are the process's, it sets one thread per call.
+ * prints. It tells OpenBLAS, whose settings are the process's, to use one thread per call.
  */
 #ifndef HRE_ENGINE_H
 #define HRE_ENGINE_H

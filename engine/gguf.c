@@ -526,6 +526,8 @@ static hr_status_t map_file(hre_gguf_t *gguf, const char *path)
     if (data == MAP_FAILED) {
         return hre_fail(HR_ERR_IO, "%s: cannot be mapped: %s", path, strerror(error));
     }
+    /* Every weight is about to be read; whether the advice is taken does not matter. */
+    (void)madvise(data, (size_t)info.st_size, MADV_WILLNEED);
     gguf->data = data;
     gguf->bytes = (size_t)info.st_size;
     gguf->mapped = 1;

@@ -55,12 +55,10 @@ hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *wor
     linear->ops = ops;
     linear->workers = workers;
 #if HR_HAVE_BLAS
-    /* The plain C level has no fast tile; a BLAS knows the machine. One thread each: the split is
-     * ours. */
+    /* The plain C level has no fast tile; a BLAS knows the machine. */
     linear->blas = ops == &hre_ops_ref;
-    if (linear->blas) {
-        openblas_set_num_threads(1);
-    }
+    /* Whoever calls it in this process: threads of its own would fight with ours and spin. */
+    openblas_set_num_threads(1);
 #endif
     linear->tile_rows = linear->blas ? BLAS_ROWS : ops->tile_rows;
     cols_max = (cols_max + 15) / 16 * 16;

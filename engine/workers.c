@@ -104,6 +104,7 @@ static void *worker_main(void *argument)
     struct worker *self = argument;
     struct hre_workers *w = self->workers;
 
+    (void)pthread_setname_np(pthread_self(), "hr-engine");
     while (!atomic_load(&w->stop)) {
         uint32_t spins = 0;
 

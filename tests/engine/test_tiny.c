@@ -139,37 +139,61 @@ static void test_logits(void **state)
     unlink(npy);
 }
 
+struct answered {
+    uint32_t right;
+    double predicted, actual, moved; /* means over the questions, where they are checked */
+};
+
 /* How many of the keys hidden in a text of n tokens are answered. */
-static uint32_t count_right(const struct run_options *options, uint32_t n, uint64_t seed)
+static struct answered ask(const struct run_options *options, uint32_t n, int check)
 {
     float logits[192];
-    uint32_t right = 0;
+    struct answered a = {0};
     struct run run;
+    struct hre_prefill_options prefill;
+    struct hre_decode_options decode;
+    struct hre_step_report report;
 
     run_open(&run, options);
-    assert_int_equal(hre_tiny_text(n, KEYS, seed, ids, answers), HR_OK);
-    assert_int_equal(hre_session_prefill(run.session, ids, n - 2 * KEYS, NULL, NULL), HR_OK);
+    hre_prefill_options_init(&prefill);
+    prefill.settle = 1;
+    hre_decode_options_init(&decode);
+    decode.check_exact = check;
+    assert_int_equal(hre_tiny_text(n, KEYS, 21, ids, answers), HR_OK);
+    assert_int_equal(hre_session_prefill(run.session, ids, n - 2 * KEYS, &prefill, NULL), HR_OK);
     for (uint32_t i = 0; i < KEYS; i++) {
         const uint32_t *question = ids + n - 2 * KEYS + 2 * i;
 
-        if (hre_session_decode(run.session, 0, question[0], NULL, logits, NULL) != HR_OK ||
+        if (hre_session_decode(run.session, 0, question[0], &decode, logits, &report) != HR_OK ||
             hre_session_decode(run.session, 0, question[1], NULL, NULL, NULL) != HR_OK) {
             fail_msg("%s", hre_last_error());
         }
-        right += run_best(logits, run.vocab) == answers[i];
+        a.right += run_best(logits, run.vocab) == answers[i];
+        a.predicted += report.sum.predicted_error / KEYS;
+        a.actual += report.sum.true_error / KEYS;
+        uint64_t moved = report.sum.bytes_from_host + report.sum.bytes_from_file;
+        a.moved += (double)moved / (double)(report.sum.body_bytes + 1) / KEYS;
     }
     run_close(&run);
-    return right;
+    return a;
 }
 
 static void test_answers(void **state)
 {
-    struct run_options options = options_of(2048, "full");
+    struct run_options options = options_of(4096, "full");
 
     (void)state;
-    assert_int_equal(count_right(&options, 2048, 21), KEYS);
+    assert_int_equal(ask(&options, 4096, 0).right, KEYS);
     options.recipe = "window";
-    assert_true(count_right(&options, 2048, 21) < KEYS / 4);
+    assert_true(ask(&options, 4096, 0).right < KEYS / 4);
+    options.recipe = "headrace";
+    options.moved = 0.02;
+    struct answered a = ask(&options, 4096, 1);
+    printf("headrace: %u right, moved %.4f, error %.3f predicted %.3f\n", a.right, a.moved,
+           a.actual, a.predicted);
+    assert_true(a.right >= KEYS - 2);
+    assert_true(a.moved > 0.0 && a.moved <= 0.021);
+    assert_true(a.actual > 0.0 && a.predicted > 0.0);
 }
 
 int main(void)
