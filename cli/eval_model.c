@@ -47,7 +47,7 @@ static int open_pass(struct pass *pass)
     struct hre_session_options options;
     size_t vocab = pass->eval->model.info->vocab;
     pass->caches = calloc(1 + pass->n, sizeof *pass->caches);
-    pass->sequences = calloc(1 + pass->n, sizeof *pass->sequences);
+    pass->sequences = calloc(1 + pass->n, sizeof(hr_sequence_t *));
     pass->logits = malloc(vocab * sizeof *pass->logits);
     pass->dense_logits = malloc(vocab * sizeof *pass->dense_logits);
     if (!pass->caches || !pass->sequences || !pass->logits || !pass->dense_logits)

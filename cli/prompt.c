@@ -102,10 +102,11 @@ static int encode_chat(const struct cli_model *model, const char *what,
                        const struct hre_bytes *text, struct hre_tokens *tokens_out)
 {
     struct hre_chat_template chat;
-    struct hre_chat_message message = {.role = "user", .content = text->data};
-    if (strlen(text->data) < text->bytes)
+    const char *content = text->data ? text->data : "";
+    struct hre_chat_message message = {.role = "user", .content = content};
+    if (strlen(content) < text->bytes)
         return cli_fail("'%s' has a zero byte at offset %zu, which cannot be part of a chat", what,
-                        strlen(text->data));
+                        strlen(content));
     hr_status_t status = hre_chat_template_from_gguf(hre_model_gguf(model->model), &chat);
     if (status == HR_OK)
         status = hre_chat_encode(&chat, model->tokenizer, &message, 1, NULL, tokens_out);
