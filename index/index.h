@@ -53,6 +53,7 @@ struct hri_index_options {
     hr_dtype_t dtype;                         /* of exact rows */
     struct hr_rope rope;                      /* layout HR_ROPE_NONE: unknown */
     uint32_t horizon_tokens;                  /* positions ahead over which the metric is averaged */
+    uint32_t positions_max;                   /* no query will stand at or beyond it, which cuts the horizon; 0: not known */
     uint32_t blocks_max;
     const struct hri_kernels *kernels;
     struct hri_alloc *device;                 /* summaries (budgeted) */

@@ -77,15 +77,24 @@ static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
     return larger(points_bytes(o, n) + weights_bytes(n) + larger(grouping, fitting), larger(hri_shape_work_bytes(o), centers));
 }
 
+/* The last position at which a query for rows that end at `position` is expected. */
+static uint32_t last_position(const struct hri_index_options *o, uint32_t position)
+{
+    uint32_t last = position + o->horizon_tokens;
+    if (o->positions_max > position && o->positions_max - 1 < last)
+        last = o->positions_max - 1;
+    return last;
+}
+
 static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
 {
     const struct hri_index_options *o = &head->options;
     float *y = segment->workspace;
     float *weight = (float *)((char *)segment->workspace + points_bytes(o, segment->n));
     void *rest = (char *)weight + weights_bytes(segment->n);
-    uint32_t position = segment->position_end, last = position + o->horizon_tokens;
+    uint32_t position = segment->position_end, last = last_position(o, position);
     hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v, segment->n, position,
-                                        o->horizon_tokens, rest);
+                                        last - position, rest);
     if (status != HR_OK)
         return status;
     hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
