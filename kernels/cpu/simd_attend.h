@@ -155,8 +155,7 @@ void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t d
     struct row_cursor cursor;
 
     /* A block is too short for the processor to notice a stream in time. */
-    for (size_t i = 0; i < (size_t)block->n * (dk + dv); i += 64)
-        _mm_prefetch((const char *)block->codes + i, _MM_HINT_T0);
+    prefetch_near(block->codes, (size_t)block->n * (dk + dv));
     cursor_init(&cursor, block->codes, dk + dv, block->n, ELEMENT_I8, dk + dv);
     while (cursor_next(&cursor)) {
         const uint32_t n = cursor.tile.n, whole = (n + VN - 1) / VN * VN;
@@ -190,7 +189,7 @@ void HRI_OP(weighted_sum_i8)(const float *w, size_t w_stride, uint32_t g, uint32
         }
         if (used) {
             rows[tile.n++] = codes + b * dv;
-            prefetch_bytes(codes + b * dv, dv);
+            prefetch_near(codes + b * dv, dv);
         }
         if (tile.n == TILE_ROWS_MAX) {
             sum_tile(x, TILE_ROWS_MAX, g, &tile, 0, dv, o);

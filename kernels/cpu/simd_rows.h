@@ -27,10 +27,18 @@ HRI_INLINE uint32_t tile_rows(uint32_t width, enum element element)
     return n < TILE_ROWS_MIN ? TILE_ROWS_MIN : n > TILE_ROWS_MAX ? TILE_ROWS_MAX : n;
 }
 
-HRI_INLINE void prefetch_bytes(const void *p, size_t bytes)
+/* From memory into the second level. */
+HRI_INLINE void prefetch_far(const void *p, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
         _mm_prefetch((const char *)p + i, _MM_HINT_T1);
+}
+
+/* From there into the first. */
+HRI_INLINE void prefetch_near(const void *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)p + i, _MM_HINT_T0);
 }
 
 /* The queries as dot_tile wants them: unzipped for bfloat16. Returns q itself or the copy. */
@@ -107,11 +115,10 @@ HRI_INLINE void dot_tile_of(const float *q, uint32_t g, uint32_t dk, const struc
         const void *const *rows = tile->rows + r;
         uint32_t i = 0;
 
-        if (tile->next) {
-            HRI_UNROLL
-            for (int a = 0; a < 4; a++)
-                prefetch_bytes(tile->next[r + a], dk * element_bytes(element));
-        }
+        for (int a = 0; a < 4 && r + 4 < tile->n; a++)
+            prefetch_near(rows[4 + a], dk * element_bytes(element));
+        for (int a = 0; a < 4 && tile->next; a++)
+            prefetch_far(tile->next[r + a], dk * element_bytes(element));
         for (; i + DOT_QUERIES <= g; i += DOT_QUERIES)
             dot_block(q + (size_t)i * dk, dk, DOT_QUERIES, element, rows, out + i * out_stride + r, out_stride);
 #if DOT_QUERIES > 2
@@ -149,6 +156,7 @@ static void dot_tile(const float *q, uint32_t g, uint32_t dk, const struct row_t
 HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, const bool prefetch,
                           const struct row_tile *tile, enum element element, size_t offset, float *o, size_t dv)
 {
+    const size_t bytes = 4 * VN * element_bytes(element);
     vf sum[SUM_QUERIES][4], v[4];
 
     HRI_UNROLL
@@ -162,8 +170,10 @@ HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, co
         }
     }
     for (uint32_t r = 0; r < tile->n; r++) {
+        if (r + 4 < tile->n)
+            prefetch_near((const char *)tile->rows[r + 4] + offset * element_bytes(element), bytes);
         if (prefetch)
-            prefetch_bytes((const char *)tile->next[r] + offset * element_bytes(element), 4 * VN * element_bytes(element));
+            prefetch_far((const char *)tile->next[r] + offset * element_bytes(element), bytes);
         vf_load_pair(tile->rows[r], element, offset, v, v + 1);
         vf_load_pair(tile->rows[r], element, offset + 2 * VN, v + 2, v + 3);
         HRI_UNROLL
@@ -221,7 +231,7 @@ HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, 
     }
     if (prefetch && j < dv) {
         for (uint32_t r = 0; r < tile->n; r++)
-            prefetch_bytes((const char *)tile->next[r] + (offset + j) * element_bytes(element), (dv - j) * element_bytes(element));
+            prefetch_far((const char *)tile->next[r] + (offset + j) * element_bytes(element), (dv - j) * element_bytes(element));
     }
     for (; j + VN <= dv; j += VN)
         sum_vector(w, w_stride, queries, false, tile, element, offset + j, o + j, dv);
