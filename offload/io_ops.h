@@ -3,7 +3,8 @@
  * come twice. Return values are 0 or a count, or minus an errno value; nothing here looks at errno or sets a message.
  *
  * The ring entries are the level of io_uring that matters: push what shall be done, enter the kernel, take results.
- * readv and writev are called from several threads at once; everything else from the store's thread.
+ * readv and writev are called from several threads at once; everything else from the store's thread. The table and its ctx outlive
+ * the store; for ever where an I/O hung, as its thread cannot be ended.
  */
 #ifndef HRI_OFFLOAD_IO_OPS_H
 #define HRI_OFFLOAD_IO_OPS_H
