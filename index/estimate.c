@@ -10,7 +10,8 @@ float hri_block_spread(const struct hri_index_head *head, uint32_t b)
     return head->shape.spread ? hri_f32_from_bf16(head->shape.spread[b]) : 0;
 }
 
-float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step *step, uint32_t g, uint32_t b)
+float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
+                        uint32_t b)
 {
     float logit = step->dots[g * step->stride + b], cap = head->options.soft_cap;
     float variance = step->variance[g] * hri_block_spread(head, b);
@@ -19,11 +20,13 @@ float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step
         logit = cap * bent;
         variance *= slope * slope;
     }
-    return logit + fminf(0.5f * variance, HRI_HALF_VARIANCE_MAX) + head->log_rows[head->block_rows[b]];
+    return logit + fminf(0.5f * variance, HRI_HALF_VARIANCE_MAX) +
+           head->log_rows[head->block_rows[b]];
 }
 
 /* x[b] = logit at the centre plus half the variance, for all blocks. */
-static void log_weights(const struct hri_index_head *head, const struct hri_step *step, uint32_t g, float *x)
+static void log_weights(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
+                        float *x)
 {
     const uint16_t *spread = head->shape.spread;
     const float *dots = step->dots + g * step->stride;
@@ -41,7 +44,8 @@ static void log_weights(const struct hri_index_head *head, const struct hri_step
     }
 }
 
-void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step)
+void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in,
+                    struct hri_step *step)
 {
     const struct hri_kernels *kernels = head->options.kernels;
     for (uint32_t g = 0; g < head->options.g; g++) {
@@ -64,13 +68,15 @@ void hri_step_first_order(const struct hri_index_head *head, struct hri_step *st
 }
 
 /* One partial over blocks: m = top, l and o as given. */
-static void merge_sum(const struct hri_index_head *head, struct hri_step *step, float *mass, struct hri_partial *part)
+static void merge_sum(const struct hri_index_head *head, struct hri_step *step, float *mass,
+                      struct hri_partial *part)
 {
     struct hri_partial sum = {.m = step->top, .l = mass, .o = step->sum};
     hri_partial_merge(part, &sum, head->options.g, head->options.v_dim);
 }
 
-uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_step *step, struct hri_partial *part)
+uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_step *step,
+                                  struct hri_partial *part)
 {
     const struct hri_index_options *o = &head->options;
     uint32_t n = head->n_blocks, dv = o->v_dim, n_marked = 0;
@@ -90,7 +96,8 @@ uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_
         lean[g] = spread ? hri_sum(step->work, n) : 0;
     }
     memset(step->sum, 0, (size_t)o->g * dv * sizeof(float));
-    o->kernels->weighted_sum_i8(step->weight, step->stride, o->g, n, dv, head->summary.v_codes, head->summary.v_scale, step->sum);
+    o->kernels->weighted_sum_i8(step->weight, step->stride, o->g, n, dv, head->summary.v_codes,
+                                head->summary.v_scale, step->sum);
     for (uint32_t g = 0; g < o->g; g++)
         for (uint32_t j = 0; j < dv; j++)
             step->sum[(size_t)g * dv + j] += lean[g] * step->shift[(size_t)g * dv + j];
@@ -98,8 +105,8 @@ uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_
     return n_marked;
 }
 
-void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step *step, const uint32_t *blocks, uint32_t n,
-                              struct hri_partial *part)
+void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step *step,
+                              const uint32_t *blocks, uint32_t n, struct hri_partial *part)
 {
     uint32_t dv = head->options.v_dim;
     float mass[HR_GROUP_MAX];
@@ -111,11 +118,13 @@ void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step
         mass[g] = 0;
         for (uint32_t i = 0; i < n; i++) {
             uint32_t b = blocks[i];
-            float weight = expf(hri_step_log_mass(head, step, g, b) - step->top[g]), spread = hri_block_spread(head, b);
+            float weight = expf(hri_step_log_mass(head, step, g, b) - step->top[g]),
+                  spread = hri_block_spread(head, b);
             const int8_t *codes = head->summary.v_codes + (size_t)b * dv;
             mass[g] += weight;
             for (uint32_t j = 0; j < dv; j++)
-                sum[j] += weight * (head->summary.v_scale[b] * codes[j] + spread * step->shift[(size_t)g * dv + j]);
+                sum[j] += weight * (head->summary.v_scale[b] * codes[j] +
+                                    spread * step->shift[(size_t)g * dv + j]);
         }
     }
     merge_sum(head, step, mass, part);

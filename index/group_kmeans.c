@@ -1,5 +1,6 @@
-/* k-means into fewer clusters than there may be blocks; then every cluster above the cap is cut, and what blocks are left go to the
- * clusters with the largest weighted sum of squares; at last rows move to the nearest block that has room. */
+/* k-means into fewer clusters than there may be blocks; then every cluster above the cap is cut,
+ * and what blocks are left go to the clusters with the largest weighted sum of squares; at last
+ * rows move to the nearest block that has room. */
 #include "base/alloc.h"
 #include "base/arena.h"
 #include "base/assert.h"
@@ -10,34 +11,35 @@
 #include <string.h>
 
 /* Clusters as a share of the blocks: the rest is for cuts. By measurement (docs/algorithm.md). */
-#define CLUSTER_SHARE 0.6
-#define CUT_ITERATIONS 3
+#define CLUSTER_SHARE     0.6
+#define CUT_ITERATIONS    3
 #define SETTLE_ITERATIONS 2
 
 /* A run of order[]: one cluster, or a part of one. */
 struct range {
     uint32_t first, n;
-    float error;     /* weighted sum of squared distances from its mean */
+    float error; /* weighted sum of squared distances from its mean */
 };
 
 struct work {
-    float *centroids;            /* [k][d] */
-    float *sums;                 /* [k][d] */
-    uint32_t *counts;            /* [k] */
-    uint32_t *nearest;           /* [n] */
-    uint32_t *block;             /* [n] */
-    struct range *ranges;        /* [blocks_max] */
-    struct hri_ranked *ranked;   /* [n] */
-    float *pair;                 /* [2][d] */
-    float *mean;                 /* [d] */
-    uint32_t spare;              /* blocks beyond those that the caps ask for */
+    float *centroids;          /* [k][d] */
+    float *sums;               /* [k][d] */
+    uint32_t *counts;          /* [k] */
+    uint32_t *nearest;         /* [n] */
+    uint32_t *block;           /* [n] */
+    struct range *ranges;      /* [blocks_max] */
+    struct hri_ranked *ranked; /* [n] */
+    float *pair;               /* [2][d] */
+    float *mean;               /* [d] */
+    uint32_t spare;            /* blocks beyond those that the caps ask for */
 };
 
 size_t hri_group_kmeans_work_bytes(uint32_t n, uint32_t d, uint32_t target)
 {
     size_t k = hri_group_blocks_max(n, target) + 1, pad = 64;
-    return 2 * (k * d * sizeof(float) + pad) + k * sizeof(uint32_t) + pad + 2 * (n * sizeof(uint32_t) + pad) +
-           k * sizeof(struct range) + pad + n * sizeof(struct hri_ranked) + pad + 3 * d * sizeof(float) + 2 * pad;
+    return 2 * (k * d * sizeof(float) + pad) + k * sizeof(uint32_t) + pad +
+           2 * (n * sizeof(uint32_t) + pad) + k * sizeof(struct range) + pad +
+           n * sizeof(struct hri_ranked) + pad + 3 * d * sizeof(float) + 2 * pad;
 }
 
 static struct work take_work(void *memory, uint32_t n, uint32_t d, uint32_t target)
@@ -121,9 +123,10 @@ static uint32_t pieces(uint32_t rows, uint32_t cap)
     return (rows + cap - 1) / cap;
 }
 
-/* Merges the smallest clusters into their neighbours until cutting the large ones fits the number of blocks. Rare: it takes many
- * tiny clusters beside a few huge ones. */
-static void merge_small(const struct hri_group_in *in, uint32_t k, uint32_t blocks_max, struct work *w)
+/* Merges the smallest clusters into their neighbours until cutting the large ones fits the number
+ * of blocks. Rare: it takes many tiny clusters beside a few huge ones. */
+static void merge_small(const struct hri_group_in *in, uint32_t k, uint32_t blocks_max,
+                        struct work *w)
 {
     uint32_t needed = 0;
     for (uint32_t c = 0; c < k; c++)
@@ -135,7 +138,8 @@ static void merge_small(const struct hri_group_in *in, uint32_t k, uint32_t bloc
             if (w->counts[c] && (small == k || w->counts[c] < w->counts[small]))
                 small = c;
         for (uint32_t c = 0; c < k; c++) {
-            const float *a = w->centroids + (size_t)c * in->d, *b = w->centroids + (size_t)small * in->d;
+            const float *a = w->centroids + (size_t)c * in->d,
+                        *b = w->centroids + (size_t)small * in->d;
             float far = w->counts[c] && c != small ? distance(a, b, in->d) : INFINITY;
             if (far < best || (into == k && w->counts[c] && c != small)) {
                 best = far;
@@ -152,7 +156,8 @@ static void merge_small(const struct hri_group_in *in, uint32_t k, uint32_t bloc
 }
 
 /* order[] by cluster, one range per cluster that has rows. */
-static uint32_t make_ranges(const struct hri_group_in *in, uint32_t k, struct work *w, uint32_t *order)
+static uint32_t make_ranges(const struct hri_group_in *in, uint32_t k, struct work *w,
+                            uint32_t *order)
 {
     uint32_t n_ranges = 0, first = 0;
     for (uint32_t c = 0; c < k; c++) {
@@ -177,16 +182,19 @@ static void range_mean(const struct hri_group_in *in, const uint32_t *rows, uint
         mean[j] /= (float)n;
 }
 
-static float range_error(const struct hri_group_in *in, const uint32_t *rows, uint32_t n, struct work *w)
+static float range_error(const struct hri_group_in *in, const uint32_t *rows, uint32_t n,
+                         struct work *w)
 {
     float error = 0;
     range_mean(in, rows, n, w->mean);
     for (uint32_t i = 0; i < n; i++)
-        error += (in->weight ? in->weight[rows[i]] : 1) * distance(in->y + (size_t)rows[i] * in->d, w->mean, in->d);
+        error += (in->weight ? in->weight[rows[i]] : 1) *
+                 distance(in->y + (size_t)rows[i] * in->d, w->mean, in->d);
     return error;
 }
 
-static uint32_t farthest(const struct hri_group_in *in, const uint32_t *rows, uint32_t n, const float *from)
+static uint32_t farthest(const struct hri_group_in *in, const uint32_t *rows, uint32_t n,
+                         const float *from)
 {
     uint32_t best = 0;
     float best_distance = -1;
@@ -200,8 +208,10 @@ static uint32_t farthest(const struct hri_group_in *in, const uint32_t *rows, ui
     return rows[best];
 }
 
-/* Ranks the rows by how much nearer they are to the pair's first centre; returns how many are nearer to it. */
-static uint32_t rank_by_pair(const struct hri_group_in *in, const uint32_t *rows, uint32_t n, struct work *w)
+/* Ranks the rows by how much nearer they are to the pair's first centre; returns how many are
+ * nearer to it. */
+static uint32_t rank_by_pair(const struct hri_group_in *in, const uint32_t *rows, uint32_t n,
+                             struct work *w)
 {
     uint32_t d = in->d, nearer = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -226,13 +236,16 @@ static uint32_t fitting_cut(uint32_t n, uint32_t cap, uint32_t wanted, uint32_t 
     wanted = wanted < 1 ? 1 : wanted > n - 1 ? n - 1 : wanted;
     if (cost_of_cut(n, wanted, cap) <= spare)
         return wanted;
-    uint32_t total = pieces(n, cap), left = pieces(wanted, cap) < total ? pieces(wanted, cap) : total - 1;
-    uint32_t low = n > (total - left) * cap ? n - (total - left) * cap : 1, high = left * cap < n - 1 ? left * cap : n - 1;
+    uint32_t total = pieces(n, cap),
+             left = pieces(wanted, cap) < total ? pieces(wanted, cap) : total - 1;
+    uint32_t low = n > (total - left) * cap ? n - (total - left) * cap : 1,
+             high = left * cap < n - 1 ? left * cap : n - 1;
     return wanted < low ? low : wanted > high ? high : wanted;
 }
 
 /* Cuts a range in two by 2-means; the second part becomes a range of its own. */
-static void cut(const struct hri_group_in *in, uint32_t at, uint32_t n_ranges, struct work *w, uint32_t *order)
+static void cut(const struct hri_group_in *in, uint32_t at, uint32_t n_ranges, struct work *w,
+                uint32_t *order)
 {
     struct range *r = &w->ranges[at];
     uint32_t *rows = order + r->first, d = in->d, left = r->n / 2;
@@ -271,7 +284,8 @@ static uint32_t worst_range(const struct work *w, uint32_t n_ranges, uint32_t ca
     return worst;
 }
 
-static uint32_t cut_all(const struct hri_group_in *in, uint32_t n_ranges, uint32_t blocks_max, struct work *w, uint32_t *order)
+static uint32_t cut_all(const struct hri_group_in *in, uint32_t n_ranges, uint32_t blocks_max,
+                        struct work *w, uint32_t *order)
 {
     w->spare = blocks_max;
     for (uint32_t i = 0; i < n_ranges; i++) {
@@ -286,9 +300,11 @@ static uint32_t cut_all(const struct hri_group_in *in, uint32_t n_ranges, uint32
     }
 }
 
-/* Rows whose nearest block is another one move there if it has room: cuts are made one by one, this puts right what they did to
- * each other's neighbours. A block that loses all its rows is dropped. */
-static uint32_t settle(const struct hri_group_in *in, uint32_t n_ranges, struct work *w, uint32_t *order)
+/* Rows whose nearest block is another one move there if it has room: cuts are made one by one, this
+ * puts right what they did to each other's neighbours. A block that loses all its rows is dropped.
+ */
+static uint32_t settle(const struct hri_group_in *in, uint32_t n_ranges, struct work *w,
+                       uint32_t *order)
 {
     for (uint32_t r = 0; r < n_ranges; r++) {
         const struct range *range = &w->ranges[r];
@@ -320,9 +336,10 @@ static void sort_rows(uint32_t *rows, uint32_t n)
     }
 }
 
-/* Ranges in the order of their place in order[], so that parts of a cluster are neighbours in storage. */
-static void write_blocks(const struct work *w, uint32_t n_ranges, uint32_t n, uint32_t *scratch, uint32_t *order,
-                         uint32_t *block_rows)
+/* Ranges in the order of their place in order[], so that parts of a cluster are neighbours in
+ * storage. */
+static void write_blocks(const struct work *w, uint32_t n_ranges, uint32_t n, uint32_t *scratch,
+                         uint32_t *order, uint32_t *block_rows)
 {
     uint32_t b = 0;
     memset(scratch, 0, n * sizeof *scratch);
@@ -334,7 +351,8 @@ static void write_blocks(const struct work *w, uint32_t n_ranges, uint32_t n, ui
     }
 }
 
-uint32_t hri_group_kmeans(const struct hri_group_in *in, void *work, uint32_t *order, uint32_t *block_rows)
+uint32_t hri_group_kmeans(const struct hri_group_in *in, void *work, uint32_t *order,
+                          uint32_t *block_rows)
 {
     uint32_t blocks_max = hri_group_blocks_max(in->n, in->target);
     if (blocks_max <= 1)

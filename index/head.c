@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#define PAGE_BYTES 4096u
+#define PAGE_BYTES       4096u
 #define PLAIN_BLOCK_ROWS 32u /* of selectors without blocks of their own */
 
 uint32_t hri_index_target_rows(const struct hri_recipe *recipe)
@@ -22,8 +22,8 @@ static bool groups_by_similarity(const struct hri_selector *selector)
     return selector->ops->group != NULL;
 }
 
-/* Clusters may be up to twice the target. Where that is a little over whole pages of int8 rows, whole pages are better: a read of a
- * block then touches no page for a few bytes. */
+/* Clusters may be up to twice the target. Where that is a little over whole pages of int8 rows,
+ * whole pages are better: a read of a block then touches no page for a few bytes. */
 uint32_t hri_index_block_rows_max(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim)
 {
     uint32_t target = hri_index_target_rows(recipe), row_bytes = k_dim + v_dim;
@@ -34,8 +34,8 @@ uint32_t hri_index_block_rows_max(const struct hri_recipe *recipe, uint32_t k_di
 }
 
 /* Every segment has at most ceil(rows / target) blocks. */
-uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim, uint32_t n_rows,
-                                uint32_t n_segments)
+uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim,
+                                uint32_t n_rows, uint32_t n_segments)
 {
     (void)k_dim, (void)v_dim;
     uint32_t target = hri_index_target_rows(recipe);
@@ -60,11 +60,15 @@ static hr_status_t check_options(const struct hri_index_options *o)
     if (!o->recipe.selector || !o->kernels)
         return hri_error_set(HR_ERR_INVALID, "index head: no recipe or no kernels");
     if (o->g < 1 || o->g > HR_GROUP_MAX)
-        return hri_error_set(HR_ERR_SHAPE, "index head: %u query heads per kv-head, allowed are 1 to %d", o->g, HR_GROUP_MAX);
-    if (o->k_dim < HR_HEAD_DIM_MIN || o->k_dim > HR_HEAD_DIM_MAX || o->k_dim % 8 || o->v_dim < HR_HEAD_DIM_MIN ||
-        o->v_dim > HR_HEAD_DIM_MAX || o->v_dim % 8)
-        return hri_error_set(HR_ERR_SHAPE, "index head: dimensions %u and %u, allowed are multiples of 8 from %d to %d", o->k_dim,
-                             o->v_dim, HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
+        return hri_error_set(HR_ERR_SHAPE,
+                             "index head: %u query heads per kv-head, allowed are 1 to %d", o->g,
+                             HR_GROUP_MAX);
+    if (o->k_dim < HR_HEAD_DIM_MIN || o->k_dim > HR_HEAD_DIM_MAX || o->k_dim % 8 ||
+        o->v_dim < HR_HEAD_DIM_MIN || o->v_dim > HR_HEAD_DIM_MAX || o->v_dim % 8)
+        return hri_error_set(
+            HR_ERR_SHAPE,
+            "index head: dimensions %u and %u, allowed are multiples of 8 from %d to %d", o->k_dim,
+            o->v_dim, HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX);
     return HR_OK;
 }
 
@@ -86,7 +90,8 @@ static hr_status_t create_tables(struct hri_index_head *head)
     return HR_OK;
 }
 
-hr_status_t hri_index_head_create(const struct hri_index_options *options, struct hri_index_head **head_out)
+hr_status_t hri_index_head_create(const struct hri_index_options *options,
+                                  struct hri_index_head **head_out)
 {
     hr_status_t status = check_options(options);
     if (status != HR_OK)
@@ -101,7 +106,8 @@ hr_status_t hri_index_head_create(const struct hri_index_options *options, struc
         goto err_tables;
     head->keeps_stats = head->ops == &hri_select_headrace_ops;
     if (head->keeps_stats)
-        status = hri_qstats_init(&head->stats, options->kernels, options->scratch, options->k_dim, &options->rope);
+        status = hri_qstats_init(&head->stats, options->kernels, options->scratch, options->k_dim,
+                                 &options->rope);
     if (status != HR_OK)
         goto err_tables;
     if (head->ops->create)
@@ -135,7 +141,8 @@ void hri_index_head_destroy(struct hri_index_head *head)
     hri_free(o.scratch, head);
 }
 
-void hri_index_observe(struct hri_index_head *head, const float *q, uint32_t n, uint32_t first_position)
+void hri_index_observe(struct hri_index_head *head, const float *q, uint32_t n,
+                       uint32_t first_position)
 {
     if (head->keeps_stats)
         hri_qstats_observe(&head->stats, q, n, head->options.g, first_position);
@@ -157,11 +164,17 @@ static void keep_rows(struct hri_index_head *head, const struct hri_segment *seg
     head->n_blocks += segment->n_blocks;
 }
 
-hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n, uint32_t position_end,
-                          void *workspace, uint32_t *order, uint32_t *block_rows, uint32_t *n_blocks_out)
+hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
+                          uint32_t position_end, void *workspace, uint32_t *order,
+                          uint32_t *block_rows, uint32_t *n_blocks_out)
 {
     const struct hri_index_options *o = &head->options;
-    struct hri_segment segment = {.k = k, .v = v, .n = n, .position_end = position_end, .workspace = workspace, .order = order,
+    struct hri_segment segment = {.k = k,
+                                  .v = v,
+                                  .n = n,
+                                  .position_end = position_end,
+                                  .workspace = workspace,
+                                  .order = order,
                                   .block_rows = block_rows};
     segment.target = hri_index_target_rows(&o->recipe);
     segment.cap = hri_index_block_rows_max(&o->recipe, o->k_dim, o->v_dim);
@@ -171,8 +184,9 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
         return HR_OK;
     }
     if (segment.blocks_max > o->blocks_max - head->n_blocks)
-        return hri_error_set(HR_ERR_FULL, "index head: %u rows may make %u blocks, %u of %u are left", n, segment.blocks_max,
-                             o->blocks_max - head->n_blocks, o->blocks_max);
+        return hri_error_set(HR_ERR_FULL,
+                             "index head: %u rows may make %u blocks, %u of %u are left", n,
+                             segment.blocks_max, o->blocks_max - head->n_blocks, o->blocks_max);
     hr_status_t status = HR_OK;
     if (head->ops->group)
         status = head->ops->group(head, &segment);
@@ -201,10 +215,12 @@ uint32_t hri_index_block_rows(const struct hri_index_head *head, uint32_t block)
 uint64_t hri_index_summary_bytes(const struct hri_index_head *head)
 {
     uint32_t n = head->n_blocks;
-    return table_bytes(&head->options, n) + (head->ops->held_bytes ? head->ops->held_bytes(head, n) : 0);
+    return table_bytes(&head->options, n) +
+           (head->ops->held_bytes ? head->ops->held_bytes(head, n) : 0);
 }
 
-void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center, float *v_center)
+void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center,
+                       float *v_center)
 {
     HRI_ASSERT(block < head->n_blocks);
     if (head->summary.k_codes) {
@@ -222,7 +238,8 @@ void hri_index_set_steps(struct hri_index_head *head, uint32_t block, float k_st
     head->v_step[block] = v_step;
 }
 
-void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k_step, float *v_step)
+void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k_step,
+                     float *v_step)
 {
     HRI_ASSERT(block < head->n_blocks && head->k_step);
     *k_step = head->k_step[block];
@@ -243,7 +260,8 @@ size_t hri_index_step_scratch_bytes(const struct hri_index_options *options)
     return ops->scratch_bytes ? ops->scratch_bytes(options) : 64;
 }
 
-hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in,
+                             struct hri_select_out *out)
 {
     out->n_items = 0;
     out->bytes = 0;
@@ -254,7 +272,8 @@ hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_selec
     return head->ops->select(head, in, out);
 }
 
-void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t block, float *dots_out)
+void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,
+                          uint32_t block, float *dots_out)
 {
     struct hri_step step = hri_step_at(head, in);
     HRI_ASSERT(block < head->n_blocks);
@@ -262,16 +281,19 @@ void hri_index_block_dots(const struct hri_index_head *head, const struct hri_se
         dots_out[g] = step.dots[g * step.stride + block];
 }
 
-void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
-                        struct hri_partial *part, uint32_t *estimated_blocks_out)
+void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in,
+                        const struct hri_select_out *out, struct hri_partial *part,
+                        uint32_t *estimated_blocks_out)
 {
-    uint32_t n = head->n_blocks && head->ops->estimate ? head->ops->estimate(head, in, out, NULL, 0, part) : 0;
+    uint32_t n = head->n_blocks && head->ops->estimate
+                     ? head->ops->estimate(head, in, out, NULL, 0, part)
+                     : 0;
     if (estimated_blocks_out)
         *estimated_blocks_out = n;
 }
 
-void hri_index_estimate_blocks(struct hri_index_head *head, const struct hri_select_in *in, const uint32_t *blocks, uint32_t n,
-                               struct hri_partial *part)
+void hri_index_estimate_blocks(struct hri_index_head *head, const struct hri_select_in *in,
+                               const uint32_t *blocks, uint32_t n, struct hri_partial *part)
 {
     if (n && head->ops->estimate)
         head->ops->estimate(head, in, NULL, blocks, n, part);

@@ -8,23 +8,23 @@
 #include "index/summary.h"
 
 #define HRI_BLOCK_ROWS_LIMIT 255u /* rows of a block are kept in a byte */
-#define HRI_LANES 16u             /* blocks are scored in lines of so many */
+#define HRI_LANES            16u  /* blocks are scored in lines of so many */
 
 struct hri_index_head {
-    struct hri_index_options options; /* rope.frequencies is the caller's and not used after create */
+    struct hri_index_options options; /* rope.frequencies: the caller's, only good in create */
     const struct hri_selector_ops *ops;
     struct hri_qstats stats;
-    bool keeps_stats;              /* the selector has a use for them */
+    bool keeps_stats; /* the selector has a use for them */
 
     uint32_t n_blocks, n_rows;
-    uint8_t *block_rows;           /* [blocks_max] device */
-    float *k_step, *v_step;        /* [blocks_max] device, codec int8 only */
+    uint8_t *block_rows;    /* [blocks_max] device */
+    float *k_step, *v_step; /* [blocks_max] device, codec int8 only */
     float log_rows[HRI_BLOCK_ROWS_LIMIT + 1];
 
-    struct hri_summary summary;    /* retroinfer, headrace */
-    struct hri_bounds bounds;      /* quest */
-    struct hri_shape shape;        /* headrace */
-    struct hri_points points;      /* headrace */
+    struct hri_summary summary; /* retroinfer, headrace */
+    struct hri_bounds bounds;   /* quest */
+    struct hri_shape shape;     /* headrace */
+    struct hri_points points;   /* headrace */
 };
 
 /* Sum with several chains, so that it is not as slow as one addition after the other. */
@@ -48,9 +48,9 @@ static inline uint32_t hri_lanes_up(uint32_t n)
 /* Rows per block a recipe aims at. */
 uint32_t hri_index_target_rows(const struct hri_recipe *recipe);
 
-/* Takes blocks from ranked (n entries; key = worth per byte; reordered) into out, best first, while their bytes fit. A block too large
- * for what is left is passed over. enough (may be NULL) is told of each block taken and says whether to stop. Returns true
- * if enough ended it. */
+/* Takes blocks from ranked (n entries; key = worth per byte; reordered) into out, best first, while
+ * their bytes fit. A block too large for what is left is passed over. enough (may be NULL) is told
+ * of each block taken and says whether to stop. Returns true if enough ended it. */
 struct hri_take {
     struct hri_ranked *ranked;
     uint32_t n;
@@ -58,39 +58,45 @@ struct hri_take {
     bool (*enough)(void *context, uint32_t block);
     void *context;
 };
-bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_take *take,
-                     struct hri_select_out *out);
+bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
+                     const struct hri_take *take, struct hri_select_out *out);
 
 /* The scratch of a step of the selectors with centroids. */
 struct hri_step {
-    size_t stride;              /* blocks up to 16 */
-    float *dots;                /* [g][stride] q . centre */
-    float *weight;              /* [g][stride] mass / exp(top) */
-    float *sum;                 /* [g][v_dim] */
-    float *shift;               /* [g][v_dim] D q */
-    float *top, *total;         /* [HR_GROUP_MAX] largest logit; all mass over exp(top), near included */
-    float *variance;            /* [HR_GROUP_MAX] q'Cq */
-    float *work;                /* [stride] */
-    struct hri_ranked *ranked;  /* [stride] */
-    uint8_t *mark;              /* [stride] */
+    size_t stride;      /* blocks up to 16 */
+    float *dots;        /* [g][stride] q . centre */
+    float *weight;      /* [g][stride] mass / exp(top) */
+    float *sum;         /* [g][v_dim] */
+    float *shift;       /* [g][v_dim] D q */
+    float *top, *total; /* [HR_GROUP_MAX] largest logit; all mass over exp(top), near included */
+    float *variance;    /* [HR_GROUP_MAX] q'Cq */
+    float *work;        /* [stride] */
+    struct hri_ranked *ranked; /* [stride] */
+    uint8_t *mark;             /* [stride] */
 };
 size_t hri_step_bytes(const struct hri_index_options *options);
 struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_select_in *in);
 
 #define HRI_HALF_VARIANCE_MAX 3.0f
-/* Blocks: log of the estimated mass, log n + q.m + variance / 2 (docs/algorithm.md, level 0). Needs dots and variance. */
-float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step *step, uint32_t g, uint32_t b);
+/* Blocks: log of the estimated mass, log n + q.m + variance / 2 (docs/algorithm.md, level 0). Needs
+ * dots and variance. */
+float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
+                        uint32_t b);
 /* A block's spread; 0 without a shape. */
 float hri_block_spread(const struct hri_index_head *head, uint32_t b);
-/* Of all blocks: weight = mass / exp(top), top and total (near included). Needs dots and variance. */
-void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step);
+/* Of all blocks: weight = mass / exp(top), top and total (near included). Needs dots and variance.
+ */
+void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in,
+                    struct hri_step *step);
 /* variance and shift for selectors whose summaries have no shape: zero. */
 void hri_step_first_order(const struct hri_index_head *head, struct hri_step *step);
 
-/* Adds the estimates of the blocks with mark to part; overwrites the weights of the others. Returns how many. */
-uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_step *step, struct hri_partial *part);
+/* Adds the estimates of the blocks with mark to part; overwrites the weights of the others. Returns
+ * how many. */
+uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_step *step,
+                                  struct hri_partial *part);
 /* Adds the estimates of these blocks, from dots. */
-void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step *step, const uint32_t *blocks, uint32_t n,
-                              struct hri_partial *part);
+void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step *step,
+                              const uint32_t *blocks, uint32_t n, struct hri_partial *part);
 
 #endif

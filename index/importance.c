@@ -6,8 +6,9 @@
 #include <math.h>
 #include <string.h>
 
-/* Squared shares differ by many powers of ten; a small power of them leaves the ranking and takes the extremes away, which may well
- * be other rows tomorrow. By measurement, as the floor (docs/algorithm.md). */
+/* Squared shares differ by many powers of ten; a small power of them leaves the ranking and takes
+ * the extremes away, which may well be other rows tomorrow. By measurement, as the floor
+ * (docs/algorithm.md). */
 #define SHARE_POWER 0.35f
 #define SHARE_FLOOR 1e-3f /* of the mean, added before the power */
 
@@ -16,18 +17,19 @@ size_t hri_importance_work_bytes(uint32_t d, uint32_t n)
     return ((size_t)HRI_QSTATS_RECENT * d + n) * sizeof(float) + 3 * 64;
 }
 
-static void add_shares(const struct hri_kernels *kernels, const float *q, uint32_t d, const float *k, uint32_t n, float soft_cap,
-                       float *logits, float *weight)
+static void add_shares(const struct hri_kernels *kernels, const float *q, uint32_t d,
+                       const float *k, uint32_t n, float soft_cap, float *logits, float *weight)
 {
-    struct hri_rows rows = {.base = k, .stride_bytes = d * sizeof(float), .n = n, .dtype = HR_DTYPE_F32};
+    struct hri_rows rows = {
+        .base = k, .stride_bytes = d * sizeof(float), .n = n, .dtype = HR_DTYPE_F32};
     kernels->score_rows(q, 1, d, rows, soft_cap, logits, n);
     float total = kernels->exp_sum(logits, kernels->max(logits, n), logits, n), inverse = 1 / total;
     for (uint32_t i = 0; i < n; i++)
         weight[i] += logits[i] * logits[i] * inverse * inverse;
 }
 
-bool hri_importance(const struct hri_qstats *stats, uint32_t first_position, uint32_t last_position, const float *k, uint32_t n,
-                    float soft_cap, void *work, float *weight_out)
+bool hri_importance(const struct hri_qstats *stats, uint32_t first_position, uint32_t last_position,
+                    const float *k, uint32_t n, float soft_cap, void *work, float *weight_out)
 {
     struct hri_arena arena;
     uint32_t d = stats->d;

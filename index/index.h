@@ -1,11 +1,14 @@
-/* The index of one kv-head of one layer: which blocks matter for a query, and what the others amount to.
+/* The index of one kv-head of one layer: which blocks matter for a query, and what the others
+ * amount to.
  *
- * An index head holds query statistics, the summaries of all blocks of its body (device tier) and the state of its selector.
- * It never sees where blocks live: the runtime tells it what a block costs and which are resident.
+ * An index head holds query statistics, the summaries of all blocks of its body (device tier) and
+ * the state of its selector. It never sees where blocks live: the runtime tells it what a block
+ * costs and which are resident.
  *
- * Letters as in kernels/kernels.h. Queries passed to select/estimate are float32, [G][k_dim], rotated, and carry the softmax scale and
- * log-n factor. Keys and values are float32 copies of the exact rows, keys rotated as they were appended.
- * Threads: different heads may be used by different threads at the same time; one head by one thread.
+ * Letters as in kernels/kernels.h. Queries passed to select/estimate are float32, [G][k_dim],
+ * rotated, and carry the softmax scale and log-n factor. Keys and values are float32 copies of the
+ * exact rows, keys rotated as they were appended. Threads: different heads may be used by different
+ * threads at the same time; one head by one thread.
  */
 #ifndef HRI_INDEX_H
 #define HRI_INDEX_H
@@ -21,108 +24,127 @@ struct hri_param {
     const char *name, *meaning, *source;
     double value_default, min, max;
 };
-enum hri_unit { HRI_UNIT_NONE, HRI_UNIT_BLOCKS, HRI_UNIT_ROWS, HRI_UNIT_ALL }; /* what the selector chooses */
-enum hri_codec { HRI_CODEC_EXACT, HRI_CODEC_I8 };                               /* how its blocks are stored */
+/* What the selector chooses. */
+enum hri_unit { HRI_UNIT_NONE, HRI_UNIT_BLOCKS, HRI_UNIT_ROWS, HRI_UNIT_ALL };
+/* How its blocks are stored. */
+enum hri_codec { HRI_CODEC_EXACT, HRI_CODEC_I8 };
 
 struct hri_selector {
-    const char *name, *summary, *source;      /* one line; paper and section */
+    const char *name, *summary, *source; /* one line; paper and section */
     enum hri_unit unit;
     enum hri_codec codec;
-    bool needs_row_scores;                    /* true top-k: select gets the logits of all body rows */
-    const struct hri_param *params;           /* ends with name NULL */
-    const struct hri_selector_ops *ops;       /* index/selector_ops.h */
+    bool needs_row_scores;              /* true top-k: select gets the logits of all body rows */
+    const struct hri_param *params;     /* ends with name NULL */
+    const struct hri_selector_ops *ops; /* index/selector_ops.h */
 };
 /* Static, ordered; NULL past the end. full, window, exact-topk, quest, retroinfer, headrace. */
 const struct hri_selector *hri_selector_at(size_t i);
 
 struct hri_recipe {
     const struct hri_selector *selector;
-    double values[HRI_SELECTOR_PARAMS_MAX];   /* in the order of selector->params */
+    double values[HRI_SELECTOR_PARAMS_MAX]; /* in the order of selector->params */
 };
-/* "name" or "name:key=value,key=value". Unknown names and keys: HR_ERR_NOTFOUND with the nearest known one in the message. */
+/* "name" or "name:key=value,key=value". Unknown names and keys: HR_ERR_NOTFOUND with the nearest
+ * known one in the message. */
 hr_status_t hri_recipe_parse(const char *text, struct hri_recipe *recipe_out);
 double hri_recipe_value(const struct hri_recipe *recipe, const char *key);
-/* Every selector has the parameters "sink" and "window" (tokens), "segment" (tokens grouped together at prefill) and
- * "decode_segment" (while decoding); those with blocks have "block" (target rows per block). */
+/* Every selector has the parameters "sink" and "window" (tokens), "segment" (tokens grouped
+ * together at prefill) and "decode_segment" (while decoding); those with blocks have "block"
+ * (target rows per block). */
 
 /* -- a head -- */
 struct hri_index_options {
     struct hri_recipe recipe;
     uint32_t g, k_dim, v_dim;
-    float scale, soft_cap;                    /* scale: to undo what queries carry when statistics are kept */
-    hr_dtype_t dtype;                         /* of exact rows */
-    struct hr_rope rope;                      /* layout HR_ROPE_NONE: unknown */
-    uint32_t horizon_tokens;                  /* positions ahead over which the metric is averaged */
-    uint32_t positions_max;                   /* no query will stand at or beyond it, which cuts the horizon; 0: not known */
+    float scale, soft_cap;   /* scale: to undo what queries carry when statistics are kept */
+    hr_dtype_t dtype;        /* of exact rows */
+    struct hr_rope rope;     /* layout HR_ROPE_NONE: unknown */
+    uint32_t horizon_tokens; /* positions ahead over which the metric is averaged */
+    uint32_t positions_max;  /* no query will stand here or beyond (cuts the horizon); 0: unknown */
     uint32_t blocks_max;
     const struct hri_kernels *kernels;
-    struct hri_alloc *device;                 /* summaries (budgeted) */
-    struct hri_alloc *scratch;                /* statistics, the rest */
+    struct hri_alloc *device;  /* summaries (budgeted) */
+    struct hri_alloc *scratch; /* statistics, the rest */
     uint64_t seed;
 };
 struct hri_index_head;
 
-/* Rows a block may hold at most, and an upper bound of blocks for n rows grouped in segments (exact enough to budget with). */
+/* Rows a block may hold at most, and an upper bound of blocks for n rows grouped in segments (exact
+ * enough to budget with). */
 uint32_t hri_index_block_rows_max(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim);
-uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim, uint32_t n_rows,
-                                uint32_t n_segments);
+uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim,
+                                uint32_t n_rows, uint32_t n_segments);
 /* Device bytes of a head with blocks_max blocks. */
 uint64_t hri_index_device_bytes(const struct hri_index_options *options);
 
-hr_status_t hri_index_head_create(const struct hri_index_options *options, struct hri_index_head **head_out);
+hr_status_t hri_index_head_create(const struct hri_index_options *options,
+                                  struct hri_index_head **head_out);
 void hri_index_head_destroy(struct hri_index_head *head);
 
-/* Query statistics: q [n][G][k_dim] as passed to select; query i is at position first_position + i. Cheap: samples inside. */
-void hri_index_observe(struct hri_index_head *head, const float *q, uint32_t n, uint32_t first_position);
+/* Query statistics: q [n][G][k_dim] as passed to select; query i is at position first_position + i.
+ * Cheap: samples inside. */
+void hri_index_observe(struct hri_index_head *head, const float *q, uint32_t n,
+                       uint32_t first_position);
 
 /* Groups n rows (a segment) into blocks and appends their summaries. Older blocks are untouched.
- * k [n][k_dim], v [n][v_dim]; position_end: position after the newest token (the horizon starts here).
- * workspace: hri_index_workspace_bytes(...) bytes, 64-byte aligned. Outputs, the caller's arrays:
- *   order[n]: row numbers in block order; block_rows[]: rows of each new block, in order; n_blocks_out. */
+ * k [n][k_dim], v [n][v_dim]; position_end: position after the newest token (the horizon starts
+ * here). workspace: hri_index_workspace_bytes(...) bytes, 64-byte aligned. Outputs, the caller's
+ * arrays: order[n]: row numbers in block order; block_rows[]: rows of each new block, in order;
+ * n_blocks_out. */
 size_t hri_index_workspace_bytes(const struct hri_index_options *options, uint32_t n_rows_max);
-hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n, uint32_t position_end,
-                          void *workspace, uint32_t *order, uint32_t *block_rows, uint32_t *n_blocks_out);
+hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
+                          uint32_t position_end, void *workspace, uint32_t *order,
+                          uint32_t *block_rows, uint32_t *n_blocks_out);
 uint32_t hri_index_blocks(const struct hri_index_head *head);
 uint32_t hri_index_block_rows(const struct hri_index_head *head, uint32_t block);
-uint64_t hri_index_summary_bytes(const struct hri_index_head *head); /* held for the blocks there are, shared parts included */
+uint64_t hri_index_summary_bytes(
+    const struct hri_index_head *head); /* held for the blocks there are, shared parts included */
 /* Centres as the summary gives them (dequantised), for codes that are differences from them. */
-void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center, float *v_center);
+void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center,
+                       float *v_center);
 /* Steps of a block's int8 codes (kept beside the summary). */
 void hri_index_set_steps(struct hri_index_head *head, uint32_t block, float k_step, float v_step);
-void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k_step, float *v_step);
+void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k_step,
+                     float *v_step);
 /* Drops blocks >= n_blocks (a truncate). */
 void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks);
 
 /* -- a step -- */
 struct hri_select_in {
-    const float *q;                    /* [G][k_dim] */
-    const struct hri_partial *near;    /* sink and window, already attended: gives the denominator */
-    uint64_t budget_bytes;             /* of refined blocks (or rows) for this head */
-    double tolerance;                  /* 0: spend the budget; else stop when the predicted error is below */
-    uint32_t row_bytes;                /* stored bytes of a row in the selector's codec */
-    const float *row_scores;           /* [G][row_scores_stride] for needs_row_scores: logits of the body rows in token order */
+    const float *q;                 /* [G][k_dim] */
+    const struct hri_partial *near; /* sink and window, already attended: gives the denominator */
+    uint64_t budget_bytes;          /* of refined blocks (or rows) for this head */
+    double tolerance;        /* 0: spend the budget; else stop when the predicted error is below */
+    uint32_t row_bytes;      /* stored bytes of a row in the selector's codec */
+    const float *row_scores; /* [G][row_scores_stride] for needs_row_scores: logits of the body rows
+                                in token order */
     size_t row_scores_stride;
-    uint32_t n_rows;                   /* body rows */
-    const uint8_t *resident;           /* [blocks] nonzero: in a frame now; NULL: unknown. For selectors that use it */
-    void *scratch;                     /* hri_index_step_scratch_bytes, 64-byte aligned; kept by the caller until estimate is done */
+    uint32_t n_rows; /* body rows */
+    /* [blocks] nonzero: in a frame now; NULL: unknown. For selectors that use it. */
+    const uint8_t *resident;
+    /* hri_index_step_scratch_bytes, 64-byte aligned; kept by the caller until estimate is done. */
+    void *scratch;
 };
 struct hri_select_out {
-    uint32_t *items;                   /* the caller's, [items_max]: blocks, or row numbers of the body; best first */
+    uint32_t *items; /* the caller's, [items_max]: blocks, or row numbers of the body; best first */
     uint32_t items_max, n_items;
-    uint64_t bytes;                    /* what they cost */
-    float predicted[HR_GROUP_MAX];     /* relative output error per query head once they are refined */
-    bool capped;                       /* tolerance mode: the budget ended it */
+    uint64_t bytes;                /* what they cost */
+    float predicted[HR_GROUP_MAX]; /* relative output error per query head once they are refined */
+    bool capped;                   /* tolerance mode: the budget ended it */
 };
 size_t hri_index_step_scratch_bytes(const struct hri_index_options *options);
-hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out);
+hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in,
+                             struct hri_select_out *out);
 /* q . k_center of a block, [G], as scored by the last select with this scratch. */
-void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t block, float *dots_out);
-/* Adds the estimate of every block not chosen in out to part (nothing for selectors that drop the remainder).
- * estimated_blocks_out may be NULL. */
-void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
-                        struct hri_partial *part, uint32_t *estimated_blocks_out);
+void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,
+                          uint32_t block, float *dots_out);
+/* Adds the estimate of every block not chosen in out to part (nothing for selectors that drop the
+ * remainder). estimated_blocks_out may be NULL. */
+void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in,
+                        const struct hri_select_out *out, struct hri_partial *part,
+                        uint32_t *estimated_blocks_out);
 /* Adds the estimate of these blocks (chosen, but late). */
-void hri_index_estimate_blocks(struct hri_index_head *head, const struct hri_select_in *in, const uint32_t *blocks, uint32_t n,
-                               struct hri_partial *part);
+void hri_index_estimate_blocks(struct hri_index_head *head, const struct hri_select_in *in,
+                               const uint32_t *blocks, uint32_t n, struct hri_partial *part);
 
 #endif

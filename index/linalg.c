@@ -3,8 +3,8 @@
 #include "base/error.h"
 
 /* LAPACK's Fortran entry; OpenBLAS has no C header for it that Debian ships. */
-void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w, double *work,
-            const int *lwork, int *info);
+void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
+            double *work, const int *lwork, int *info);
 
 /* 34 = the block size LAPACK's reference asks for, plus two. */
 size_t hri_eigen_work_bytes(uint32_t d)
@@ -17,6 +17,7 @@ hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work)
     int n = (int)d, lwork = 34 * (int)d, info = 0;
     dsyev_("V", "U", &n, a, &n, values, work, &lwork, &info);
     if (info != 0)
-        return hri_error_set(HR_ERR_INTERNAL, "eigenvectors of a %d x %d matrix: dsyev says %d", n, n, info);
+        return hri_error_set(HR_ERR_INTERNAL, "eigenvectors of a %d x %d matrix: dsyev says %d", n,
+                             n, info);
     return HR_OK;
 }

@@ -7,19 +7,21 @@
 #include <math.h>
 #include <string.h>
 
-#define SAMPLE_ROWS 2048u  /* covariances are taken from about so many rows of a segment */
-#define CHUNK_ROWS 256u
-#define REFIT_ROWS 1024u   /* a segment of so many rows always gets its own fit */
-#define REFIT_SHARE 8u     /* a fit serves small segments for this part of the horizon */
+#define SAMPLE_ROWS 2048u /* covariances are taken from about so many rows of a segment */
+#define CHUNK_ROWS  256u
+#define REFIT_ROWS  1024u /* a segment of so many rows always gets its own fit */
+#define REFIT_SHARE 8u    /* a fit serves small segments for this part of the horizon */
 
 uint32_t hri_points_dims(uint32_t k_dim, uint32_t v_dim)
 {
     return k_dim + v_dim < HRI_POINT_DIMS ? k_dim + v_dim : HRI_POINT_DIMS;
 }
 
-hr_status_t hri_points_init(struct hri_points *points, struct hri_alloc *alloc, uint32_t k_dim, uint32_t v_dim)
+hr_status_t hri_points_init(struct hri_points *points, struct hri_alloc *alloc, uint32_t k_dim,
+                            uint32_t v_dim)
 {
-    *points = (struct hri_points){.k_dim = k_dim, .v_dim = v_dim, .dims = hri_points_dims(k_dim, v_dim)};
+    *points =
+        (struct hri_points){.k_dim = k_dim, .v_dim = v_dim, .dims = hri_points_dims(k_dim, v_dim)};
     points->metric = hri_aligned(alloc, 64, (size_t)k_dim * k_dim * sizeof(float));
     points->k_axes = hri_aligned(alloc, 64, (size_t)points->dims * k_dim * sizeof(float));
     points->v_axes = hri_aligned(alloc, 64, (size_t)points->dims * v_dim * sizeof(float));
@@ -39,11 +41,11 @@ void hri_points_fini(struct hri_points *points, struct hri_alloc *alloc)
 }
 
 struct work {
-    double *k_cov, *v_cov;     /* [d][d]; their eigenvectors after */
+    double *k_cov, *v_cov; /* [d][d]; their eigenvectors after */
     double *k_values, *v_values;
-    double *temporary;         /* [k_dim][k_dim] */
-    float *moment;             /* [d][d] */
-    float *chunk;              /* [CHUNK_ROWS][d] */
+    double *temporary; /* [k_dim][k_dim] */
+    float *moment;     /* [d][d] */
+    float *chunk;      /* [CHUNK_ROWS][d] */
     void *metric;
     void *eigen;
 };
@@ -80,9 +82,11 @@ static struct work take_work(uint32_t k_dim, uint32_t v_dim, void *memory)
 }
 
 /* Covariance of every stride-th row of x [n][d]. */
-static void covariance(const struct hri_kernels *kernels, const float *x, uint32_t n, uint32_t d, struct work *w, double *cov)
+static void covariance(const struct hri_kernels *kernels, const float *x, uint32_t n, uint32_t d,
+                       struct work *w, double *cov)
 {
-    uint32_t stride = (n + SAMPLE_ROWS - 1) / SAMPLE_ROWS, count = (n + stride - 1) / stride, held = 0;
+    uint32_t stride = (n + SAMPLE_ROWS - 1) / SAMPLE_ROWS, count = (n + stride - 1) / stride,
+             held = 0;
     double mean[HR_HEAD_DIM_MAX] = {0};
     for (uint32_t i = 0; i < n; i += stride)
         for (uint32_t j = 0; j < d; j++)
@@ -125,8 +129,8 @@ static void share_axes(struct hri_points *points, const struct work *w)
     uint32_t k = points->k_dim, v = points->v_dim;
     points->n_k = points->n_v = 0;
     while (points->n_k + points->n_v < points->dims) {
-        bool key = points->n_v == v ||
-                   (points->n_k < k && w->k_values[k - 1 - points->n_k] >= w->v_values[v - 1 - points->n_v]);
+        bool key = points->n_v == v || (points->n_k < k && w->k_values[k - 1 - points->n_k] >=
+                                                               w->v_values[v - 1 - points->n_v]);
         points->n_k += key;
         points->n_v += !key;
     }
@@ -145,18 +149,22 @@ static void write_axes(struct hri_points *points, const struct work *w, float va
     }
     for (uint32_t r = 0; r < points->n_v; r++)
         for (uint32_t j = 0; j < dv; j++)
-            points->v_axes[(size_t)r * dv + j] = value_scale * (float)w->v_cov[(size_t)(dv - 1 - r) * dv + j];
+            points->v_axes[(size_t)r * dv + j] =
+                value_scale * (float)w->v_cov[(size_t)(dv - 1 - r) * dv + j];
 }
 
-hr_status_t hri_points_fit(struct hri_points *points, struct hri_qstats *stats, const float *k, const float *v, uint32_t n,
-                           uint32_t position, uint32_t horizon, void *work)
+hr_status_t hri_points_fit(struct hri_points *points, struct hri_qstats *stats, const float *k,
+                           const float *v, uint32_t n, uint32_t position, uint32_t horizon,
+                           void *work)
 {
     uint32_t dk = points->k_dim, dv = points->v_dim;
-    bool near_last = position >= points->position && position - points->position <= horizon / REFIT_SHARE;
+    bool near_last =
+        position >= points->position && position - points->position <= horizon / REFIT_SHARE;
     if (points->rows && n < REFIT_ROWS && n <= points->rows && near_last)
         return HR_OK;
     struct work w = take_work(dk, dv, work);
-    hr_status_t status = hri_qstats_metric(stats, position, position + horizon, w.metric, points->metric);
+    hr_status_t status =
+        hri_qstats_metric(stats, position, position + horizon, w.metric, points->metric);
     if (status != HR_OK)
         return status;
     covariance(stats->kernels, k, n, dk, &w, w.k_cov);
@@ -180,20 +188,24 @@ hr_status_t hri_points_fit(struct hri_points *points, struct hri_qstats *stats, 
     return HR_OK;
 }
 
-void hri_points_make(const struct hri_points *points, const struct hri_kernels *kernels, const float *k, const float *v,
-                     uint32_t n, void *work, float *out)
+void hri_points_make(const struct hri_points *points, const struct hri_kernels *kernels,
+                     const float *k, const float *v, uint32_t n, void *work, float *out)
 {
     struct work w = take_work(points->k_dim, points->v_dim, work);
     uint32_t dims = points->dims, n_k = points->n_k, n_v = points->n_v;
     for (uint32_t first = 0; first < n; first += CHUNK_ROWS) {
         uint32_t rows = n - first < CHUNK_ROWS ? n - first : CHUNK_ROWS;
         if (n_k)
-            kernels->matmul_nt(k + (size_t)first * points->k_dim, rows, points->k_dim, points->k_axes, n_k, w.chunk);
+            kernels->matmul_nt(k + (size_t)first * points->k_dim, rows, points->k_dim,
+                               points->k_axes, n_k, w.chunk);
         for (uint32_t i = 0; i < rows; i++)
-            memcpy(out + (size_t)(first + i) * dims, w.chunk + (size_t)i * n_k, n_k * sizeof(float));
+            memcpy(out + (size_t)(first + i) * dims, w.chunk + (size_t)i * n_k,
+                   n_k * sizeof(float));
         if (n_v)
-            kernels->matmul_nt(v + (size_t)first * points->v_dim, rows, points->v_dim, points->v_axes, n_v, w.chunk);
+            kernels->matmul_nt(v + (size_t)first * points->v_dim, rows, points->v_dim,
+                               points->v_axes, n_v, w.chunk);
         for (uint32_t i = 0; i < rows; i++)
-            memcpy(out + (size_t)(first + i) * dims + n_k, w.chunk + (size_t)i * n_v, n_v * sizeof(float));
+            memcpy(out + (size_t)(first + i) * dims + n_k, w.chunk + (size_t)i * n_v,
+                   n_v * sizeof(float));
     }
 }

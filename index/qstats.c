@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#define HORIZONS 4      /* H, H/4, H/16, H/64: by measurement */
+#define HORIZONS      4 /* H, H/4, H/16, H/64: by measurement */
 #define HORIZON_SHIFT 2
 
 static void set_pairs(struct hri_qstats *stats, const struct hr_rope *rope)
@@ -20,21 +20,24 @@ static void set_pairs(struct hri_qstats *stats, const struct hr_rope *rope)
     }
 }
 
-hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *kernels, struct hri_alloc *alloc, uint32_t d,
-                            const struct hr_rope *rope)
+hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *kernels,
+                            struct hri_alloc *alloc, uint32_t d, const struct hr_rope *rope)
 {
     *stats = (struct hri_qstats){.d = d, .n_pairs = d / 2, .kernels = kernels, .alloc = alloc};
     stats->rotates = rope && rope->layout != HR_ROPE_NONE && rope->n_rot > 0;
     if (stats->rotates && (rope->n_rot > d || rope->n_rot % 2 || !rope->frequencies))
-        return hri_error_set(HR_ERR_INVALID, "rope: n_rot is %u, allowed are even numbers up to the head dimension %u",
-                             rope->n_rot, d);
+        return hri_error_set(
+            HR_ERR_INVALID,
+            "rope: n_rot is %u, allowed are even numbers up to the head dimension %u", rope->n_rot,
+            d);
     stats->theta = hri_array(alloc, stats->n_pairs, sizeof *stats->theta);
     stats->first = hri_array(alloc, stats->n_pairs, sizeof *stats->first);
     stats->second = hri_array(alloc, stats->n_pairs, sizeof *stats->second);
     stats->moment = hri_aligned_zero(alloc, 64, (size_t)d * d * sizeof *stats->moment);
     stats->batch = hri_aligned(alloc, 64, (size_t)HRI_QSTATS_BATCH * d * sizeof *stats->batch);
     stats->recent = hri_aligned(alloc, 64, (size_t)HRI_QSTATS_RECENT * d * sizeof *stats->recent);
-    if (!stats->recent || !stats->theta || !stats->first || !stats->second || !stats->moment || !stats->batch) {
+    if (!stats->recent || !stats->theta || !stats->first || !stats->second || !stats->moment ||
+        !stats->batch) {
         hri_qstats_fini(stats);
         return hri_alloc_status();
     }
@@ -88,20 +91,26 @@ static void sample(struct hri_qstats *stats, const float *q, uint32_t g, uint32_
             flush(stats);
         float *sampled = stats->batch + (size_t)stats->n_batch++ * stats->d;
         rotate(stats, q + (size_t)h * stats->d, -(double)position, sampled);
-        memcpy(stats->recent + (size_t)stats->next_recent * stats->d, sampled, stats->d * sizeof *sampled);
+        memcpy(stats->recent + (size_t)stats->next_recent * stats->d, sampled,
+               stats->d * sizeof *sampled);
         stats->next_recent = (stats->next_recent + 1) % HRI_QSTATS_RECENT;
         if (stats->n_recent < HRI_QSTATS_RECENT)
             stats->n_recent++;
     }
 }
 
-void hri_qstats_observe(struct hri_qstats *stats, const float *q, uint32_t n, uint32_t g, uint32_t first_position)
+void hri_qstats_observe(struct hri_qstats *stats, const float *q, uint32_t n, uint32_t g,
+                        uint32_t first_position)
 {
     if (n == 0)
         return;
-    /* Many queries: evenly spread samples that end with the newest. Few: those whose position is a multiple of the stride. */
-    uint32_t stride = n >= HRI_QSTATS_STRIDE * 2 ? (n + HRI_QSTATS_PER_CALL - 1) / HRI_QSTATS_PER_CALL : HRI_QSTATS_STRIDE;
-    uint32_t phase = n >= HRI_QSTATS_STRIDE * 2 ? (n - 1) % stride : (stride - first_position % stride) % stride;
+    /* Many queries: evenly spread samples that end with the newest. Few: those whose position is a
+     * multiple of the stride. */
+    uint32_t stride = n >= HRI_QSTATS_STRIDE * 2
+                          ? (n + HRI_QSTATS_PER_CALL - 1) / HRI_QSTATS_PER_CALL
+                          : HRI_QSTATS_STRIDE;
+    uint32_t phase =
+        n >= HRI_QSTATS_STRIDE * 2 ? (n - 1) % stride : (stride - first_position % stride) % stride;
     if (stats->weight == 0 && stats->n_batch == 0 && phase >= n)
         phase = 0; /* something is better than nothing */
     for (uint32_t i = phase; i < n; i += stride)
@@ -125,7 +134,8 @@ static struct complex_mean mean_rotation(double phi, uint32_t first, uint32_t la
     return (struct complex_mean){size * cos(middle), size * sin(middle)};
 }
 
-/* Positions soon to come are certain to be asked from, far ones are not: averaged over horizons that grow by a factor. */
+/* Positions soon to come are certain to be asked from, far ones are not: averaged over horizons
+ * that grow by a factor. */
 static struct complex_mean mean_over_horizons(double phi, uint32_t first, uint32_t last)
 {
     struct complex_mean mean = {0, 0};
@@ -138,10 +148,13 @@ static struct complex_mean mean_over_horizons(double phi, uint32_t first, uint32
     return mean;
 }
 
-/* The 2 x 2 part of two pairs a, b, as complex numbers: E[za conj zb] turns by theta_a - theta_b, E[za zb] by their sum. */
-static void average_pair(const struct hri_qstats *stats, uint32_t a, uint32_t b, uint32_t first, uint32_t last, double *s)
+/* The 2 x 2 part of two pairs a, b, as complex numbers: E[za conj zb] turns by theta_a - theta_b,
+ * E[za zb] by their sum. */
+static void average_pair(const struct hri_qstats *stats, uint32_t a, uint32_t b, uint32_t first,
+                         uint32_t last, double *s)
 {
-    size_t d = stats->d, ax = stats->first[a], ay = stats->second[a], bx = stats->first[b], by = stats->second[b];
+    size_t d = stats->d, ax = stats->first[a], ay = stats->second[a], bx = stats->first[b],
+           by = stats->second[b];
     double xx = s[ax * d + bx], xy = s[ax * d + by], yx = s[ay * d + bx], yy = s[ay * d + by];
     struct complex_mean minus = mean_over_horizons(stats->theta[a] - stats->theta[b], first, last);
     struct complex_mean plus = mean_over_horizons(stats->theta[a] + stats->theta[b], first, last);
@@ -170,13 +183,15 @@ bool hri_qstats_moment(struct hri_qstats *stats, uint32_t first, uint32_t last, 
     return true;
 }
 
-uint32_t hri_qstats_recent(const struct hri_qstats *stats, uint32_t first, uint32_t last, float *out)
+uint32_t hri_qstats_recent(const struct hri_qstats *stats, uint32_t first, uint32_t last,
+                           float *out)
 {
     for (uint32_t i = 0; i < stats->n_recent; i++) {
         uint32_t span = (last - first) >> (HORIZON_SHIFT * (i % HORIZONS));
         /* Multiples of the golden ratio fill any span evenly. */
         double part = fmod(0.6180339887498949 * (i / HORIZONS + 1), 1);
-        rotate(stats, stats->recent + (size_t)i * stats->d, floor(first + part * span), out + (size_t)i * stats->d);
+        rotate(stats, stats->recent + (size_t)i * stats->d, floor(first + part * span),
+               out + (size_t)i * stats->d);
     }
     return stats->n_recent;
 }
@@ -186,7 +201,8 @@ size_t hri_qstats_metric_work_bytes(uint32_t d)
     return ((size_t)d * d + d) * sizeof(double) + hri_eigen_work_bytes(d) + 64;
 }
 
-hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t last, void *work, float *p_out)
+hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t last, void *work,
+                              float *p_out)
 {
     uint32_t d = stats->d;
     double *s = work, *values = s + (size_t)d * d, trace = 0;

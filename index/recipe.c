@@ -72,7 +72,8 @@ static hr_status_t unknown_selector(const char *name)
     for (size_t i = 1; (selector = hri_selector_at(i)); i++)
         if (edit_distance(name, selector->name) < edit_distance(name, best->name))
             best = selector;
-    return hri_error_set(HR_ERR_NOTFOUND, "recipe '%s' is not known; the nearest is '%s'", name, best->name);
+    return hri_error_set(HR_ERR_NOTFOUND, "recipe '%s' is not known; the nearest is '%s'", name,
+                         best->name);
 }
 
 static hr_status_t unknown_param(const struct hri_selector *selector, const char *key)
@@ -81,15 +82,16 @@ static hr_status_t unknown_param(const struct hri_selector *selector, const char
     for (const struct hri_param *p = best; p->name; p++)
         if (edit_distance(key, p->name) < edit_distance(key, best->name))
             best = p;
-    return hri_error_set(HR_ERR_NOTFOUND, "recipe %s has no parameter '%s'; the nearest is '%s'", selector->name, key,
-                         best->name);
+    return hri_error_set(HR_ERR_NOTFOUND, "recipe %s has no parameter '%s'; the nearest is '%s'",
+                         selector->name, key, best->name);
 }
 
 static hr_status_t set_param(struct hri_recipe *recipe, char *item)
 {
     char *equals = strchr(item, '=');
     if (!equals)
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: '%s' is not key=value", recipe->selector->name, item);
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: '%s' is not key=value",
+                             recipe->selector->name, item);
     *equals = '\0';
     int i = find_param(recipe->selector, item);
     if (i < 0)
@@ -102,16 +104,17 @@ static hr_status_t set_param(struct hri_recipe *recipe, char *item)
     if (percent)
         value /= 100;
     if (end == text || (*end && !percent) || !isfinite(value))
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is '%s', which is not a number", recipe->selector->name, p->name,
-                             text);
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is '%s', which is not a number",
+                             recipe->selector->name, p->name, text);
     if (value < p->min || value > p->max)
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, allowed is %g to %g", recipe->selector->name, p->name, value,
-                             p->min, p->max);
-    /* Parameters with a large range count something (tokens, rows, layers, iterations); the others are shares. */
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, allowed is %g to %g",
+                             recipe->selector->name, p->name, value, p->min, p->max);
+    /* Parameters with a large range count something (tokens, rows, layers, iterations); the others
+     * are shares. */
     bool counts = p->max > 8;
     if (counts && value != floor(value))
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, it must be a whole number", recipe->selector->name, p->name,
-                             value);
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, it must be a whole number",
+                             recipe->selector->name, p->name, value);
     recipe->values[i] = value;
     return HR_OK;
 }

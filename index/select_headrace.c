@@ -1,5 +1,6 @@
-/* Headrace, level 0 and level 2 (docs/algorithm.md): blocks in the metric of the queries, second-order summaries of everything, int8
- * rows where they remove most expected error per byte. */
+/* Headrace, level 0 and level 2 (docs/algorithm.md): blocks in the metric of the queries,
+ * second-order summaries of everything, int8 rows where they remove most expected error per byte.
+ */
 #include "base/half.h"
 #include "index/group.h"
 #include "index/head.h"
@@ -8,11 +9,12 @@
 #include <math.h>
 #include <string.h>
 
-/* The variance beyond which the doubt does not grow any more, and what a block of no variance keeps of it: its int8 codes and the
- * shape's own error. */
+/* The variance beyond which the doubt does not grow any more, and what a block of no variance keeps
+ * of it: its int8 codes and the shape's own error. */
 #define DOUBT_VARIANCE_MAX 3.0f
-#define DOUBT_FLOOR 0.3f
-/* Blocks with a larger share of some head's attention enter the output that errors are measured against. */
+#define DOUBT_FLOOR        0.3f
+/* Blocks with a larger share of some head's attention enter the output that errors are measured
+ * against. */
 #define OUTPUT_SHARE_MIN 0.002f
 
 static uint64_t device_bytes(const struct hri_index_options *o)
@@ -33,7 +35,8 @@ static hr_status_t create(struct hri_index_head *head)
     status = hri_shape_create(head);
     if (status != HR_OK)
         goto err_summary;
-    status = hri_points_init(&head->points, head->options.scratch, head->options.k_dim, head->options.v_dim);
+    status = hri_points_init(&head->points, head->options.scratch, head->options.k_dim,
+                             head->options.v_dim);
     if (status != HR_OK)
         goto err_shape;
     return HR_OK;
@@ -73,8 +76,10 @@ static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
     uint32_t dims = hri_points_dims(o->k_dim, o->v_dim);
     size_t grouping = hri_group_kmeans_work_bytes(n, dims, hri_index_target_rows(&o->recipe));
     size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
-    size_t fitting = larger(hri_points_work_bytes(o->k_dim, o->v_dim), hri_importance_work_bytes(o->k_dim, n));
-    return larger(points_bytes(o, n) + weights_bytes(n) + larger(grouping, fitting), larger(hri_shape_work_bytes(o), centers));
+    size_t fitting =
+        larger(hri_points_work_bytes(o->k_dim, o->v_dim), hri_importance_work_bytes(o->k_dim, n));
+    return larger(points_bytes(o, n) + weights_bytes(n) + larger(grouping, fitting),
+                  larger(hri_shape_work_bytes(o), centers));
 }
 
 /* The last position at which a query for rows that end at `position` is expected. */
@@ -93,14 +98,20 @@ static hr_status_t group(struct hri_index_head *head, struct hri_segment *segmen
     float *weight = (float *)((char *)segment->workspace + points_bytes(o, segment->n));
     void *rest = (char *)weight + weights_bytes(segment->n);
     uint32_t position = segment->position_end, last = last_position(o, position);
-    hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v, segment->n, position,
-                                        last - position, rest);
+    hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v,
+                                        segment->n, position, last - position, rest);
     if (status != HR_OK)
         return status;
     hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
-    bool weighted = hri_importance(&head->stats, position, last, segment->k, segment->n, o->soft_cap, rest, weight);
-    struct hri_group_in in = {.kernels = o->kernels, .y = y, .weight = weighted ? weight : NULL, .n = segment->n,
-                              .d = head->points.dims, .target = segment->target, .cap = segment->cap,
+    bool weighted = hri_importance(&head->stats, position, last, segment->k, segment->n,
+                                   o->soft_cap, rest, weight);
+    struct hri_group_in in = {.kernels = o->kernels,
+                              .y = y,
+                              .weight = weighted ? weight : NULL,
+                              .n = segment->n,
+                              .d = head->points.dims,
+                              .target = segment->target,
+                              .cap = segment->cap,
                               .iterations = (uint32_t)hri_recipe_value(&o->recipe, "iterations")};
     segment->n_blocks = hri_group_kmeans(&in, rest, segment->order, segment->block_rows);
     return HR_OK;
@@ -112,12 +123,12 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     if (!head->summary.has_mean)
         hri_summary_set_mean(head, segment->k, segment->n);
     for (uint32_t b = 0; b < segment->n_blocks; b++) {
-        hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first, segment->block_rows[b],
-                          segment->workspace);
+        hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first,
+                          segment->block_rows[b], segment->workspace);
         first += segment->block_rows[b];
     }
-    return hri_shape_add(head, segment->k, segment->v, segment->order, segment->block_rows, segment->n_blocks, head->points.metric,
-                         segment->workspace);
+    return hri_shape_add(head, segment->k, segment->v, segment->order, segment->block_rows,
+                         segment->n_blocks, head->points.metric, segment->workspace);
 }
 
 /* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
@@ -146,7 +157,8 @@ static float block_doubt(const struct doubt *d, uint32_t g, uint32_t b)
 {
     const struct hri_step *step = d->step;
     float share = step->weight[g * step->stride + b] / step->total[g];
-    return doubt_of(share, step->variance[g] * hri_block_spread(d->head, b), d->head->block_rows[b]);
+    return doubt_of(share, step->variance[g] * hri_block_spread(d->head, b),
+                    d->head->block_rows[b]);
 }
 
 static float predicted_error(const struct doubt *d, uint32_t g)
@@ -165,13 +177,15 @@ static bool refined_enough(void *context, uint32_t block)
     return d->tolerance > 0 && sum / (float)d->head->options.g <= d->tolerance;
 }
 
-/* The output of query head g as far as near and the heavy blocks make it, [v_dim]; the rest is taken at the mean value. */
-static void rough_output(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_step *step, uint32_t g,
-                         float *output)
+/* The output of query head g as far as near and the heavy blocks make it, [v_dim]; the rest is
+ * taken at the mean value. */
+static void rough_output(const struct hri_index_head *head, const struct hri_select_in *in,
+                         const struct hri_step *step, uint32_t g, float *output)
 {
     uint32_t dv = head->options.v_dim;
     const float *weight = step->weight + g * step->stride;
-    float scale = in->near && in->near->l[g] > 0 ? expf(in->near->m[g] - step->top[g]) : 0, rest = 0;
+    float scale = in->near && in->near->l[g] > 0 ? expf(in->near->m[g] - step->top[g]) : 0,
+          rest = 0;
     for (uint32_t j = 0; j < dv; j++)
         output[j] = scale > 0 ? scale * in->near->o[(size_t)g * dv + j] : 0;
     for (uint32_t b = 0; b < head->n_blocks; b++) {
@@ -187,7 +201,8 @@ static void rough_output(const struct hri_index_head *head, const struct hri_sel
         output[j] = (output[j] + rest * head->shape.v_mean[j]) / step->total[g];
 }
 
-/* A wrong share moves the output by (value - output): its mean square over the head's values, relative to the output's. */
+/* A wrong share moves the output by (value - output): its mean square over the head's values,
+ * relative to the output's. */
 static float error_factor(const struct hri_index_head *head, const float *output)
 {
     float square = 0, far = head->shape.v_variance;
@@ -199,12 +214,14 @@ static float error_factor(const struct hri_index_head *head, const float *output
     return square > 0 ? far / square : 0;
 }
 
-static void score(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step)
+static void score(const struct hri_index_head *head, const struct hri_select_in *in,
+                  struct hri_step *step)
 {
     const struct hri_index_options *o = &head->options;
     hri_summary_dots(head, in->q, step->dots, step->stride);
     for (uint32_t g = 0; g < o->g; g++)
-        hri_shape_query(head, in->q + (size_t)g * o->k_dim, &step->variance[g], step->shift + (size_t)g * o->v_dim);
+        hri_shape_query(head, in->q + (size_t)g * o->k_dim, &step->variance[g],
+                        step->shift + (size_t)g * o->v_dim);
     hri_step_weigh(head, in, step);
 }
 
@@ -219,7 +236,8 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
         const float *weight = step->weight + g * step->stride;
         float inverse = 1 / step->total[g], variance = step->variance[g];
         for (uint32_t b = 0; b < n; b++)
-            step->work[b] += doubt_of(weight[b] * inverse, variance * hri_f32_from_bf16(spread[b]), rows[b]);
+            step->work[b] +=
+                doubt_of(weight[b] * inverse, variance * hri_f32_from_bf16(spread[b]), rows[b]);
         float after = hri_sum(step->work, n);
         doubt->left[g] = after - before;
         before = after;
@@ -228,9 +246,10 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
         step->ranked[b] = (struct hri_ranked){step->work[b] / rows[b], b};
 }
 
-/* Blocks that lie in frames cost no transfer: the best of those not chosen yet are taken beyond the budget. */
-static void take_resident(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_step *step,
-                          struct doubt *doubt, struct hri_select_out *out)
+/* Blocks that lie in frames cost no transfer: the best of those not chosen yet are taken beyond the
+ * budget. */
+static void take_resident(const struct hri_index_head *head, const struct hri_select_in *in,
+                          struct hri_step *step, struct doubt *doubt, struct hri_select_out *out)
 {
     double reuse = hri_recipe_value(&head->options.recipe, "reuse");
     uint32_t n = 0;
@@ -241,12 +260,16 @@ static void take_resident(const struct hri_index_head *head, const struct hri_se
     for (uint32_t b = 0; b < head->n_blocks; b++)
         if (in->resident[b] && step->work[b] >= 0)
             step->ranked[n++] = (struct hri_ranked){step->work[b] / head->block_rows[b], b};
-    struct hri_take take = {.ranked = step->ranked, .n = n, .budget_bytes = (uint64_t)(reuse * (double)in->budget_bytes),
-                            .enough = refined_enough, .context = doubt};
+    struct hri_take take = {.ranked = step->ranked,
+                            .n = n,
+                            .budget_bytes = (uint64_t)(reuse * (double)in->budget_bytes),
+                            .enough = refined_enough,
+                            .context = doubt};
     hri_take_blocks(head, in, &take, out);
 }
 
-static hr_status_t select_blocks(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+static hr_status_t select_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
+                                 struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
     struct hri_step step = hri_step_at(head, in);
@@ -261,8 +284,11 @@ static hr_status_t select_blocks(const struct hri_index_head *head, const struct
     }
     bool reached = in->tolerance > 0 && mean <= in->tolerance;
     if (!reached) {
-        struct hri_take take = {.ranked = step.ranked, .n = head->n_blocks, .budget_bytes = in->budget_bytes,
-                                .enough = refined_enough, .context = &doubt};
+        struct hri_take take = {.ranked = step.ranked,
+                                .n = head->n_blocks,
+                                .budget_bytes = in->budget_bytes,
+                                .enough = refined_enough,
+                                .context = &doubt};
         reached = hri_take_blocks(head, in, &take, out);
         if (!reached)
             take_resident(head, in, &step, &doubt, out);
@@ -273,8 +299,9 @@ static hr_status_t select_blocks(const struct hri_index_head *head, const struct
     return HR_OK;
 }
 
-static uint32_t estimate(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
-                         const uint32_t *blocks, uint32_t n, struct hri_partial *part)
+static uint32_t estimate(const struct hri_index_head *head, const struct hri_select_in *in,
+                         const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
+                         struct hri_partial *part)
 {
     struct hri_step step = hri_step_at(head, in);
     if (!out) {

@@ -1,6 +1,6 @@
-/* Quest (arXiv 2406.10774, section 3.2): pages of consecutive tokens; a page's score is an upper bound of its rows' logits from the
- * smallest and largest key per dimension. The group shares its pages, so bounds are added over its query heads. What is not
- * chosen is dropped. */
+/* Quest (arXiv 2406.10774, section 3.2): pages of consecutive tokens; a page's score is an upper
+ * bound of its rows' logits from the smallest and largest key per dimension. The group shares its
+ * pages, so bounds are added over its query heads. What is not chosen is dropped. */
 #include "base/half.h"
 #include "index/head.h"
 
@@ -43,7 +43,8 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     float *min = segment->workspace, *max = min + d;
     for (uint32_t b = 0; b < segment->n_blocks; b++) {
         size_t at = (size_t)(head->n_blocks + b) * d;
-        head->options.kernels->min_max(segment->k + (size_t)first * d, segment->block_rows[b], d, min, max);
+        head->options.kernels->min_max(segment->k + (size_t)first * d, segment->block_rows[b], d,
+                                       min, max);
         for (uint32_t j = 0; j < d; j++) {
             head->bounds.min[at + j] = half_towards(min[j], -1);
             head->bounds.max[at + j] = half_towards(max[j], 1);
@@ -53,18 +54,21 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     return HR_OK;
 }
 
-static hr_status_t select_pages(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+static hr_status_t select_pages(const struct hri_index_head *head, const struct hri_select_in *in,
+                                struct hri_select_out *out)
 {
     struct hri_step step = hri_step_at(head, in);
-    head->options.kernels->score_bounds(in->q, head->options.g, head->options.k_dim, head->bounds.min, head->bounds.max,
-                                        head->n_blocks, step.dots, step.stride);
+    head->options.kernels->score_bounds(in->q, head->options.g, head->options.k_dim,
+                                        head->bounds.min, head->bounds.max, head->n_blocks,
+                                        step.dots, step.stride);
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         float sum = 0;
         for (uint32_t g = 0; g < head->options.g; g++)
             sum += step.dots[g * step.stride + b];
         step.ranked[b] = (struct hri_ranked){sum, b};
     }
-    struct hri_take take = {.ranked = step.ranked, .n = head->n_blocks, .budget_bytes = in->budget_bytes};
+    struct hri_take take = {
+        .ranked = step.ranked, .n = head->n_blocks, .budget_bytes = in->budget_bytes};
     hri_take_blocks(head, in, &take, out);
     return HR_OK;
 }

@@ -1,9 +1,11 @@
-/* RetroInfer (arXiv 2505.02922, section 4): spherical k-means on mean-centred keys inside segments, about 16 tokens per cluster. The
- * clusters with the most attention per row (softmax over clusters per query head, summed over the group) are attended exactly, the
- * next share of the clusters is estimated from centroid, row count and mean value, the rest is dropped.
+/* RetroInfer (arXiv 2505.02922, section 4): spherical k-means on mean-centred keys inside segments,
+ * about 16 tokens per cluster. The clusters with the most attention per row (softmax over clusters
+ * per query head, summed over the group) are attended exactly, the next share of the clusters is
+ * estimated from centroid, row count and mean value, the rest is dropped.
  *
- * Two things differ from the paper, both in the index's favour or neutral: centroids and mean values are kept as int8, and a
- * cluster larger than a block may be is several blocks with a summary each. */
+ * Two things differ from the paper, both in the index's favour or neutral: centroids and mean
+ * values are kept as int8, and a cluster larger than a block may be is several blocks with a
+ * summary each. */
 #include "index/group.h"
 #include "index/head.h"
 
@@ -37,9 +39,15 @@ static hr_status_t group(struct hri_index_head *head, struct hri_segment *segmen
     for (uint32_t i = 0; i < n; i++)
         for (uint32_t j = 0; j < d; j++)
             y[(size_t)i * d + j] = segment->k[(size_t)i * d + j] - (float)(mean[j] / n);
-    struct hri_group_in in = {
-        .kernels = head->options.kernels, .y = y, .n = n, .d = d, .target = segment->target, .cap = segment->cap,
-        .iterations = (uint32_t)hri_recipe_value(&head->options.recipe, "iterations"), .spherical = true};
+    struct hri_group_in in = {.kernels = head->options.kernels,
+                              .y = y,
+                              .n = n,
+                              .d = d,
+                              .target = segment->target,
+                              .cap = segment->cap,
+                              .iterations =
+                                  (uint32_t)hri_recipe_value(&head->options.recipe, "iterations"),
+                              .spherical = true};
     void *work = (char *)segment->workspace + hri_round_up((uint64_t)n * d * sizeof(float), 64);
     segment->n_blocks = hri_group_kmeans(&in, work, segment->order, segment->block_rows);
     return HR_OK;
@@ -51,15 +59,16 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     if (!head->summary.has_mean)
         hri_summary_set_mean(head, segment->k, segment->n);
     for (uint32_t b = 0; b < segment->n_blocks; b++) {
-        hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first, segment->block_rows[b],
-                          segment->workspace);
+        hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first,
+                          segment->block_rows[b], segment->workspace);
         first += segment->block_rows[b];
     }
     return HR_OK;
 }
 
 /* step->mark: 1 where the block is estimated. */
-static hr_status_t select_clusters(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+static hr_status_t select_clusters(const struct hri_index_head *head,
+                                   const struct hri_select_in *in, struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
     struct hri_step step = hri_step_at(head, in);
@@ -88,8 +97,9 @@ static hr_status_t select_clusters(const struct hri_index_head *head, const stru
     return HR_OK;
 }
 
-static uint32_t estimate(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
-                         const uint32_t *blocks, uint32_t n, struct hri_partial *part)
+static uint32_t estimate(const struct hri_index_head *head, const struct hri_select_in *in,
+                         const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
+                         struct hri_partial *part)
 {
     struct hri_step step = hri_step_at(head, in);
     if (out)

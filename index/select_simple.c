@@ -5,7 +5,8 @@
 
 #include <math.h>
 
-static hr_status_t select_nothing(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+static hr_status_t select_nothing(const struct hri_index_head *head, const struct hri_select_in *in,
+                                  struct hri_select_out *out)
 {
     (void)head, (void)in, (void)out;
     return HR_OK;
@@ -21,14 +22,16 @@ static size_t topk_scratch_bytes(const struct hri_index_options *o)
     return rows * sizeof(struct hri_ranked) + 64;
 }
 
-static hr_status_t topk_select(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out)
+static hr_status_t topk_select(const struct hri_index_head *head, const struct hri_select_in *in,
+                               struct hri_select_out *out)
 {
     const struct hri_kernels *kernels = head->options.kernels;
     struct hri_ranked *ranked = in->scratch;
     if (!in->row_scores)
         return hri_error_set(HR_ERR_INTERNAL, "exact-topk was not given the scores of the rows");
     if (in->n_rows > topk_scratch_bytes(&head->options) / sizeof *ranked)
-        return hri_error_set(HR_ERR_INTERNAL, "exact-topk was given %u rows, more than its blocks hold", in->n_rows);
+        return hri_error_set(HR_ERR_INTERNAL,
+                             "exact-topk was given %u rows, more than its blocks hold", in->n_rows);
     for (uint32_t i = 0; i < in->n_rows; i++)
         ranked[i] = (struct hri_ranked){0, i};
     for (uint32_t g = 0; g < head->options.g; g++) {
@@ -53,4 +56,5 @@ static hr_status_t topk_select(const struct hri_index_head *head, const struct h
     return HR_OK;
 }
 
-const struct hri_selector_ops hri_select_topk_ops = {.scratch_bytes = topk_scratch_bytes, .select = topk_select};
+const struct hri_selector_ops hri_select_topk_ops = {.scratch_bytes = topk_scratch_bytes,
+                                                     .select = topk_select};

@@ -1,7 +1,8 @@
 /* What a selector is made of: one small table. Selectors see a head through index/head.h.
  *
- * A selector with blocks groups a segment's rows, writes summaries for the new blocks, and per step scores them, chooses and (where
- * it has one) estimates the remainder. NULL entries mean "has none"; their default is in the comment.
+ * A selector with blocks groups a segment's rows, writes summaries for the new blocks, and per step
+ * scores them, chooses and (where it has one) estimates the remainder. NULL entries mean "has
+ * none"; their default is in the comment.
  */
 #ifndef HRI_SELECTOR_OPS_H
 #define HRI_SELECTOR_OPS_H
@@ -9,16 +10,16 @@
 #include "index/index.h"
 
 struct hri_segment {
-    const float *k;            /* [n][k_dim] */
-    const float *v;            /* [n][v_dim] */
+    const float *k; /* [n][k_dim] */
+    const float *v; /* [n][v_dim] */
     uint32_t n;
     uint32_t position_end;
-    uint32_t target, cap;      /* mean and largest rows of a block */
-    uint32_t blocks_max;       /* of this segment */
-    void *workspace;           /* workspace_bytes(options, n), 64-byte aligned */
-    uint32_t *order;           /* out [n] */
-    uint32_t *block_rows;      /* out [blocks_max] */
-    uint32_t n_blocks;         /* out */
+    uint32_t target, cap; /* mean and largest rows of a block */
+    uint32_t blocks_max;  /* of this segment */
+    void *workspace;      /* workspace_bytes(options, n), 64-byte aligned */
+    uint32_t *order;      /* out [n] */
+    uint32_t *block_rows; /* out [blocks_max] */
+    uint32_t n_blocks;    /* out */
 };
 
 struct hri_selector_ops {
@@ -33,14 +34,18 @@ struct hri_selector_ops {
     size_t (*workspace_bytes)(const struct hri_index_options *options, uint32_t n);
     /* Fills order, block_rows, n_blocks; default: consecutive rows, target rows each. */
     hr_status_t (*group)(struct hri_index_head *head, struct hri_segment *segment);
-    /* Writes summaries for the segment's blocks, whose first is number head->n_blocks; default none. */
+    /* Writes summaries for the segment's blocks, whose first is number head->n_blocks; default
+     * none. */
     hr_status_t (*summarise)(struct hri_index_head *head, const struct hri_segment *segment);
     /* Bytes of scratch a step needs. */
     size_t (*scratch_bytes)(const struct hri_index_options *options);
-    hr_status_t (*select)(const struct hri_index_head *head, const struct hri_select_in *in, struct hri_select_out *out);
-    /* Adds the estimate of all blocks not in out, or (out NULL) of the n blocks listed; returns how many. Default: drops them. */
-    uint32_t (*estimate)(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_select_out *out,
-                         const uint32_t *blocks, uint32_t n, struct hri_partial *part);
+    hr_status_t (*select)(const struct hri_index_head *head, const struct hri_select_in *in,
+                          struct hri_select_out *out);
+    /* Adds the estimate of all blocks not in out, or (out NULL) of the n blocks listed; returns how
+     * many. Default: drops them. */
+    uint32_t (*estimate)(const struct hri_index_head *head, const struct hri_select_in *in,
+                         const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
+                         struct hri_partial *part);
 };
 
 extern const struct hri_selector_ops hri_select_full_ops;

@@ -8,10 +8,11 @@
 #include <math.h>
 #include <string.h>
 
-#define RANK_C 24u           /* of C: the whole of it is 2 % better and three times as large */
-#define RANK_D 8u            /* of D: more gains nothing that can be measured */
-#define CHUNK_ROWS 512u      /* residuals are formed so many rows at a time; a block has at most 255 */
-#define REFRESH_GROWTH 1.25  /* C and D are made anew when the rows behind them have grown by this factor */
+#define RANK_C     24u  /* of C: the whole of it is 2 % better and three times as large */
+#define RANK_D     8u   /* of D: more gains nothing that can be measured */
+#define CHUNK_ROWS 512u /* residuals are formed so many rows at a time; a block has at most 255 */
+#define REFRESH_GROWTH                                                                             \
+    1.25 /* C and D are made anew when the rows behind them have grown by this factor */
 
 static uint32_t rank_c_of(const struct hri_index_options *o)
 {
@@ -27,8 +28,9 @@ static uint32_t rank_d_of(const struct hri_index_options *o)
 uint64_t hri_shape_bytes(const struct hri_index_options *o, uint32_t n_blocks)
 {
     uint64_t rank_c = rank_c_of(o), rank_d = rank_d_of(o);
-    return rank_c * (o->k_dim + sizeof(float)) + rank_d * (o->k_dim + o->v_dim + 2 * sizeof(float)) +
-           o->v_dim * sizeof(float) + n_blocks * sizeof(uint16_t);
+    return rank_c * (o->k_dim + sizeof(float)) +
+           rank_d * (o->k_dim + o->v_dim + 2 * sizeof(float)) + o->v_dim * sizeof(float) +
+           n_blocks * sizeof(uint16_t);
 }
 
 hr_status_t hri_shape_create(struct hri_index_head *head)
@@ -47,8 +49,8 @@ hr_status_t hri_shape_create(struct hri_index_head *head)
     s->spread = hri_array(o->device, o->blocks_max, sizeof(uint16_t));
     s->joint = hri_aligned_zero(o->scratch, 64, width * width * sizeof(float));
     s->v_sum = hri_calloc(o->scratch, o->v_dim, sizeof(double));
-    if (!s->f || !s->f_scale || !s->w || !s->u || !s->w_scale || !s->u_scale || !s->v_mean || !s->spread || !s->joint ||
-        !s->v_sum) {
+    if (!s->f || !s->f_scale || !s->w || !s->u || !s->w_scale || !s->u_scale || !s->v_mean ||
+        !s->spread || !s->joint || !s->v_sum) {
         hri_shape_destroy(head);
         return hri_alloc_status();
     }
@@ -75,11 +77,11 @@ void hri_shape_destroy(struct hri_index_head *head)
 }
 
 struct work {
-    float *residuals;  /* [CHUNK_ROWS][k_dim + v_dim] */
-    float *keys;       /* [CHUNK_ROWS][k_dim] */
-    float *turned;     /* [CHUNK_ROWS][k_dim] keys in the metric */
-    double *a, *b;     /* [dim][dim] */
-    double *values;    /* [dim] */
+    float *residuals; /* [CHUNK_ROWS][k_dim + v_dim] */
+    float *keys;      /* [CHUNK_ROWS][k_dim] */
+    float *turned;    /* [CHUNK_ROWS][k_dim] keys in the metric */
+    double *a, *b;    /* [dim][dim] */
+    double *values;   /* [dim] */
     void *eigen;
 };
 
@@ -91,8 +93,8 @@ static size_t work_dim(const struct hri_index_options *o)
 size_t hri_shape_work_bytes(const struct hri_index_options *o)
 {
     size_t dim = work_dim(o);
-    return CHUNK_ROWS * ((size_t)3 * o->k_dim + o->v_dim) * sizeof(float) + (2 * dim * dim + dim) * sizeof(double) +
-           hri_eigen_work_bytes(o->k_dim) + 8 * 64;
+    return CHUNK_ROWS * ((size_t)3 * o->k_dim + o->v_dim) * sizeof(float) +
+           (2 * dim * dim + dim) * sizeof(double) + hri_eigen_work_bytes(o->k_dim) + 8 * 64;
 }
 
 static struct work take_work(const struct hri_index_options *o, void *memory)
@@ -113,8 +115,9 @@ static struct work take_work(const struct hri_index_options *o, void *memory)
 }
 
 /* residuals [i] = (k - m | v - v_m) of one block, keys [i] = k - m. */
-static void block_residuals(const struct hri_index_head *head, uint32_t b, const float *k, const float *v, const uint32_t *rows,
-                            uint32_t n, float *residuals, float *keys)
+static void block_residuals(const struct hri_index_head *head, uint32_t b, const float *k,
+                            const float *v, const uint32_t *rows, uint32_t n, float *residuals,
+                            float *keys)
 {
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
     float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
@@ -128,7 +131,8 @@ static void block_residuals(const struct hri_index_head *head, uint32_t b, const
     }
 }
 
-static void add_values(struct hri_shape *s, const float *v, uint32_t dv, const uint32_t *rows, uint32_t n)
+static void add_values(struct hri_shape *s, const float *v, uint32_t dv, const uint32_t *rows,
+                       uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
         for (uint32_t j = 0; j < dv; j++) {
@@ -140,8 +144,8 @@ static void add_values(struct hri_shape *s, const float *v, uint32_t dv, const u
 }
 
 /* Spreads of the blocks whose rows lie in turned, one after the other. */
-static void write_spreads(struct hri_index_head *head, uint32_t first_block, const uint32_t *block_rows, uint32_t n_blocks,
-                          const float *turned)
+static void write_spreads(struct hri_index_head *head, uint32_t first_block,
+                          const uint32_t *block_rows, uint32_t n_blocks, const float *turned)
 {
     uint32_t dk = head->options.k_dim;
     for (uint32_t b = 0; b < n_blocks; b++) {
@@ -166,7 +170,8 @@ static float code_column(const double *x, uint32_t d, int8_t *codes)
     return scale;
 }
 
-/* The i-th row of the metric and its inverse have the same direction: rows of p are eigenvectors times root values. */
+/* The i-th row of the metric and its inverse have the same direction: rows of p are eigenvectors
+ * times root values. */
 static double row_square(const float *p, uint32_t d, uint32_t i)
 {
     double sum = 0;
@@ -175,7 +180,8 @@ static double row_square(const float *p, uint32_t d, uint32_t i)
     return sum;
 }
 
-/* out[j] = sum_i z[i] p_ij / |p_i|^2: takes a direction from the whitened queries' space back to that of queries. */
+/* out[j] = sum_i z[i] p_ij / |p_i|^2: takes a direction from the whitened queries' space back to
+ * that of queries. */
 static void unwhiten(const float *p, uint32_t d, const double *z, double *out)
 {
     memset(out, 0, d * sizeof *out);
@@ -187,7 +193,8 @@ static void unwhiten(const float *p, uint32_t d, const double *z, double *out)
 }
 
 /* w.a = P C P' (side = d) from the joint sums. */
-static void metric_of_c(const struct hri_index_head *head, const float *p, double scale, struct work *w)
+static void metric_of_c(const struct hri_index_head *head, const float *p, double scale,
+                        struct work *w)
 {
     uint32_t d = head->options.k_dim, width = d + head->options.v_dim;
     const float *joint = head->shape.joint;
@@ -207,8 +214,10 @@ static void metric_of_c(const struct hri_index_head *head, const float *p, doubl
         }
 }
 
-/* F: columns sqrt(value) * direction of the largest eigenvalues of P C P', taken back to queries. */
-static hr_status_t refresh_c(struct hri_index_head *head, const float *p, double scale, struct work *w)
+/* F: columns sqrt(value) * direction of the largest eigenvalues of P C P', taken back to queries.
+ */
+static hr_status_t refresh_c(struct hri_index_head *head, const float *p, double scale,
+                             struct work *w)
 {
     struct hri_shape *s = &head->shape;
     uint32_t d = head->options.k_dim;
@@ -222,7 +231,8 @@ static hr_status_t refresh_c(struct hri_index_head *head, const float *p, double
         all += fmax(w->values[i], 0);
         kept += i >= d - s->rank_c ? fmax(w->values[i], 0) : 0;
     }
-    /* What the low rank leaves out is spread over what it keeps, so that the expected variance is right. */
+    /* What the low rank leaves out is spread over what it keeps, so that the expected variance is
+     * right. */
     double swell = kept > 0 ? sqrt(all / kept) : 0;
     for (uint32_t r = 0; r < s->rank_c; r++) {
         uint32_t i = d - 1 - r;
@@ -235,7 +245,8 @@ static hr_status_t refresh_c(struct hri_index_head *head, const float *p, double
 }
 
 /* w.b = D P' [v_dim][k_dim], w.a = b'b. */
-static void metric_of_d(const struct hri_index_head *head, const float *p, double scale, struct work *w)
+static void metric_of_d(const struct hri_index_head *head, const float *p, double scale,
+                        struct work *w)
 {
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim, width = dk + dv;
     for (uint32_t i = 0; i < dv; i++)
@@ -254,7 +265,8 @@ static void metric_of_d(const struct hri_index_head *head, const float *p, doubl
 }
 
 /* D = U W': W from the largest right singular vectors of D P', U = D P' times them. */
-static hr_status_t refresh_d(struct hri_index_head *head, const float *p, double scale, struct work *w)
+static hr_status_t refresh_d(struct hri_index_head *head, const float *p, double scale,
+                             struct work *w)
 {
     struct hri_shape *s = &head->shape;
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
@@ -295,8 +307,9 @@ static hr_status_t refresh(struct hri_index_head *head, const float *p, struct w
     return status;
 }
 
-hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const float *v, const uint32_t *order,
-                          const uint32_t *block_rows, uint32_t n_blocks, const float *p, void *memory)
+hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const float *v,
+                          const uint32_t *order, const uint32_t *block_rows, uint32_t n_blocks,
+                          const float *p, void *memory)
 {
     const struct hri_index_options *o = &head->options;
     struct hri_shape *s = &head->shape;
@@ -305,8 +318,8 @@ hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const flo
     while (b < n_blocks) {
         uint32_t held = 0, begin = b;
         for (; b < n_blocks && held + block_rows[b] <= CHUNK_ROWS; b++) {
-            block_residuals(head, head->n_blocks + b, k, v, order + first, block_rows[b], w.residuals + (size_t)held * width,
-                            w.keys + (size_t)held * o->k_dim);
+            block_residuals(head, head->n_blocks + b, k, v, order + first, block_rows[b],
+                            w.residuals + (size_t)held * width, w.keys + (size_t)held * o->k_dim);
             add_values(s, v, o->v_dim, order + first, block_rows[b]);
             held += block_rows[b];
             first += block_rows[b];
@@ -326,7 +339,8 @@ static float dot_i8(const float *q, const int8_t *codes, uint32_t d)
     return sum;
 }
 
-void hri_shape_query(const struct hri_index_head *head, const float *q, float *variance_out, float *shift_out)
+void hri_shape_query(const struct hri_index_head *head, const float *q, float *variance_out,
+                     float *shift_out)
 {
     const struct hri_shape *s = &head->shape;
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim;

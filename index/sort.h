@@ -10,7 +10,8 @@ struct hri_ranked {
     uint32_t item;
 };
 
-/* By key, largest first; equal keys by item, smallest first, so that results do not depend on the method. */
+/* By key, largest first; equal keys by item, smallest first, so that results do not depend on the
+ * method. */
 void hri_rank_sort(struct hri_ranked *a, size_t n);
 
 /* Puts the n_best that hri_rank_sort would put first in front, in any order. */

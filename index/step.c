@@ -1,16 +1,18 @@
-/* What the selectors with centroids share in a step: scratch, weights, taking blocks within a budget. */
+/* What the selectors with centroids share in a step: scratch, weights, taking blocks within a
+ * budget. */
 #include "base/arena.h"
 #include "base/assert.h"
 #include "index/head.h"
 
-/* Blocks that do not fit are passed over this many times before the rest of the budget is left unspent. */
+/* Blocks that do not fit are passed over this many times before the rest of the budget is left
+ * unspent. */
 #define PASSED_OVER_MAX 64u
 
 size_t hri_step_bytes(const struct hri_index_options *o)
 {
     size_t stride = hri_lanes_up(o->blocks_max), g = o->g;
-    return (2 * g + 1) * stride * sizeof(float) + 2 * g * o->v_dim * sizeof(float) + 3 * HR_GROUP_MAX * sizeof(float) +
-           stride * (sizeof(struct hri_ranked) + 1) + 12 * 64;
+    return (2 * g + 1) * stride * sizeof(float) + 2 * g * o->v_dim * sizeof(float) +
+           3 * HR_GROUP_MAX * sizeof(float) + stride * (sizeof(struct hri_ranked) + 1) + 12 * 64;
 }
 
 struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_select_in *in)
@@ -33,8 +35,8 @@ struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_
     return step;
 }
 
-static bool take_one(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t block, uint64_t *left_bytes,
-                     struct hri_select_out *out)
+static bool take_one(const struct hri_index_head *head, const struct hri_select_in *in,
+                     uint32_t block, uint64_t *left_bytes, struct hri_select_out *out)
 {
     uint64_t bytes = (uint64_t)head->block_rows[block] * in->row_bytes;
     if (bytes > *left_bytes)
@@ -45,12 +47,13 @@ static bool take_one(const struct hri_index_head *head, const struct hri_select_
     return true;
 }
 
-bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_in *in, const struct hri_take *take,
-                     struct hri_select_out *out)
+bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
+                     const struct hri_take *take, struct hri_select_out *out)
 {
     uint64_t left = take->budget_bytes;
     uint32_t passed_over = 0;
-    /* Sorted in pieces: the first is about what the budget holds, so the rest is rarely looked at. */
+    /* Sorted in pieces: the first is about what the budget holds, so the rest is rarely looked at.
+     */
     for (uint32_t begin = 0, end; begin < take->n && left >= in->row_bytes; begin = end) {
         uint64_t guess = left / in->row_bytes / 8 + 32;
         end = guess < take->n - begin ? begin + (uint32_t)guess : take->n;

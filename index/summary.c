@@ -9,8 +9,9 @@
 uint64_t hri_summary_bytes(const struct hri_index_options *options, uint32_t n_blocks)
 {
     uint64_t per_block = options->v_dim + sizeof(float);
-    return hri_centroids_bytes(n_blocks, options->k_dim) + (uint64_t)hri_lanes_up(n_blocks) * sizeof(float) +
-           n_blocks * per_block + options->k_dim * sizeof(float);
+    return hri_centroids_bytes(n_blocks, options->k_dim) +
+           (uint64_t)hri_lanes_up(n_blocks) * sizeof(float) + n_blocks * per_block +
+           options->k_dim * sizeof(float);
 }
 
 hr_status_t hri_summary_create(struct hri_index_head *head)
@@ -42,7 +43,8 @@ void hri_summary_destroy(struct hri_index_head *head)
     *s = (struct hri_summary){0};
 }
 
-/* Mean of some rows of x [..][d] (rows NULL: the first n), in double so that long segments lose nothing. */
+/* Mean of some rows of x [..][d] (rows NULL: the first n), in double so that long segments lose
+ * nothing. */
 static void mean_rows(const float *x, uint32_t d, const uint32_t *rows, uint32_t n, float *mean)
 {
     double sum[HR_HEAD_DIM_MAX] = {0};
@@ -61,8 +63,8 @@ void hri_summary_set_mean(struct hri_index_head *head, const float *k, uint32_t 
     head->summary.has_mean = true;
 }
 
-void hri_summary_write(struct hri_index_head *head, uint32_t b, const float *k, const float *v, const uint32_t *rows, uint32_t n,
-                       float *work)
+void hri_summary_write(struct hri_index_head *head, uint32_t b, const float *k, const float *v,
+                       const uint32_t *rows, uint32_t n, float *work)
 {
     struct hri_summary *s = &head->summary;
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
@@ -72,10 +74,12 @@ void hri_summary_write(struct hri_index_head *head, uint32_t b, const float *k, 
     for (uint32_t j = 0; j < dk; j++)
         k_center[j] -= s->k_mean[j];
     s->k_scale[b] = hri_centroid_pack(s->k_codes, dk, b, k_center);
-    s->v_scale[b] = head->options.kernels->quantise_i8(v_center, dv, 1, dv, zero, s->v_codes + (size_t)b * dv, dv);
+    s->v_scale[b] = head->options.kernels->quantise_i8(v_center, dv, 1, dv, zero,
+                                                       s->v_codes + (size_t)b * dv, dv);
 }
 
-void hri_summary_centers(const struct hri_index_head *head, uint32_t b, float *k_center, float *v_center)
+void hri_summary_centers(const struct hri_index_head *head, uint32_t b, float *k_center,
+                         float *v_center)
 {
     const struct hri_summary *s = &head->summary;
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim;

@@ -17,15 +17,18 @@
 #include "tests/index/synth.h"
 
 /* Fails with both numbers. */
-#define CHECK_NEAR(actual, expected, tolerance)                                                                              \
-    do {                                                                                                                     \
-        double actual_ = (double)(actual), expected_ = (double)(expected), tolerance_ = (double)(tolerance);                 \
-        if (!(fabs(actual_ - expected_) <= tolerance_))                                                                      \
-            fail_msg("%s is %.9g, expected %.9g within %.3g", #actual, actual_, expected_, tolerance_);                      \
+#define CHECK_NEAR(actual, expected, tolerance)                                                    \
+    do {                                                                                           \
+        double actual_ = (double)(actual), expected_ = (double)(expected),                         \
+               tolerance_ = (double)(tolerance);                                                   \
+        if (!(fabs(actual_ - expected_) <= tolerance_))                                            \
+            fail_msg("%s is %.9g, expected %.9g within %.3g", #actual, actual_, expected_,         \
+                     tolerance_);                                                                  \
     } while (0)
 
 struct test_part {
-    float m[HR_GROUP_MAX], l[HR_GROUP_MAX], o[HR_GROUP_MAX * HR_HEAD_DIM_MAX], out[HR_GROUP_MAX * HR_HEAD_DIM_MAX];
+    float m[HR_GROUP_MAX], l[HR_GROUP_MAX], o[HR_GROUP_MAX * HR_HEAD_DIM_MAX],
+        out[HR_GROUP_MAX * HR_HEAD_DIM_MAX];
     struct hri_partial part;
 };
 

@@ -1,11 +1,13 @@
-/* Grouping: every row in exactly one block, caps and bounds kept, whatever the data; and the order functions beneath. */
+/* Grouping: every row in exactly one block, caps and bounds kept, whatever the data; and the order
+ * functions beneath. */
 #include "index/group.h"
 #include "index_test.h"
 
-static const uint32_t lengths[] = {1, 2, 15, 16, 17, 18, 19, 31, 32, 33, 35, 36, 37, 255, 256, 257, 1000};
+static const uint32_t lengths[] = {1,  2,  15, 16, 17,  18,  19,  31,  32,
+                                   33, 35, 36, 37, 255, 256, 257, 1000};
 
-static void check_partition(uint32_t n, uint32_t cap, uint32_t blocks_max, const uint32_t *order, const uint32_t *block_rows,
-                            uint32_t n_blocks)
+static void check_partition(uint32_t n, uint32_t cap, uint32_t blocks_max, const uint32_t *order,
+                            const uint32_t *block_rows, uint32_t n_blocks)
 {
     uint8_t *seen = calloc(n + 1, 1);
     uint32_t sum = 0;
@@ -22,12 +24,20 @@ static void check_partition(uint32_t n, uint32_t cap, uint32_t blocks_max, const
     free(seen);
 }
 
-static void group_and_check(const float *y, uint32_t n, uint32_t d, uint32_t target, uint32_t cap, bool spherical)
+static void group_and_check(const float *y, uint32_t n, uint32_t d, uint32_t target, uint32_t cap,
+                            bool spherical)
 {
-    struct hri_group_in in = {.kernels = hri_kernels_get(hri_kernels_best()), .y = y, .n = n, .d = d, .target = target, .cap = cap,
-                              .iterations = 4, .spherical = spherical};
+    struct hri_group_in in = {.kernels = hri_kernels_get(hri_kernels_best()),
+                              .y = y,
+                              .n = n,
+                              .d = d,
+                              .target = target,
+                              .cap = cap,
+                              .iterations = 4,
+                              .spherical = spherical};
     uint32_t blocks_max = hri_group_blocks_max(n, target);
-    uint32_t *order = malloc(n * sizeof *order), *block_rows = malloc(blocks_max * sizeof *block_rows);
+    uint32_t *order = malloc(n * sizeof *order),
+             *block_rows = malloc(blocks_max * sizeof *block_rows);
     void *work = NULL;
     assert_int_equal(posix_memalign(&work, 64, hri_group_kmeans_work_bytes(n, d, target)), 0);
     uint32_t n_blocks = hri_group_kmeans(&in, work, order, block_rows);
@@ -82,7 +92,8 @@ static void test_hard_rows(void **state)
     free(y);
 }
 
-/* Rows around well separated centres of 16 rows, a third more blocks than centres: blocks must follow them. */
+/* Rows around well separated centres of 16 rows, a third more blocks than centres: blocks must
+ * follow them. */
 static void test_finds_clusters(void **state)
 {
     enum { CENTERS = 20, EACH = 16, D = 16, N = CENTERS * EACH };
@@ -93,7 +104,12 @@ static void test_finds_clusters(void **state)
     for (uint32_t i = 0; i < N; i++)
         for (uint32_t j = 0; j < D; j++)
             y[i * D + j] = centers[i % CENTERS * D + j] + (float)(0.01 * hri_rng_normal(&rng));
-    struct hri_group_in in = {.kernels = hri_kernels_get(HRI_KERNEL_REF), .y = y, .n = N, .d = D, .target = 12, .cap = 32,
+    struct hri_group_in in = {.kernels = hri_kernels_get(HRI_KERNEL_REF),
+                              .y = y,
+                              .n = N,
+                              .d = D,
+                              .target = 12,
+                              .cap = 32,
                               .iterations = 10};
     uint32_t order[N], block_rows[N / 12 + 1];
     void *work = NULL;
@@ -112,18 +128,21 @@ static void test_finds_clusters(void **state)
 static void test_bounds(void **state)
 {
     static const uint32_t dims[] = {32, 64, 80, 96, 128, 256};
-    static const char *const recipes[] = {"headrace", "headrace:block=32", "retroinfer", "quest", "full", "exact-topk"};
+    static const char *const recipes[] = {"headrace", "headrace:block=32", "retroinfer", "quest",
+                                          "full",     "exact-topk"};
     (void)state;
     for (size_t r = 0; r < 6; r++)
         for (size_t d = 0; d < 6; d++) {
             struct hri_recipe recipe;
             assert_int_equal(hri_recipe_parse(recipes[r], &recipe), HR_OK);
-            uint32_t target = hri_index_target_rows(&recipe), cap = hri_index_block_rows_max(&recipe, dims[d], dims[d]);
+            uint32_t target = hri_index_target_rows(&recipe),
+                     cap = hri_index_block_rows_max(&recipe, dims[d], dims[d]);
             assert_in_range(cap, target, 2 * target);
             assert_in_range(cap, 1, HRI_BLOCK_ROWS_LIMIT);
             assert_int_equal(hri_index_blocks_bound(&recipe, dims[d], dims[d], 0, 0), 0);
             for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-                uint32_t n = lengths[i], bound = hri_index_blocks_bound(&recipe, dims[d], dims[d], n, 1);
+                uint32_t n = lengths[i],
+                         bound = hri_index_blocks_bound(&recipe, dims[d], dims[d], n, 1);
                 assert_true(bound >= hri_group_blocks_max(n, target));
                 assert_true(bound <= n / target + 1);
             }
@@ -144,7 +163,8 @@ static void test_ranking(void **state)
     for (uint64_t seed = 0; seed < 300; seed++) {
         struct hri_rng rng;
         hri_rng_seed(&rng, seed);
-        uint32_t n = (uint32_t)hri_rng_below(&rng, 200), distinct = 1 + (uint32_t)hri_rng_below(&rng, 300);
+        uint32_t n = (uint32_t)hri_rng_below(&rng, 200),
+                 distinct = 1 + (uint32_t)hri_rng_below(&rng, 300);
         struct hri_ranked a[200] = {{0}}, b[200], truth[200];
         for (uint32_t i = 0; i < n; i++)
             a[i] = (struct hri_ranked){(float)hri_rng_below(&rng, distinct), i};
@@ -163,8 +183,9 @@ static void test_ranking(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_rows), cmocka_unit_test(test_hard_rows), cmocka_unit_test(test_finds_clusters),
-        cmocka_unit_test(test_bounds),      cmocka_unit_test(test_ranking),
+        cmocka_unit_test(test_random_rows),    cmocka_unit_test(test_hard_rows),
+        cmocka_unit_test(test_finds_clusters), cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_ranking),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

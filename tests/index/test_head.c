@@ -1,7 +1,8 @@
 /* A head's life: segments, truncation, refining everything, memory. */
 #include "index_test.h"
 
-static void refine_all(const char *recipe, uint32_t n, uint32_t segment, uint32_t g, uint32_t dk, uint32_t dv, double tolerance)
+static void refine_all(const char *recipe, uint32_t n, uint32_t segment, uint32_t g, uint32_t dk,
+                       uint32_t dv, double tolerance)
 {
     static struct test_part made, truth;
     struct hri_rng rng;
@@ -10,7 +11,8 @@ static void refine_all(const char *recipe, uint32_t n, uint32_t segment, uint32_
     hri_rng_seed(&rng, n + dk);
     struct synth rows = synth_make(&rng, n, dk, dv);
     float *q = synth_queries(&rng, &rows, 20, g);
-    struct bench_geometry geometry = {.recipe = recipe, .g = g, .k_dim = dk, .v_dim = dv, .horizon_tokens = 64};
+    struct bench_geometry geometry = {
+        .recipe = recipe, .g = g, .k_dim = dk, .v_dim = dv, .horizon_tokens = 64};
     bench_head_init(&b, &geometry, rows.k, rows.v, n, q, 20, 0, n, segment);
     uint32_t sum = 0;
     for (uint32_t i = 0; i < hri_index_blocks(b.head); i++)
@@ -23,9 +25,13 @@ static void refine_all(const char *recipe, uint32_t n, uint32_t segment, uint32_
         test_part_clear(&truth, g, dv);
         bench_head_step(&b, one, UINT64_MAX / 4, 0, NULL, &made.part, &out);
         bench_attend(one, g, dk, dv, rows.k, rows.v, n, 0, &truth.part);
-        assert_int_equal(out.n_items, b.options.recipe.selector->unit == HRI_UNIT_ROWS ? n : hri_index_blocks(b.head));
+        assert_int_equal(out.n_items, b.options.recipe.selector->unit == HRI_UNIT_ROWS
+                                          ? n
+                                          : hri_index_blocks(b.head));
         if (n)
-            CHECK_NEAR(relative_error(test_part_finish(&made, g, dv), test_part_finish(&truth, g, dv), g * dv), 0, tolerance);
+            CHECK_NEAR(relative_error(test_part_finish(&made, g, dv),
+                                      test_part_finish(&truth, g, dv), g * dv),
+                       0, tolerance);
         else
             assert_true(made.l[0] == 0);
     }
@@ -34,11 +40,12 @@ static void refine_all(const char *recipe, uint32_t n, uint32_t segment, uint32_
     free(q);
 }
 
-/* Every length around the edges of blocks and segments, every head dimension: estimate plus refinement of all blocks is exact
- * attention, to the precision of the rows' codec. */
+/* Every length around the edges of blocks and segments, every head dimension: estimate plus
+ * refinement of all blocks is exact attention, to the precision of the rows' codec. */
 static void test_refine_all(void **state)
 {
-    static const uint32_t lengths[] = {0, 1, 2, 15, 16, 17, 18, 19, 31, 32, 33, 36, 37, 255, 256, 257, 600};
+    static const uint32_t lengths[] = {0,  1,  2,  15, 16,  17,  18,  19, 31,
+                                       32, 33, 36, 37, 255, 256, 257, 600};
     static const uint32_t dims[] = {64, 80, 96, 128, 256};
     (void)state;
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -66,7 +73,8 @@ static void test_late_blocks(void **state)
         hri_rng_seed(&rng, 4);
         struct synth rows = synth_make(&rng, N, D, D);
         float *q = synth_queries(&rng, &rows, 20, G);
-        struct bench_geometry geometry = {.recipe = recipes[r], .g = G, .k_dim = D, .v_dim = D, .horizon_tokens = 64};
+        struct bench_geometry geometry = {
+            .recipe = recipes[r], .g = G, .k_dim = D, .v_dim = D, .horizon_tokens = 64};
         bench_head_init(&b, &geometry, rows.k, rows.v, N, q, 20, 0, N, 0);
         uint32_t items[N], estimated;
         struct hri_select_in in = {.q = q, .scratch = b.scratch, .row_bytes = 128, .n_rows = N};
@@ -82,7 +90,9 @@ static void test_late_blocks(void **state)
         hri_index_estimate(b.head, &in, &out, &parts.part, &estimated);
         assert_true(estimated <= hri_index_blocks(b.head) - out.n_items);
         hri_index_estimate_blocks(b.head, &in, out.items, out.n_items, &parts.part);
-        CHECK_NEAR(relative_error(test_part_finish(&parts, G, D), test_part_finish(&all, G, D), G * D), 0, 1e-3);
+        CHECK_NEAR(
+            relative_error(test_part_finish(&parts, G, D), test_part_finish(&all, G, D), G * D), 0,
+            1e-3);
         for (int g = 0; g < G; g++)
             CHECK_NEAR(parts.m[g] + log(parts.l[g]), all.m[g] + log(all.l[g]), 1e-3);
         bench_head_fini(&b);
@@ -91,10 +101,18 @@ static void test_late_blocks(void **state)
     }
 }
 
-static struct hri_index_options options_for(const char *recipe, struct hri_alloc *device, struct hri_alloc *scratch)
+static struct hri_index_options options_for(const char *recipe, struct hri_alloc *device,
+                                            struct hri_alloc *scratch)
 {
-    struct hri_index_options o = {.g = 2, .k_dim = 64, .v_dim = 48, .scale = 1, .horizon_tokens = 100, .blocks_max = 70,
-                                  .kernels = hri_kernels_get(hri_kernels_best()), .device = device, .scratch = scratch};
+    struct hri_index_options o = {.g = 2,
+                                  .k_dim = 64,
+                                  .v_dim = 48,
+                                  .scale = 1,
+                                  .horizon_tokens = 100,
+                                  .blocks_max = 70,
+                                  .kernels = hri_kernels_get(hri_kernels_best()),
+                                  .device = device,
+                                  .scratch = scratch};
     assert_int_equal(hri_recipe_parse(recipe, &o.recipe), HR_OK);
     return o;
 }
@@ -122,13 +140,21 @@ static void test_memory(void **state)
         assert_int_equal(posix_memalign(&step, 64, hri_index_step_scratch_bytes(&o)), 0);
         uint64_t before = device.alloc_count + scratch.alloc_count;
         hri_index_observe(head, q, 20, 0);
-        assert_int_equal(hri_index_add(head, rows.k, rows.v, N, N, workspace, order, block_rows, &n_blocks), HR_OK);
+        assert_int_equal(
+            hri_index_add(head, rows.k, rows.v, N, N, workspace, order, block_rows, &n_blocks),
+            HR_OK);
         assert_true(hri_index_summary_bytes(head) <= hri_index_device_bytes(&o));
         struct test_part near;
         test_part_clear(&near, 2, 48);
         bench_attend(q, 2, 64, 48, rows.k, rows.v, 5, 0, &near.part);
-        struct hri_select_in in = {.q = q, .near = &near.part, .budget_bytes = 9000, .row_bytes = 112, .n_rows = N, .scratch = step,
-                                   .row_scores = scores, .row_scores_stride = N};
+        struct hri_select_in in = {.q = q,
+                                   .near = &near.part,
+                                   .budget_bytes = 9000,
+                                   .row_bytes = 112,
+                                   .n_rows = N,
+                                   .scratch = step,
+                                   .row_scores = scores,
+                                   .row_scores_stride = N};
         struct hri_select_out out = {.items = items, .items_max = N};
         assert_int_equal(hri_index_select(head, &in, &out), HR_OK);
         hri_index_estimate(head, &in, &out, &near.part, NULL);
@@ -202,11 +228,16 @@ static void test_full_and_truncate(void **state)
     struct hri_index_options o = options_for("headrace", NULL, NULL);
     assert_int_equal(posix_memalign(&workspace, 64, hri_index_workspace_bytes(&o, N)), 0);
     assert_int_equal(hri_index_head_create(&o, &head), HR_OK);
-    assert_int_equal(hri_index_add(head, rows.k, rows.v, 0, 0, workspace, order, block_rows, &n_blocks), HR_OK);
+    assert_int_equal(
+        hri_index_add(head, rows.k, rows.v, 0, 0, workspace, order, block_rows, &n_blocks), HR_OK);
     assert_int_equal(n_blocks, 0);
-    assert_int_equal(hri_index_add(head, rows.k, rows.v, 900, 900, workspace, order, block_rows, &n_blocks), HR_OK);
+    assert_int_equal(
+        hri_index_add(head, rows.k, rows.v, 900, 900, workspace, order, block_rows, &n_blocks),
+        HR_OK);
     uint32_t first = n_blocks;
-    assert_int_equal(hri_index_add(head, rows.k, rows.v, 600, N, workspace, order, block_rows, &n_blocks), HR_ERR_FULL);
+    assert_int_equal(
+        hri_index_add(head, rows.k, rows.v, 600, N, workspace, order, block_rows, &n_blocks),
+        HR_ERR_FULL);
     assert_int_equal(n_blocks, first);
     assert_int_equal(hri_index_blocks(head), first);
     float before[64 + 48], after[64 + 48], k_step, v_step;
@@ -216,7 +247,9 @@ static void test_full_and_truncate(void **state)
     assert_int_equal(hri_index_blocks(head), 10);
     hri_index_truncate(head, 20);
     assert_int_equal(hri_index_blocks(head), 10);
-    assert_int_equal(hri_index_add(head, rows.k, rows.v, 600, N, workspace, order, block_rows, &n_blocks), HR_OK);
+    assert_int_equal(
+        hri_index_add(head, rows.k, rows.v, 600, N, workspace, order, block_rows, &n_blocks),
+        HR_OK);
     assert_int_equal(hri_index_blocks(head), 10 + n_blocks);
     hri_index_centers(head, 3, after, after + 64);
     hri_index_steps(head, 3, &k_step, &v_step);
@@ -230,8 +263,9 @@ static void test_full_and_truncate(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refine_all),     cmocka_unit_test(test_late_blocks),  cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_refused_memory), cmocka_unit_test(test_bad_options),  cmocka_unit_test(test_full_and_truncate),
+        cmocka_unit_test(test_refine_all),  cmocka_unit_test(test_late_blocks),
+        cmocka_unit_test(test_memory),      cmocka_unit_test(test_refused_memory),
+        cmocka_unit_test(test_bad_options), cmocka_unit_test(test_full_and_truncate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* Query statistics: the closed form of the average over positions against adding the positions up, one by one. */
+/* Query statistics: the closed form of the average over positions against adding the positions up,
+ * one by one. */
 #include "index_test.h"
 
 #define D 16
@@ -9,7 +10,8 @@ static void rotate(const struct hr_rope *rope, const double *q, double position,
     if (rope->layout == HR_ROPE_NONE)
         return;
     for (uint32_t i = 0; i < rope->n_rot / 2; i++) {
-        uint32_t x = rope->layout == HR_ROPE_HALF ? i : 2 * i, y = rope->layout == HR_ROPE_HALF ? i + rope->n_rot / 2 : 2 * i + 1;
+        uint32_t x = rope->layout == HR_ROPE_HALF ? i : 2 * i,
+                 y = rope->layout == HR_ROPE_HALF ? i + rope->n_rot / 2 : 2 * i + 1;
         double c = cos(position * rope->frequencies[i]), s = sin(position * rope->frequencies[i]);
         out[x] = c * q[x] - s * q[y];
         out[y] = s * q[x] + c * q[y];
@@ -17,7 +19,8 @@ static void rotate(const struct hr_rope *rope, const double *q, double position,
 }
 
 /* The horizons the metric averages over: H, H/4, H/16, H/64, each as often. */
-static void brute_force(const struct hr_rope *rope, const double *queries, uint32_t n, uint32_t first, uint32_t last, double *s)
+static void brute_force(const struct hr_rope *rope, const double *queries, uint32_t n,
+                        uint32_t first, uint32_t last, double *s)
 {
     memset(s, 0, D * D * sizeof *s);
     for (int h = 0; h < 4; h++) {
@@ -33,7 +36,8 @@ static void brute_force(const struct hr_rope *rope, const double *queries, uint3
     }
 }
 
-static void check_rope(enum hr_rope_layout layout, uint32_t n_rot, uint32_t first, uint32_t last, uint64_t seed)
+static void check_rope(enum hr_rope_layout layout, uint32_t n_rot, uint32_t first, uint32_t last,
+                       uint64_t seed)
 {
     enum { N = 12, G = 3 };
     float frequencies[D / 2];
@@ -43,8 +47,10 @@ static void check_rope(enum hr_rope_layout layout, uint32_t n_rot, uint32_t firs
         frequencies[i] = (float)pow(50.0, -2.0 * i / D);
     struct hr_rope rope = {layout, n_rot, frequencies};
     struct hri_qstats stats;
-    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(hri_kernels_best()), NULL, D, &rope), HR_OK);
-    /* Every query is what it is at position 0, seen at the position where it stood. Fewer than a batch: no decay. */
+    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(hri_kernels_best()), NULL, D, &rope),
+                     HR_OK);
+    /* Every query is what it is at position 0, seen at the position where it stood. Fewer than a
+     * batch: no decay. */
     double queries[N * G * D];
     float seen[N * G * D];
     for (uint32_t i = 0; i < N * G; i++) {
@@ -90,7 +96,8 @@ static void test_metric(void **state)
     (void)state;
     hri_rng_seed(&rng, 3);
     assert_int_equal(posix_memalign(&work, 64, hri_qstats_metric_work_bytes(D)), 0);
-    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &rope), HR_OK);
+    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &rope),
+                     HR_OK);
     assert_int_equal(hri_qstats_metric(&stats, 0, 100, work, p), HR_OK);
     for (int i = 0; i < D * D; i++)
         assert_true(p[i] == (i % (D + 1) == 0));
@@ -121,7 +128,8 @@ static void test_forgets(void **state)
     float q[32 * D] = {0};
     double s[D * D];
     (void)state;
-    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &rope), HR_OK);
+    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &rope),
+                     HR_OK);
     for (int turn = 0; turn < 2; turn++) {
         for (int i = 0; i < 32; i++) {
             q[i * D + turn] = 1;
@@ -139,19 +147,25 @@ static void test_forgets(void **state)
 static void test_bad_rope(void **state)
 {
     float frequencies[D] = {0};
-    struct hr_rope too_many = {HR_ROPE_HALF, D + 2, frequencies}, odd = {HR_ROPE_HALF, 3, frequencies};
+    struct hr_rope too_many = {HR_ROPE_HALF, D + 2, frequencies},
+                   odd = {HR_ROPE_HALF, 3, frequencies};
     struct hr_rope missing = {HR_ROPE_HALF, D, NULL};
     struct hri_qstats stats;
     (void)state;
-    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &too_many), HR_ERR_INVALID);
-    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &odd), HR_ERR_INVALID);
-    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &missing), HR_ERR_INVALID);
+    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &too_many),
+                     HR_ERR_INVALID);
+    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &odd),
+                     HR_ERR_INVALID);
+    assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &missing),
+                     HR_ERR_INVALID);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_closed_form), cmocka_unit_test(test_metric), cmocka_unit_test(test_forgets),
+        cmocka_unit_test(test_closed_form),
+        cmocka_unit_test(test_metric),
+        cmocka_unit_test(test_forgets),
         cmocka_unit_test(test_bad_rope),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

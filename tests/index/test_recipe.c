@@ -12,7 +12,8 @@ static void expect_error(const char *text, hr_status_t status, const char *words
 
 static void test_names(void **state)
 {
-    static const char *const names[] = {"full", "window", "exact-topk", "quest", "retroinfer", "headrace"};
+    static const char *const names[] = {"full",  "window",     "exact-topk",
+                                        "quest", "retroinfer", "headrace"};
     (void)state;
     for (size_t i = 0; i < 6; i++) {
         struct hri_recipe recipe;
@@ -28,7 +29,8 @@ static void test_names(void **state)
     assert_null(hri_selector_at((size_t)-1));
 }
 
-/* Every selector describes itself, its defaults are allowed values, and it has room for its parameters. */
+/* Every selector describes itself, its defaults are allowed values, and it has room for its
+ * parameters. */
 static void test_descriptors(void **state)
 {
     const struct hri_selector *s;
@@ -76,7 +78,8 @@ static void test_errors(void **state)
     expect_error("qest", HR_ERR_NOTFOUND, "nearest is 'quest'");
     expect_error("topk", HR_ERR_NOTFOUND, "'topk'");
     expect_error(":sink=3", HR_ERR_NOTFOUND, "''");
-    expect_error("headrace:blok=3", HR_ERR_NOTFOUND, "recipe headrace has no parameter 'blok'; the nearest is 'block'");
+    expect_error("headrace:blok=3", HR_ERR_NOTFOUND,
+                 "recipe headrace has no parameter 'blok'; the nearest is 'block'");
     expect_error("window:block=3", HR_ERR_NOTFOUND, "recipe window has no parameter 'block'");
     expect_error("headrace:block", HR_ERR_INVALID, "'block' is not key=value");
     expect_error("headrace:block=", HR_ERR_INVALID, "not a number");

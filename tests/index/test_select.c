@@ -1,7 +1,7 @@
 /* What selectors choose against naive versions of their rules; budgets, tolerance, residency. */
 #include "index_test.h"
 
-#define N 1500
+#define N  1500
 #define DK 64
 #define DV 32
 
@@ -14,7 +14,8 @@ struct fixture {
     struct hri_select_out out;
 };
 
-static struct fixture *fixture_in_segments(const char *recipe, uint32_t g, uint64_t seed, uint32_t segment)
+static struct fixture *fixture_in_segments(const char *recipe, uint32_t g, uint64_t seed,
+                                           uint32_t segment)
 {
     struct hri_rng rng;
     struct fixture *f = calloc(1, sizeof *f);
@@ -22,7 +23,8 @@ static struct fixture *fixture_in_segments(const char *recipe, uint32_t g, uint6
     f->g = g;
     f->rows = synth_make(&rng, N, DK, DV);
     f->q = synth_queries(&rng, &f->rows, 64, g);
-    struct bench_geometry geometry = {.recipe = recipe, .g = g, .k_dim = DK, .v_dim = DV, .horizon_tokens = 1000};
+    struct bench_geometry geometry = {
+        .recipe = recipe, .g = g, .k_dim = DK, .v_dim = DV, .horizon_tokens = 1000};
     bench_head_init(&f->b, &geometry, f->rows.k, f->rows.v, N, f->q, 64, 0, N, segment);
     return f;
 }
@@ -46,7 +48,8 @@ static const float *query(const struct fixture *f, uint32_t i)
 }
 
 /* A step with rows 0..near_rows as sink and window. */
-static void step(struct fixture *f, const float *q, uint32_t near_rows, uint64_t budget, double tolerance, const uint8_t *resident)
+static void step(struct fixture *f, const float *q, uint32_t near_rows, uint64_t budget,
+                 double tolerance, const uint8_t *resident)
 {
     test_part_clear(&f->part, f->g, DV);
     bench_attend(q, f->g, DK, DV, f->rows.k, f->rows.v, near_rows, 0, &f->part.part);
@@ -76,8 +79,10 @@ static uint64_t check_bytes(const struct fixture *f, uint32_t row_bytes)
     return bytes;
 }
 
-/* Taken must be the best by score, within slack; a better one that was left must have been too large for what was left. */
-static void check_best(const struct fixture *f, const double *score, uint64_t left_bytes, uint32_t row_bytes, double slack)
+/* Taken must be the best by score, within slack; a better one that was left must have been too
+ * large for what was left. */
+static void check_best(const struct fixture *f, const double *score, uint64_t left_bytes,
+                       uint32_t row_bytes, double slack)
 {
     uint8_t taken[N] = {0};
     double worst = INFINITY;
@@ -157,7 +162,8 @@ static void test_quest(void **state)
                     double best = -INFINITY;
                     for (uint32_t r = f->b.first[b]; r < f->b.first[b + 1]; r++) {
                         assert_int_equal(f->b.order[r], r); /* consecutive */
-                        best = fmax(best, (double)query(f, i)[g * DK + j] * f->rows.k[(size_t)r * DK + j]);
+                        best = fmax(best, (double)query(f, i)[g * DK + j] *
+                                              f->rows.k[(size_t)r * DK + j]);
                     }
                     bound[b] += best;
                 }
@@ -166,7 +172,8 @@ static void test_quest(void **state)
     fixture_free(f);
 }
 
-/* Weight of a cluster by the paper's rule: softmax over clusters and what is near, summed over the group. */
+/* Weight of a cluster by the paper's rule: softmax over clusters and what is near, summed over the
+ * group. */
 static void cluster_weights(struct fixture *f, const float *q, uint32_t near_rows, double *weight)
 {
     float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
@@ -176,7 +183,8 @@ static void cluster_weights(struct fixture *f, const float *q, uint32_t near_row
         double mass[N], total = 0;
         for (uint32_t b = 0; b < n; b++) {
             hri_index_centers(f->b.head, b, k_center, v_center);
-            total += mass[b] = hri_index_block_rows(f->b.head, b) * exp(dot(q + g * DK, k_center, DK));
+            total += mass[b] =
+                hri_index_block_rows(f->b.head, b) * exp(dot(q + g * DK, k_center, DK));
         }
         for (uint32_t r = 0; r < near_rows; r++)
             total += exp(dot(q + g * DK, f->rows.k + (size_t)r * DK, DK));
@@ -240,13 +248,15 @@ static void test_headrace_rule(void **state)
             for (uint32_t b = 0; b < n; b++) {
                 hri_index_centers(f->b.head, b, k_center, v_center);
                 double s = hri_block_spread(f->b.head, b);
-                mass[b] = hri_index_block_rows(f->b.head, b) * exp(dot(q, k_center, DK) + fmin(0.5 * s * variance, 3));
+                mass[b] = hri_index_block_rows(f->b.head, b) *
+                          exp(dot(q, k_center, DK) + fmin(0.5 * s * variance, 3));
                 total += mass[b];
             }
             for (uint32_t r = 0; r < near_rows; r++)
                 total += exp(dot(q, f->rows.k + (size_t)r * DK, DK));
             for (uint32_t b = 0; b < n; b++) {
-                double rows = hri_index_block_rows(f->b.head, b), v = fmin(variance * hri_block_spread(f->b.head, b), 3);
+                double rows = hri_index_block_rows(f->b.head, b),
+                       v = fmin(variance * hri_block_spread(f->b.head, b), 3);
                 double excess = v + v * v / 2 + v * v * v / 6 + v * v * v * v / 24;
                 worth[b] += pow(mass[b] / total, 2) * (excess + 0.3) / rows / rows;
             }
@@ -320,8 +330,8 @@ static void test_quality(void **state)
         }
         fixture_free(f);
     }
-    print_message("relative errors: quest %.3f, retroinfer %.3f, exact-topk %.3f, headrace %.3f\n", error[0], error[1], error[2],
-                  error[3]);
+    print_message("relative errors: quest %.3f, retroinfer %.3f, exact-topk %.3f, headrace %.3f\n",
+                  error[0], error[1], error[2], error[3]);
     assert_true(error[3] < 0.5 * error[1]);
     assert_true(error[3] < error[2]);
     assert_true(error[1] < error[0]);
@@ -331,10 +341,14 @@ static void test_quality(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_full_and_window),    cmocka_unit_test(test_exact_topk),
-        cmocka_unit_test(test_quest),              cmocka_unit_test(test_retroinfer),
-        cmocka_unit_test(test_headrace_budget),    cmocka_unit_test(test_headrace_rule),
-        cmocka_unit_test(test_headrace_tolerance), cmocka_unit_test(test_headrace_resident),
+        cmocka_unit_test(test_full_and_window),
+        cmocka_unit_test(test_exact_topk),
+        cmocka_unit_test(test_quest),
+        cmocka_unit_test(test_retroinfer),
+        cmocka_unit_test(test_headrace_budget),
+        cmocka_unit_test(test_headrace_rule),
+        cmocka_unit_test(test_headrace_tolerance),
+        cmocka_unit_test(test_headrace_resident),
         cmocka_unit_test(test_quality),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* Summaries against their formulas, written out in double: centres, spreads, C and D, and the estimate made of them. */
+/* Summaries against their formulas, written out in double: centres, spreads, C and D, and the
+ * estimate made of them. */
 #include "base/half.h"
 #include "index_test.h"
 
@@ -8,13 +9,15 @@ struct fixture {
     struct bench_head b;
 };
 
-static void fixture_init(struct fixture *f, const char *recipe, uint32_t n, uint32_t g, uint32_t dk, uint32_t dv, uint64_t seed)
+static void fixture_init(struct fixture *f, const char *recipe, uint32_t n, uint32_t g, uint32_t dk,
+                         uint32_t dv, uint64_t seed)
 {
     struct hri_rng rng;
     hri_rng_seed(&rng, seed);
     f->rows = synth_make(&rng, n, dk, dv);
     f->q = synth_queries(&rng, &f->rows, 64, g);
-    struct bench_geometry geometry = {.recipe = recipe, .g = g, .k_dim = dk, .v_dim = dv, .horizon_tokens = 100};
+    struct bench_geometry geometry = {
+        .recipe = recipe, .g = g, .k_dim = dk, .v_dim = dv, .horizon_tokens = 100};
     bench_head_init(&f->b, &geometry, f->rows.k, f->rows.v, n, f->q, 64, 0, n, 0);
 }
 
@@ -25,7 +28,8 @@ static void fixture_fini(struct fixture *f)
     free(f->q);
 }
 
-static void mean_of_block(const struct bench_head *b, uint32_t block, const float *x, uint32_t d, double *mean)
+static void mean_of_block(const struct bench_head *b, uint32_t block, const float *x, uint32_t d,
+                          double *mean)
 {
     uint32_t first = b->first[block], rows = b->first[block + 1] - first;
     memset(mean, 0, d * sizeof *mean);
@@ -51,7 +55,8 @@ static void check_centers(struct fixture *f)
     float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
     double mean[HR_HEAD_DIM_MAX];
     for (uint32_t block = 0; block < hri_index_blocks(b->head); block++) {
-        assert_int_equal(hri_index_block_rows(b->head, block), b->first[block + 1] - b->first[block]);
+        assert_int_equal(hri_index_block_rows(b->head, block),
+                         b->first[block + 1] - b->first[block]);
         hri_index_centers(b->head, block, k_center, v_center);
         mean_of_block(b, block, f->rows.k, dk, mean);
         check_center(mean, k_center, b->head->summary.k_mean, dk);
@@ -66,18 +71,21 @@ static void test_centers(void **state)
     (void)state;
     for (size_t i = 0; i < 6; i++) {
         struct fixture f;
-        fixture_init(&f, i % 2 ? "headrace" : "retroinfer", 100 + (uint32_t)i * 37, 2, dims[i], dims[5 - i], i);
+        fixture_init(&f, i % 2 ? "headrace" : "retroinfer", 100 + (uint32_t)i * 37, 2, dims[i],
+                     dims[5 - i], i);
         check_centers(&f);
         fixture_fini(&f);
     }
 }
 
-/* What C and D should be for one query: pooled over all rows, divided by the sum of squares in the metric. */
+/* What C and D should be for one query: pooled over all rows, divided by the sum of squares in the
+ * metric. */
 struct moments {
     double variance, shift[HR_HEAD_DIM_MAX], total;
 };
 
-static void naive_moments(const struct fixture *f, const float *q, struct moments *m, double *spread)
+static void naive_moments(const struct fixture *f, const float *q, struct moments *m,
+                          double *spread)
 {
     const struct bench_head *b = &f->b;
     uint32_t dk = b->options.k_dim, dv = b->options.v_dim;
@@ -92,7 +100,8 @@ static void naive_moments(const struct fixture *f, const float *q, struct moment
             for (uint32_t r = 0; r < dk; r++) {
                 double y = 0;
                 for (uint32_t j = 0; j < dk; j++)
-                    y += (double)b->head->points.metric[(size_t)r * dk + j] * ((double)k[j] - k_center[j]);
+                    y += (double)b->head->points.metric[(size_t)r * dk + j] *
+                         ((double)k[j] - k_center[j]);
                 square += y * y;
             }
             for (uint32_t j = 0; j < dk; j++)
@@ -163,11 +172,13 @@ static void naive_estimate(const struct fixture *f, const float *q, struct hri_p
     bool second_order = b->head->shape.spread != NULL;
     for (uint32_t g = 0; g < o->g; g++) {
         const float *one = q + (size_t)g * o->k_dim;
-        float variance = 0, shift[HR_HEAD_DIM_MAX] = {0}, k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
+        float variance = 0, shift[HR_HEAD_DIM_MAX] = {0}, k_center[HR_HEAD_DIM_MAX],
+              v_center[HR_HEAD_DIM_MAX];
         if (second_order)
             hri_shape_query(b->head, one, &variance, shift);
         for (uint32_t block = 0; block < hri_index_blocks(b->head); block++) {
-            double dot = 0, s = second_order ? hri_f32_from_bf16(b->head->shape.spread[block]) : 0, slope = 1, value[HR_HEAD_DIM_MAX];
+            double dot = 0, s = second_order ? hri_f32_from_bf16(b->head->shape.spread[block]) : 0,
+                   slope = 1, value[HR_HEAD_DIM_MAX];
             hri_index_centers(b->head, block, k_center, v_center);
             for (uint32_t j = 0; j < o->k_dim; j++)
                 dot += (double)one[j] * k_center[j];
@@ -176,10 +187,12 @@ static void naive_estimate(const struct fixture *f, const float *q, struct hri_p
                 dot = o->soft_cap * bent;
                 slope = 1 - bent * bent;
             }
-            double log_mass = dot + fmin(0.5 * variance * s * slope * slope, 3) + log(hri_index_block_rows(b->head, block));
+            double log_mass = dot + fmin(0.5 * variance * s * slope * slope, 3) +
+                              log(hri_index_block_rows(b->head, block));
             for (uint32_t j = 0; j < o->v_dim; j++)
                 value[j] = v_center[j] + s * shift[j];
-            double top = fmax(part->m[g], log_mass), old = part->l[g] > 0 ? exp(part->m[g] - top) : 0, w = exp(log_mass - top);
+            double top = fmax(part->m[g], log_mass),
+                   old = part->l[g] > 0 ? exp(part->m[g] - top) : 0, w = exp(log_mass - top);
             for (uint32_t j = 0; j < o->v_dim; j++) {
                 float *sum = &part->o[(size_t)g * o->v_dim + j];
                 *sum = (float)((old > 0 ? *sum * old : 0) + w * value[j]);
@@ -190,7 +203,8 @@ static void naive_estimate(const struct fixture *f, const float *q, struct hri_p
     }
 }
 
-static void check_estimate(const char *recipe, uint32_t g, uint32_t dk, uint32_t dv, float soft_cap, uint64_t seed)
+static void check_estimate(const char *recipe, uint32_t g, uint32_t dk, uint32_t dv, float soft_cap,
+                           uint64_t seed)
 {
     static struct test_part made, truth;
     struct fixture f;
@@ -201,7 +215,8 @@ static void check_estimate(const char *recipe, uint32_t g, uint32_t dk, uint32_t
         const float *q = f.q + (size_t)i * g * dk;
         test_part_clear(&made, g, dv);
         test_part_clear(&truth, g, dv);
-        bench_attend(q, g, dk, dv, f.rows.k, f.rows.v, i ? 3 : 0, soft_cap, &made.part); /* sometimes there is no sink */
+        bench_attend(q, g, dk, dv, f.rows.k, f.rows.v, i ? 3 : 0, soft_cap,
+                     &made.part); /* sometimes there is no sink */
         bench_attend(q, g, dk, dv, f.rows.k, f.rows.v, i ? 3 : 0, soft_cap, &truth.part);
         bench_head_step(&f.b, q, 0, 0, NULL, &made.part, &out);
         assert_int_equal(out.n_items, 0);
@@ -211,7 +226,8 @@ static void check_estimate(const char *recipe, uint32_t g, uint32_t dk, uint32_t
         for (uint32_t h = 0; h < g; h++) {
             double lse = made.m[h] + log(made.l[h]), lse_truth = truth.m[h] + log(truth.l[h]);
             CHECK_NEAR(lse, lse_truth, 5e-3);
-            CHECK_NEAR(relative_error(made.out + (size_t)h * dv, truth.out + (size_t)h * dv, dv), 0, 1e-2);
+            CHECK_NEAR(relative_error(made.out + (size_t)h * dv, truth.out + (size_t)h * dv, dv), 0,
+                       1e-2);
         }
     }
     fixture_fini(&f);
@@ -228,7 +244,8 @@ static void test_estimate(void **state)
     check_estimate("retroinfer:estimate=1", 3, 64, 128, 0, 6);
 }
 
-/* Second order must earn its bytes: on such rows the estimate alone is nearer to the truth than centroids alone. */
+/* Second order must earn its bytes: on such rows the estimate alone is nearer to the truth than
+ * centroids alone. */
 static void test_second_order_helps(void **state)
 {
     static struct test_part sparse, truth;
@@ -237,14 +254,17 @@ static void test_second_order_helps(void **state)
     for (int r = 0; r < 2; r++) {
         struct fixture f;
         struct hri_select_out out;
-        fixture_init(&f, r ? "headrace:block=16" : "retroinfer:estimate=1,block=16", 3000, 1, 64, 64, 21);
+        fixture_init(&f, r ? "headrace:block=16" : "retroinfer:estimate=1,block=16", 3000, 1, 64,
+                     64, 21);
         for (uint32_t i = 0; i < 32; i++) {
             const float *q = f.q + (size_t)i * 64;
             test_part_clear(&sparse, 1, 64);
             test_part_clear(&truth, 1, 64);
             bench_head_step(&f.b, q, 0, 0, NULL, &sparse.part, &out);
             bench_attend(q, 1, 64, 64, f.rows.k, f.rows.v, 3000, 0, &truth.part);
-            error[r] += relative_error(test_part_finish(&sparse, 1, 64), test_part_finish(&truth, 1, 64), 64) / 32;
+            error[r] += relative_error(test_part_finish(&sparse, 1, 64),
+                                       test_part_finish(&truth, 1, 64), 64) /
+                        32;
         }
         fixture_fini(&f);
     }
@@ -254,8 +274,10 @@ static void test_second_order_helps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_centers),  cmocka_unit_test(test_shape),
-        cmocka_unit_test(test_shape_low_rank), cmocka_unit_test(test_estimate),
+        cmocka_unit_test(test_centers),
+        cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_shape_low_rank),
+        cmocka_unit_test(test_estimate),
         cmocka_unit_test(test_second_order_helps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

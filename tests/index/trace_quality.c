@@ -1,9 +1,11 @@
-/* Quality of the selectors on recorded attention: for each recipe the bytes kept on the device as a share of the body's bf16 bytes, and
- * the relative error of the attention output when 0.5, 1 and 2 % of those bytes are refined per step.
+/* Quality of the selectors on recorded attention: for each recipe the bytes kept on the device as a
+ * share of the body's bf16 bytes, and the relative error of the attention output when 0.5, 1 and 2
+ * % of those bytes are refined per step.
  *
- * usage: trace_quality [-r recipe]... [-H horizon_tokens] [-q queries] [-s segment_rows] [-a ahead_tokens] [-f fraction]... [-p] [DIR...]
- * -a: group as if so many tokens came between the segment and the queries. -p: how good the predictions are.
- * Without DIR it reads the folders inside the one that the variable HEADRACE_TRACES names; without that it is skipped (77). */
+ * usage: trace_quality [-r recipe]... [-H horizon_tokens] [-q queries] [-s segment_rows] [-a
+ * ahead_tokens] [-f fraction]... [-p] [DIR...] -a: group as if so many tokens came between the
+ * segment and the queries. -p: how good the predictions are. Without DIR it reads the folders
+ * inside the one that the variable HEADRACE_TRACES names; without that it is skipped (77). */
 #include "tests/index/bench_head.h"
 #include "tests/index/trace.h"
 
@@ -16,8 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SINK 4
-#define WINDOW 64
+#define SINK     4
+#define WINDOW   64
 #define LIST_MAX 64
 
 struct setup {
@@ -61,7 +63,8 @@ static float *group_queries(const struct trace *t, const float *q, uint32_t n, u
     for (uint32_t i = 0; i < n; i++)
         for (uint32_t h = 0; h < g; h++)
             for (uint32_t j = 0; j < t->d; j++)
-                out[((size_t)i * g + h) * t->d + j] = scale * q[((size_t)(kv_head * g + h) * n + i) * t->d + j];
+                out[((size_t)i * g + h) * t->d + j] =
+                    scale * q[((size_t)(kv_head * g + h) * n + i) * t->d + j];
     return out;
 }
 
@@ -76,12 +79,14 @@ static double relative_error(const float *out, const float *truth, uint32_t d)
 }
 
 struct output {
-    float m[HR_GROUP_MAX], l[HR_GROUP_MAX], o[HR_GROUP_MAX * HR_HEAD_DIM_MAX], out[HR_GROUP_MAX * HR_HEAD_DIM_MAX];
+    float m[HR_GROUP_MAX], l[HR_GROUP_MAX], o[HR_GROUP_MAX * HR_HEAD_DIM_MAX],
+        out[HR_GROUP_MAX * HR_HEAD_DIM_MAX];
     struct hri_partial part;
 };
 
-static void one_query(const struct setup *s, const struct trace *t, struct bench_head *b, const float *k, const float *v,
-                      uint32_t body_end, uint32_t position, const float *q, struct result *results)
+static void one_query(const struct setup *s, const struct trace *t, struct bench_head *b,
+                      const float *k, const float *v, uint32_t body_end, uint32_t position,
+                      const float *q, struct result *results)
 {
     static struct output near, full, sparse;
     uint32_t g = t->n_q_heads / t->n_kv_heads, d = t->d, n = body_end - SINK;
@@ -90,7 +95,8 @@ static void one_query(const struct setup *s, const struct trace *t, struct bench
         all[i]->part = (struct hri_partial){all[i]->m, all[i]->l, all[i]->o};
     hri_partial_clear(&near.part, g, d);
     bench_attend(q, g, d, d, k, v, SINK, 0, &near.part);
-    bench_attend(q, g, d, d, k + (size_t)body_end * d, v + (size_t)body_end * d, position + 1 - body_end, 0, &near.part);
+    bench_attend(q, g, d, d, k + (size_t)body_end * d, v + (size_t)body_end * d,
+                 position + 1 - body_end, 0, &near.part);
     hri_partial_clear(&full.part, g, d);
     bench_attend(q, g, d, d, k, v, position + 1, 0, &full.part);
     hri_partial_finish(&full.part, g, d, full.out, NULL);
@@ -103,32 +109,41 @@ static void one_query(const struct setup *s, const struct trace *t, struct bench
         bench_head_step(b, q, budget, 0, NULL, &sparse.part, &out);
         hri_partial_finish(&sparse.part, g, d, sparse.out, NULL);
         for (uint32_t h = 0; h < g; h++)
-            record(&results[f], relative_error(sparse.out + (size_t)h * d, full.out + (size_t)h * d, d), out.predicted[h]);
+            record(&results[f],
+                   relative_error(sparse.out + (size_t)h * d, full.out + (size_t)h * d, d),
+                   out.predicted[h]);
     }
 }
 
-static void one_head(const struct setup *s, const struct trace *t, const char *recipe, uint32_t head, struct result *results)
+static void one_head(const struct setup *s, const struct trace *t, const char *recipe,
+                     uint32_t head, struct result *results)
 {
     uint32_t d = t->d, body_end = t->q_position[0] - WINDOW + 1;
-    const float *k = t->k + (size_t)head * t->n_tokens * d, *v = t->v + (size_t)head * t->n_tokens * d;
+    const float *k = t->k + (size_t)head * t->n_tokens * d,
+                *v = t->v + (size_t)head * t->n_tokens * d;
     float frequencies[HR_HEAD_DIM_MAX / 2];
     for (uint32_t i = 0; i < d / 2; i++)
         frequencies[i] = (float)pow(t->rope_base, -2.0 * i / d);
-    struct bench_geometry geometry = {.recipe = recipe, .g = t->n_q_heads / t->n_kv_heads, .k_dim = d, .v_dim = d,
+    struct bench_geometry geometry = {.recipe = recipe,
+                                      .g = t->n_q_heads / t->n_kv_heads,
+                                      .k_dim = d,
+                                      .v_dim = d,
                                       .horizon_tokens = s->horizon};
     if (t->rope_base > 0)
         geometry.rope = (struct hr_rope){HR_ROPE_HALF, d, frequencies};
-    float *seen = group_queries(t, t->seen, t->n_seen, head), *q = group_queries(t, t->q, t->n_q, head);
+    float *seen = group_queries(t, t->seen, t->n_seen, head),
+          *q = group_queries(t, t->q, t->n_q, head);
     struct bench_head b;
     double start = seconds();
-    bench_head_init(&b, &geometry, k + (size_t)SINK * d, v + (size_t)SINK * d, body_end - SINK, seen, t->n_seen,
-                    t->seen_position[0], t->q_position[0] - s->ahead, s->segment);
+    bench_head_init(&b, &geometry, k + (size_t)SINK * d, v + (size_t)SINK * d, body_end - SINK,
+                    seen, t->n_seen, t->seen_position[0], t->q_position[0] - s->ahead, s->segment);
     results[0].index_seconds += seconds() - start;
     results[0].device += (double)hri_index_summary_bytes(b.head) / ((double)b.n * d * 4);
     results[0].heads++;
     for (uint32_t i = 0; i < s->n_queries; i++) {
         uint32_t at = s->n_queries > 1 ? i * (t->n_q - 1) / (s->n_queries - 1) : 0;
-        one_query(s, t, &b, k, v, body_end, t->q_position[at], q + (size_t)at * geometry.g * d, results);
+        one_query(s, t, &b, k, v, body_end, t->q_position[at], q + (size_t)at * geometry.g * d,
+                  results);
     }
     bench_head_fini(&b);
     free(seen);
@@ -153,8 +168,10 @@ static void print_predictions(const struct result *r)
     }
     qsort(ratio, r->count, sizeof *ratio, by_size);
     double correlation = (xy - x1 * y1 / n) / sqrt((xx - x1 * x1 / n) * (yy - y1 * y1 / n));
-    printf("    predicted / true: median %.2f, 10 %% %.2f, 90 %% %.2f, within 2x %.0f %%, log correlation %.2f\n", ratio[r->count / 2],
-           ratio[r->count / 10], ratio[r->count * 9 / 10], 100 * within / n, correlation);
+    printf("    predicted / true: median %.2f, 10 %% %.2f, 90 %% %.2f, within 2x %.0f %%, log "
+           "correlation %.2f\n",
+           ratio[r->count / 2], ratio[r->count / 10], ratio[r->count * 9 / 10], 100 * within / n,
+           correlation);
     free(ratio);
 }
 
@@ -169,7 +186,8 @@ static void print_row(const struct setup *s, const char *recipe, struct result *
         for (size_t i = 0; i < r->count; i++)
             sum += r->error[i];
         qsort(sorted, r->count, sizeof *sorted, by_size);
-        printf("  %.4f / %.4f", sum / (double)r->count, sorted[(size_t)(0.95 * (double)(r->count - 1))]);
+        printf("  %.4f / %.4f", sum / (double)r->count,
+               sorted[(size_t)(0.95 * (double)(r->count - 1))]);
         free(sorted);
     }
     printf("  index %.0f ms\n", 1e3 * results[0].index_seconds / results[0].heads);
@@ -224,7 +242,8 @@ static bool read_arguments(int argc, char **argv, struct setup *s)
 
 static void use_defaults(struct setup *s)
 {
-    static const char *const recipes[] = {"exact-topk", "quest", "retroinfer", "headrace:block=32", "headrace"};
+    static const char *const recipes[] = {"exact-topk", "quest", "retroinfer", "headrace:block=32",
+                                          "headrace"};
     static const double fractions[] = {0.005, 0.01, 0.02};
     for (uint32_t i = 0; s->n_recipes == 0 || (i && i < 5); i++)
         s->recipes[s->n_recipes++] = recipes[i];
