@@ -15,7 +15,8 @@ case ${1:-} in
 install)
     mkdir -p "$cache/peers"
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet "llama-cpp-python==$version"
+    # Its vision tools are a third of the work and of no use here.
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}" "$venv/bin/pip" install --quiet "llama-cpp-python==$version"
     ;;
 check)
     if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
