@@ -10,7 +10,7 @@
 #define HRI_SIMD_ROWS_H
 
 /* A tile holds about this many bytes, and a number of rows that is a multiple of 16 between these. */
-#define TILE_BYTES 32768u
+#define TILE_BYTES 49152u
 #define TILE_ROWS_MIN 16u
 #define TILE_ROWS_MAX 128u
 

@@ -147,6 +147,9 @@ HRI_INLINE void tile_block(const struct tile_job *job, const int block, uint32_t
     }
     if (low >= high)
         return;
+    /* The rest of the block is computed and thrown away: let it be numbers. */
+    for (uint32_t i = count; i < (uint32_t)block; i++)
+        memset(job->q + i * HRI_TILE_QUERY_STRIDE, 0, job->dk * sizeof *q);
     for (uint32_t j = low / PANEL * PANEL; j < high; j += PANEL)
         gemm_panel(block, job->q, HRI_TILE_QUERY_STRIDE, 1, job->k_panels + (size_t)j * job->dk, PANEL, job->dk, true,
                    job->x + j, HRI_TILE_LOGIT_STRIDE);
@@ -196,9 +199,6 @@ void HRI_OP(attend_tile)(const float *q, uint32_t nq, uint32_t dk, uint32_t dv, 
         struct tile_job job = {.dk = dk, .dv = dv, .soft_cap = soft_cap};
         job.n = rows.n - at < HRI_TILE_ROWS ? rows.n - at : HRI_TILE_ROWS;
         tile_layout(&job, scratch);
-        /* The rest of a block of queries is computed with whatever is there and thrown away: let it be numbers. */
-        memset(job.q, 0, HRI_TILE_QUERIES * HRI_TILE_QUERY_STRIDE * sizeof *job.q);
-        memset(job.x, 0, HRI_TILE_QUERIES * HRI_TILE_LOGIT_STRIDE * sizeof *job.x);
         pack_rows(&job, &rows, at);
         tile_queries(&job, q, nq, at, first, last, part);
     }
