@@ -119,7 +119,8 @@ static void finish(struct hri_disk *disk, struct hri_disk_request *request, int 
     disk->finished = request;
 }
 
-/* Gives up everything under way. Its memory may still be written to by the kernel, hence the mark. */
+/* Gives up everything under way. Its memory may still be written to by the kernel, hence the mark.
+ */
 static void abandon_all(struct hri_disk *disk, int error)
 {
     for (uint32_t i = 0; i < disk->options.depth; i++) {
@@ -130,7 +131,7 @@ static void abandon_all(struct hri_disk *disk, int error)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------ registered buffers */
+/* --------------------------------------------------------------------------- registered buffers */
 
 static int find_buffer(const struct hri_disk *disk, const struct iovec *iov)
 {
@@ -147,14 +148,14 @@ static int find_buffer(const struct hri_disk *disk, const struct iovec *iov)
 static void offer_buffer(struct hri_disk *disk, uint32_t slot)
 {
     struct hri_disk_buffer *buffer = &disk->buffers[slot];
-    buffer->taken =
-        disk->engine->set_buffer(disk->state, slot, buffer->base, buffer->bytes) == 0;
+    buffer->taken = disk->engine->set_buffer(disk->state, slot, buffer->base, buffer->bytes) == 0;
     disk->stats.registered_buffers += buffer->taken;
 }
 
 /*
- * A ring belongs to the thread that made it; another one gets a ring of its own. What the old thread left under way (reads that were
- * cancelled) can no longer be reaped, so its memory is written off.
+ * A ring belongs to the thread that made it; another one gets a ring of its own. What the old
+ * thread left under way (reads that were cancelled) can no longer be reaped, so its memory is
+ * written off.
  */
 static void adopt_thread(struct hri_disk *disk)
 {
@@ -208,7 +209,7 @@ void hri_disk_unregister(struct hri_disk *disk, void *base)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- requests */
+/* ------------------------------------------------------------------------------------- requests */
 
 static void push(struct hri_disk *disk, struct hri_disk_request *request)
 {
@@ -325,7 +326,8 @@ static void take_result(struct hri_disk *disk, const struct hri_ring_result *res
         finish(disk, request, 0);
     } else {
         disk->stats.short_transfers++;
-        /* Direct I/O goes on at an aligned offset only; a transfer of less than one unit is no progress. */
+        /* Direct I/O goes on at an aligned offset only; a transfer of less than one unit is no
+         * progress. */
         uint64_t whole = (uint64_t)got - (uint64_t)got % disk->options.align_bytes;
         if (whole == 0) {
             repeat(disk, request, EIO);

@@ -1,12 +1,15 @@
 /*
- * Asynchronous reads and writes of one file descriptor. A request is whole or failed: short transfers are continued, EINTR and
- * EAGAIN tried again a bounded number of times, and what gets no answer is given up after a hard timeout.
+ * Asynchronous reads and writes of one file descriptor. A request is whole or failed: short
+ * transfers are continued, EINTR and EAGAIN tried again a bounded number of times, and what gets no
+ * answer is given up after a hard timeout.
  *
- * After such a timeout the disk is broken: the kernel may still own the memory of the requests that were given up
- * (request->abandoned), so that memory must never be used or freed again; every later submit fails.
+ * After such a timeout the disk is broken: the kernel may still own the memory of the requests that
+ * were given up (request->abandoned), so that memory must never be used or freed again; every later
+ * submit fails.
  *
- * Threads: one at a time. In mode uring reads must be reaped by the thread that submitted them: the first call from another thread
- * gives what is under way up (error ESTALE, abandoned) and goes on with a new ring.
+ * Threads: one at a time. In mode uring reads must be reaped by the thread that submitted them: the
+ * first call from another thread gives what is under way up (error ESTALE, abandoned) and goes on
+ * with a new ring.
  */
 #ifndef HRI_OFFLOAD_DISK_H
 #define HRI_OFFLOAD_DISK_H
@@ -16,9 +19,9 @@
 #include "base/alloc.h"
 #include "offload/io_ops.h"
 
-#define HRI_DISK_IOV_MAX 32
+#define HRI_DISK_IOV_MAX    32
 #define HRI_DISK_TIMEOUT_NS 30000000000u
-#define HRI_DISK_TRIES_MAX 64 /* of one request that the kernel asks to repeat */
+#define HRI_DISK_TRIES_MAX  64 /* of one request that the kernel asks to repeat */
 
 struct hri_disk_request {
     /* in; iov is used up */
@@ -27,7 +30,7 @@ struct hri_disk_request {
     uint64_t offset;
     struct iovec iov[HRI_DISK_IOV_MAX];
     /* out */
-    int error;             /* 0, or an errno value; ETIMEDOUT for the hard timeout */
+    int error; /* 0, or an errno value; ETIMEDOUT for the hard timeout */
     bool abandoned;
     struct hri_disk_request *next; /* in the list hri_disk_reap returns */
     /* private */
@@ -42,22 +45,24 @@ struct hri_disk_options {
     const struct hri_io_ops *io;
     struct hri_alloc *alloc;
     int fd;
-    hr_io_mode_t mode;     /* not AUTO */
-    uint32_t depth;        /* requests under way at most */
-    uint32_t align_bytes;  /* of offsets, for continuing short transfers; 1: buffered */
+    hr_io_mode_t mode;    /* not AUTO */
+    uint32_t depth;       /* requests under way at most */
+    uint32_t align_bytes; /* of offsets, for continuing short transfers; 1: buffered */
 };
 /* HR_ERR_UNSUPPORTED where the kernel refuses the mode, HR_ERR_NOMEM. */
 hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_disk **disk_out);
 void hri_disk_destroy(struct hri_disk *disk); /* waits for what is under way; NULL is legal */
 const char *hri_disk_name(const struct hri_disk *disk);
 
-/* False when depth requests are under way. On a broken disk the request is taken and comes back failed. */
+/* False when depth requests are under way. On a broken disk the request is taken and comes back
+ * failed. */
 bool hri_disk_submit(struct hri_disk *disk, struct hri_disk_request *request);
 /* Hands all submitted requests to the kernel; a reap does it too. */
 void hri_disk_flush(struct hri_disk *disk);
 /* A list of finished requests, NULL when there is none within wait_ns (0: does not block). */
 struct hri_disk_request *hri_disk_reap(struct hri_disk *disk, uint64_t wait_ns);
-uint32_t hri_disk_in_flight(const struct hri_disk *disk); /* 0: none is under way or waits for a reap */
+uint32_t
+hri_disk_in_flight(const struct hri_disk *disk);     /* 0: none is under way or waits for a reap */
 uint32_t hri_disk_room(const struct hri_disk *disk); /* requests that submit would take now */
 bool hri_disk_broken(const struct hri_disk *disk);
 

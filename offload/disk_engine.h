@@ -1,4 +1,5 @@
-/* What an engine of struct hri_disk does: take operations, give results. Private to offload/disk*.c. */
+/* What an engine of struct hri_disk does: take operations, give results. Private to
+ * offload/disk*.c. */
 #ifndef HRI_OFFLOAD_DISK_ENGINE_H
 #define HRI_OFFLOAD_DISK_ENGINE_H
 
@@ -9,7 +10,7 @@
 struct hri_disk_buffer {
     unsigned char *base; /* NULL: free */
     size_t bytes;
-    bool taken;          /* by the kernel */
+    bool taken; /* by the kernel */
 };
 
 struct hri_disk_engine {
@@ -24,7 +25,8 @@ struct hri_disk_engine {
     int (*reap)(void *state, struct hri_ring_result *results, uint32_t n_max, uint64_t wait_ns);
     /* May be NULL: no registered buffers. base NULL: forgets the slot. */
     int (*set_buffer)(void *state, uint32_t slot, void *base, size_t bytes);
-    /* May be NULL. True where the calling thread may not use what another one made; remake then starts anew. */
+    /* May be NULL. True where the calling thread may not use what another one made; remake then
+     * starts anew. */
     bool (*foreign)(const void *state);
     int (*remake)(void *state);
 };
@@ -41,7 +43,7 @@ struct hri_disk {
     uint32_t *free_slots;            /* [depth] stack */
     uint32_t n_free;
     uint32_t n_in_flight;
-    int broken;                      /* 0, or the errno value that broke it */
+    int broken;                        /* 0, or the errno value that broke it */
     struct hri_disk_request *again;    /* to be pushed again at the end of a round */
     struct hri_disk_request *finished; /* waiting to be handed out by a reap */
     struct hri_disk_buffer buffers[HRI_RING_BUFFERS];

@@ -1,5 +1,5 @@
-/* preadv and pwritev on a few threads: what works everywhere. Blocked threads cost nothing, so there are as many as a disk
- * needs to be busy, not as many as there are processors. */
+/* preadv and pwritev on a few threads: what works everywhere. Blocked threads cost nothing, so
+ * there are as many as a disk needs to be busy, not as many as there are processors. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -20,10 +20,10 @@ struct threads {
     pthread_cond_t work, done;
     const struct hri_ring_op **queue; /* [n_max] ring of what waits for a thread */
     struct hri_ring_result *results;  /* [n_max] stack of what waits for a reap */
-    uint32_t n_max;                   /* a power of two: twice the depth or more, as repeats overtake stray results */
+    uint32_t n_max; /* a power of two: twice the depth or more, as repeats overtake stray results */
     uint32_t head, tail, n_results, n_busy;
     bool stop;
-    bool leaked;                      /* the disk is gone, the last thread cleans up */
+    bool leaked; /* the disk is gone, the last thread cleans up */
     uint32_t n_threads, n_alive;
     pthread_t ids[THREADS_MAX];
 };
@@ -38,7 +38,8 @@ static void free_state(struct threads *threads)
     free(threads);
 }
 
-/* Runs without the lock on copies, as an abandoned request may be gone by the time the kernel answers. */
+/* Runs without the lock on copies, as an abandoned request may be gone by the time the kernel
+ * answers. */
 static int32_t transfer(const struct threads *threads, const struct hri_ring_op *op,
                         const struct iovec *iov)
 {

@@ -59,7 +59,8 @@ static int uring_push(void *state, const struct hri_ring_op *op)
     return uring->io->ring_push(uring->io->ctx, uring->ring, op);
 }
 
-/* EAGAIN and EBUSY mean that results must be taken first; they are an answer here, bounded by the caller's own limits. */
+/* EAGAIN and EBUSY mean that results must be taken first; they are an answer here, bounded by the
+ * caller's own limits. */
 static int uring_enter(struct uring *uring, bool wait, uint64_t wait_ns)
 {
     int error = uring->io->ring_enter(uring->io->ctx, uring->ring, wait, wait_ns);
@@ -74,7 +75,8 @@ static int uring_flush(void *state)
     return uring->unsubmitted ? uring_enter(uring, false, 0) : 0;
 }
 
-static int uring_reap(void *state, struct hri_ring_result *results, uint32_t n_max, uint64_t wait_ns)
+static int uring_reap(void *state, struct hri_ring_result *results, uint32_t n_max,
+                      uint64_t wait_ns)
 {
     struct uring *uring = state;
     int error = uring_flush(uring);

@@ -1,7 +1,8 @@
 /*
- * Replacement: least recently used, with one exception that decoding needs. Layers take turns, so their accesses are a loop; a
- * pool smaller than one turn under LRU loses every frame just before it is wanted again. Where even the oldest frame was used
- * since the lane's last turn, the newest one outside this step goes instead, and the pool keeps a fixed part of the loop.
+ * Replacement: least recently used, with one exception that decoding needs. Layers take turns, so
+ * their accesses are a loop; a pool smaller than one turn under LRU loses every frame just before
+ * it is wanted again. Where even the oldest frame was used since the lane's last turn, the newest
+ * one outside this step goes instead, and the pool keeps a fixed part of the loop.
  * docs/decisions/0002-frame-replacement.md has the measurements.
  */
 #include "offload/frames.h"
@@ -11,7 +12,7 @@
 #include "base/assert.h"
 #include "base/error.h"
 
-#define NONE UINT32_MAX
+#define NONE              UINT32_MAX
 #define FRAME_ALIGN_BYTES 64u
 
 enum frame_state { FRAME_FREE, FRAME_LOADING, FRAME_READY };
@@ -26,22 +27,22 @@ struct frame {
 };
 
 struct lane_table {
-    uint32_t *frames;            /* [blocks_max] frame of the block, or NONE */
+    uint32_t *frames; /* [blocks_max] frame of the block, or NONE */
     uint32_t blocks_max;
-    uint64_t step, step_before;  /* of its last two fetches */
+    uint64_t step, step_before; /* of its last two fetches */
 };
 
 struct hri_frames {
     struct hri_alloc *alloc;
     struct hri_store *store;
-    unsigned char *memory;       /* n_frames, then the transit frames */
+    unsigned char *memory; /* n_frames, then the transit frames */
     size_t stride_bytes;
     uint32_t frame_bytes, n_frames, n_transit, n_lanes;
     struct lane_table *lanes;
     uint32_t *tables;
-    struct frame *frames;        /* [n_frames + n_transit] */
+    struct frame *frames; /* [n_frames + n_transit] */
     uint32_t free_frame, oldest, newest;
-    uint32_t n_transit_used;     /* in this step */
+    uint32_t n_transit_used; /* in this step */
     uint64_t step;
     struct hri_frames_stats stats;
 };
@@ -51,7 +52,7 @@ static unsigned char *memory_of(const struct hri_frames *frames, uint32_t frame)
     return frames->memory + (size_t)frame * frames->stride_bytes;
 }
 
-/* -------------------------------------------------------------------------------------------------------- create and destroy */
+/* --------------------------------------------------------------------------- create and destroy */
 
 struct sizes {
     uint64_t memory, frames, lanes, tables;
@@ -115,7 +116,8 @@ static hr_status_t check_options(const struct hri_frames_options *options)
     return HR_OK;
 }
 
-hr_status_t hri_frames_create(const struct hri_frames_options *options, struct hri_frames **frames_out)
+hr_status_t hri_frames_create(const struct hri_frames_options *options,
+                              struct hri_frames **frames_out)
 {
     HRI_TRY(check_options(options));
     struct hri_frames *frames = hri_calloc(options->device, 1, sizeof *frames);
@@ -162,7 +164,7 @@ void hri_frames_stats(const struct hri_frames *frames, struct hri_frames_stats *
     *stats_out = frames->stats;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- replacement */
+/* ---------------------------------------------------------------------------------- replacement */
 
 static void unlink_frame(struct hri_frames *frames, uint32_t f)
 {
@@ -283,7 +285,7 @@ void hri_frames_truncate(struct hri_frames *frames, uint32_t lane, uint32_t n_bl
             drop_frame(frames, table->frames[b]);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- fetch */
+/* ---------------------------------------------------------------------------------------- fetch */
 
 static hr_status_t check_fetch(const struct hri_frames *frames, const struct hri_fetch *fetch)
 {
@@ -326,7 +328,8 @@ static void add_read(struct hri_frames *frames, struct hri_fetch *fetch, uint32_
     fetch->read_block[fetch->n_misses++] = i;
 }
 
-/* A frame that another fetch of this step is filling counts as a hit; its bytes are looked for in the wait. */
+/* A frame that another fetch of this step is filling counts as a hit; its bytes are looked for in
+ * the wait. */
 static void find_hit(struct hri_frames *frames, struct hri_fetch *fetch, uint32_t i)
 {
     uint32_t block = fetch->blocks[i].block;
@@ -361,7 +364,8 @@ hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *
         uint32_t f = take_frame(frames, fetch->lane_index, block);
         if (f == NONE) {
             drop_misses(frames, fetch);
-            return hri_error_set(HR_ERR_FULL, "frames: %u blocks do not fit beside this step's %u frames",
+            return hri_error_set(HR_ERR_FULL,
+                                 "frames: %u blocks do not fit beside this step's %u frames",
                                  fetch->n_blocks, frames->n_frames + frames->n_transit);
         }
         add_read(frames, fetch, i, f);

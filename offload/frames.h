@@ -1,8 +1,9 @@
-/* The device tier's frames: fixed slots that hold recently refined blocks, shared by the lanes of one sequence.
+/* The device tier's frames: fixed slots that hold recently refined blocks, shared by the lanes of
+ * one sequence.
  *
- * A block is addressed by (lane, block number); where its bytes lie in the lane's cells is the caller's to say. Frames used since
- * hri_frames_step_begin are never replaced before the next one, so pointers stay valid for a step.
- * Threads: like the store.
+ * A block is addressed by (lane, block number); where its bytes lie in the lane's cells is the
+ * caller's to say. Frames used since hri_frames_step_begin are never replaced before the next one,
+ * so pointers stay valid for a step. Threads: like the store.
  */
 #ifndef HRI_FRAMES_H
 #define HRI_FRAMES_H
@@ -12,15 +13,17 @@
 struct hri_frames;
 
 struct hri_frames_options {
-    uint32_t frame_bytes;      /* multiple of 64 */
-    uint32_t n_frames;         /* 0 is legal: nothing is kept, a few transit frames serve each fetch */
-    uint32_t transit_frames;   /* extra frames that last one step: used when all others are; 0 is legal where n_frames holds any step */
+    uint32_t frame_bytes; /* multiple of 64 */
+    uint32_t n_frames;    /* 0 is legal: nothing is kept, a few transit frames serve each fetch */
+    uint32_t transit_frames; /* extra frames that last one step: used when all others are; 0 is
+                                legal where n_frames holds any step */
     uint32_t n_lanes;
     const uint32_t *blocks_max; /* [n_lanes] */
-    struct hri_alloc *device;  /* the budget: frames and tables come from here */
+    struct hri_alloc *device;   /* the budget: frames and tables come from here */
     struct hri_store *store;
 };
-hr_status_t hri_frames_create(const struct hri_frames_options *options, struct hri_frames **frames_out);
+hr_status_t hri_frames_create(const struct hri_frames_options *options,
+                              struct hri_frames **frames_out);
 void hri_frames_destroy(struct hri_frames *frames);
 /* Device bytes such a pool takes. */
 uint64_t hri_frames_bytes(const struct hri_frames_options *options);
@@ -39,19 +42,22 @@ struct hri_fetch {
     struct hri_lane *lane;
     const struct hri_block_address *blocks;
     uint32_t n_blocks;
-    /* out: [n_blocks], the caller's arrays. where[i] NULL until it has arrived (or if it never will). */
+    /* out: [n_blocks], the caller's arrays. where[i] NULL until it has arrived (or if it never
+     * will). */
     const void **where;
-    struct hri_read *reads;    /* [n_blocks] space */
+    struct hri_read *reads; /* [n_blocks] space */
     uint32_t n_hits, n_misses;
     struct hri_read_batch batch;
-    uint32_t *read_block;      /* [n_blocks] space: reads[j] is for blocks[read_block[j]] */
+    uint32_t *read_block; /* [n_blocks] space: reads[j] is for blocks[read_block[j]] */
 };
-/* Hits are there at once; misses take frames (least worth first by the replacement policy) and their reads start. Every fetch is waited
- * for within its step. HR_ERR_FULL when the step needs more than n_frames + transit_frames: nothing was started. */
+/* Hits are there at once; misses take frames (least worth first by the replacement policy) and
+ * their reads start. Every fetch is waited for within its step. HR_ERR_FULL when the step needs
+ * more than n_frames + transit_frames: nothing was started. */
 hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *fetch);
-/* Until all arrived or the deadline (0: none). Late and failed blocks keep where[i] == NULL and lose their frames.
- * HR_OK, HR_ERR_TIMEOUT (some are late), HR_ERR_CORRUPT / HR_ERR_IO. */
-hr_status_t hri_frames_fetch_wait(struct hri_frames *frames, struct hri_fetch *fetch, uint64_t deadline_ns);
+/* Until all arrived or the deadline (0: none). Late and failed blocks keep where[i] == NULL and
+ * lose their frames. HR_OK, HR_ERR_TIMEOUT (some are late), HR_ERR_CORRUPT / HR_ERR_IO. */
+hr_status_t hri_frames_fetch_wait(struct hri_frames *frames, struct hri_fetch *fetch,
+                                  uint64_t deadline_ns);
 /* Drops blocks >= n_blocks of a lane. */
 void hri_frames_truncate(struct hri_frames *frames, uint32_t lane, uint32_t n_blocks);
 

@@ -1,10 +1,12 @@
 /*
- * The few system calls of the file tier as one table, so that tests can make every one of them fail, fall short, come late or
- * come twice. Return values are 0 or a count, or minus an errno value; nothing here looks at errno or sets a message.
+ * The few system calls of the file tier as one table, so that tests can make every one of them
+ * fail, fall short, come late or come twice. Return values are 0 or a count, or minus an errno
+ * value; nothing here looks at errno or sets a message.
  *
- * The ring entries are the level of io_uring that matters: push what shall be done, enter the kernel, take results.
- * readv and writev are called from several threads at once; everything else from the store's thread. The table and its ctx outlive
- * the store; for ever where an I/O hung, as its thread cannot be ended.
+ * The ring entries are the level of io_uring that matters: push what shall be done, enter the
+ * kernel, take results. readv and writev are called from several threads at once; everything else
+ * from the store's thread. The table and its ctx outlive the store; for ever where an I/O hung, as
+ * its thread cannot be ended.
  */
 #ifndef HRI_OFFLOAD_IO_OPS_H
 #define HRI_OFFLOAD_IO_OPS_H
@@ -26,26 +28,27 @@ struct hri_io_stat {
 struct hri_ring_options {
     int fd;
     uint32_t depth;
-    bool plain; /* no DEFER_TASKRUN, SINGLE_ISSUER, registered file or buffers: what every kernel with io_uring has */
+    bool plain; /* no DEFER_TASKRUN, SINGLE_ISSUER, registered file or buffers: what every kernel
+                   with io_uring has */
 };
 
 struct hri_ring_op {
     bool write;
-    int buffer;                /* registered buffer that holds iov[0]; -1: none */
+    int buffer; /* registered buffer that holds iov[0]; -1: none */
     uint32_t n_iov;
-    const struct iovec *iov;   /* [n_iov], valid until the result */
+    const struct iovec *iov; /* [n_iov], valid until the result */
     uint64_t offset;
-    uint64_t user;             /* comes back with the result */
+    uint64_t user; /* comes back with the result */
 };
 
 struct hri_ring_result {
     uint64_t user;
-    int32_t result;            /* bytes, or minus an errno value */
+    int32_t result; /* bytes, or minus an errno value */
 };
 
 struct hri_io_ops {
     void *ctx;
-    uint64_t timeout_ns;       /* an I/O that gets no answer for so long is given up; 0: 30 s */
+    uint64_t timeout_ns; /* an I/O that gets no answer for so long is given up; 0: 30 s */
     /* A new file in dir that vanishes when it is closed, mode 0600. Returns the descriptor. */
     int (*open_temp)(void *ctx, const char *dir, bool direct);
     int (*close_file)(void *ctx, int fd);
@@ -54,7 +57,8 @@ struct hri_io_ops {
     int (*allocate)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
     ssize_t (*readv)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
     ssize_t (*writev)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
-    /* -ENOSYS where there is no io_uring. The ring belongs to the calling thread unless it is plain. */
+    /* -ENOSYS where there is no io_uring. The ring belongs to the calling thread unless it is
+     * plain. */
     int (*ring_create)(void *ctx, const struct hri_ring_options *options, void **ring_out);
     void (*ring_destroy)(void *ctx, void *ring);
     /* Makes slot (0 .. HRI_RING_BUFFERS - 1) stand for a run of memory of at most 1 GiB. */
@@ -66,7 +70,7 @@ struct hri_io_ops {
     int (*ring_reap)(void *ctx, void *ring, struct hri_ring_result *results, uint32_t n_max);
 };
 
-#define HRI_RING_BUFFERS 16u
+#define HRI_RING_BUFFERS          16u
 #define HRI_RING_BUFFER_BYTES_MAX ((size_t)1 << 30)
 
 const struct hri_io_ops *hri_io_real(void);

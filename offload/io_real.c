@@ -15,7 +15,8 @@ static int real_open_temp(void *ctx, const char *dir, bool direct)
     (void)ctx;
     int flags = O_CLOEXEC | (direct ? O_DIRECT : 0);
     int fd = open(dir, O_TMPFILE | O_RDWR | O_EXCL | flags, 0600);
-    /* Kernels and file systems without O_TMPFILE answer in three ways; a folder that is missing stays an error. */
+    /* Kernels and file systems without O_TMPFILE answer in three ways; a folder that is missing
+     * stays an error. */
     if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT))
         return fd >= 0 ? fd : -errno;
     char path[4096];
@@ -44,7 +45,8 @@ static void query_dio_align(int fd, struct hri_io_stat *stat_out)
 {
 #ifdef STATX_DIOALIGN
     struct statx info;
-    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0 || !(info.stx_mask & STATX_DIOALIGN))
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0 ||
+        !(info.stx_mask & STATX_DIOALIGN))
         return;
     stat_out->dio_memory_align = info.stx_dio_mem_align;
     stat_out->dio_offset_align = info.stx_dio_offset_align;

@@ -10,16 +10,17 @@
 
 struct ring {
     struct io_uring uring;
-    int fd;           /* the descriptor, or 0 as the index of the registered file */
+    int fd; /* the descriptor, or 0 as the index of the registered file */
     bool fixed_file;
-    bool buffers;     /* the table of registered buffers exists */
+    bool buffers; /* the table of registered buffers exists */
 };
 
 static int ring_init(struct ring *ring, const struct hri_ring_options *options)
 {
     struct io_uring_params params;
     memset(&params, 0, sizeof params);
-    /* Completions may pile up while the owner computes; twice the depth leaves room for continuations of short transfers. */
+    /* Completions may pile up while the owner computes; twice the depth leaves room for
+     * continuations of short transfers. */
     params.flags = IORING_SETUP_CQSIZE;
     params.cq_entries = options->depth * 2;
     if (!options->plain)

@@ -11,7 +11,8 @@ int hri_io_ring_push(void *ctx, void *ring, const struct hri_ring_op *op);
 int hri_io_ring_enter(void *ctx, void *ring, bool wait, uint64_t timeout_ns);
 int hri_io_ring_reap(void *ctx, void *ring, struct hri_ring_result *results, uint32_t n_max);
 
-/* What a probe of the kernel's io_uring finds. error: minus an errno value where no ring can be made at all. */
+/* What a probe of the kernel's io_uring finds. error: minus an errno value where no ring can be
+ * made at all. */
 struct hri_io_ring_features {
     int error;
     bool defer_taskrun;

@@ -1,15 +1,18 @@
 /* The store: host tier and file tier of one runtime, seen as lanes of cells.
  *
- * A lane is an append-only array of equal-size cells, one lane per (sequence, layer, kind): the exact rows in token order
- * ("log"), the blocks of the index in the recipe's codec ("blocks"). A cell is a multiple of 4 KiB, the unit that is placed,
- * written, checksummed and read. With a file tier every cell is written to the file (the authoritative copy) and the host tier is
- * a cache of it; without one the host tier is the only copy and a full host tier is HR_ERR_BUDGET.
+ * A lane is an append-only array of equal-size cells, one lane per (sequence, layer, kind): the
+ * exact rows in token order ("log"), the blocks of the index in the recipe's codec ("blocks"). A
+ * cell is a multiple of 4 KiB, the unit that is placed, written, checksummed and read. With a file
+ * tier every cell is written to the file (the authoritative copy) and the host tier is a cache of
+ * it; without one the host tier is the only copy and a full host tier is HR_ERR_BUDGET.
  *
- * Contract: a read gives exactly the bytes appended, or a status and the cells that are lost; never anything else. Lengths of
- * completed I/O are compared with what was asked; CRC-32C is verified on every read from the file; a failed check is retried once.
+ * Contract: a read gives exactly the bytes appended, or a status and the cells that are lost; never
+ * anything else. Lengths of completed I/O are compared with what was asked; CRC-32C is verified on
+ * every read from the file; a failed check is retried once.
  *
- * Threads: a store and its lanes belong to one thread at a time (its I/O may use threads inside). Appends return when the data
- * has been copied; writes go on in the background, bounded; hri_store_flush waits for them.
+ * Threads: a store and its lanes belong to one thread at a time (its I/O may use threads inside).
+ * Appends return when the data has been copied; writes go on in the background, bounded;
+ * hri_store_flush waits for them.
  */
 #ifndef HRI_STORE_H
 #define HRI_STORE_H
@@ -19,47 +22,56 @@
 #include <headrace/headrace.h>
 #include <stdbool.h>
 
-#define HRI_PAGE_BYTES 4096u
+#define HRI_PAGE_BYTES     4096u
 #define HRI_CELL_BYTES_MAX (1u << 20)
 
 struct hri_store;
 struct hri_lane;
-struct hri_io_ops; /* offload/io_ops.h: open, read, write, sync ... so that tests can inject every failure */
+struct hri_io_ops; /* offload/io_ops.h: open, read, write ..., so that tests can fail them */
 
 struct hri_store_options {
     uint64_t host_bytes;
-    const char *file_dir;         /* NULL: no file tier */
-    uint64_t file_bytes;          /* cap on physical bytes; the file is preallocated as extents are needed, never beyond */
+    const char *file_dir; /* NULL: no file tier */
+    uint64_t file_bytes;  /* cap on physical bytes; the file is preallocated as extents are needed,
+                             never beyond */
     hr_io_mode_t io_mode;
-    const struct hri_io_ops *io;  /* NULL: the real ones */
-    struct hri_alloc *alloc;      /* tables, bounce and write buffers (scratch) */
+    const struct hri_io_ops *io; /* NULL: the real ones */
+    struct hri_alloc *alloc;     /* tables, bounce and write buffers (scratch) */
     struct hri_log *log;
-    uint32_t queue_depth;         /* 0: 64 */
+    uint32_t queue_depth; /* 0: 64 */
 };
-/* The file is created unlinked-on-close (O_TMPFILE where possible, else mkstemp + unlink), mode 0600. */
+/* The file is created unlinked-on-close (O_TMPFILE where possible, else mkstemp + unlink), mode
+ * 0600. */
 hr_status_t hri_store_create(const struct hri_store_options *options, struct hri_store **store_out);
-void hri_store_destroy(struct hri_store *store); /* all lanes are destroyed; outstanding I/O is waited for */
+/* All lanes are destroyed; outstanding I/O is waited for. NULL is legal. */
+void hri_store_destroy(struct hri_store *store);
 
-/* Which cells give way first when the host tier is full: low before high, least recently used first. */
+/* Which cells give way first when the host tier is full: low before high, least recently used
+ * first. */
 enum hri_lane_priority { HRI_LANE_LOG = 0, HRI_LANE_BLOCKS = 1 };
 struct hri_lane_options {
-    uint32_t cell_bytes;          /* multiple of HRI_PAGE_BYTES, at most HRI_CELL_BYTES_MAX */
+    uint32_t cell_bytes; /* multiple of HRI_PAGE_BYTES, at most HRI_CELL_BYTES_MAX */
     uint32_t cells_max;
     enum hri_lane_priority priority;
-    uint64_t tag;                 /* for messages: (sequence << 32) | layer << 8 | kind */
+    uint64_t tag; /* for messages: (sequence << 32) | layer << 8 | kind */
 };
-hr_status_t hri_lane_create(struct hri_store *store, const struct hri_lane_options *options, struct hri_lane **lane_out);
-void hri_lane_destroy(struct hri_lane *lane); /* frees its host cells and file extents; NULL is legal */
+hr_status_t hri_lane_create(struct hri_store *store, const struct hri_lane_options *options,
+                            struct hri_lane **lane_out);
+/* Frees its host cells and file extents. NULL is legal. */
+void hri_lane_destroy(struct hri_lane *lane);
 uint32_t hri_lane_cells(const struct hri_lane *lane);
 
 /* Adds n_cells cells from data (n_cells * cell_bytes, any alignment; copied). All or nothing.
- * HR_ERR_FULL (cells_max), HR_ERR_BUDGET (host or file cap; the message names the tier), HR_ERR_IO. */
-hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_cells, uint32_t *first_out);
-/* Forgets the cells from n_cells on (their space is reused). Batches that read them must be finished or cancelled before. */
+ * HR_ERR_FULL (cells_max), HR_ERR_BUDGET (host or file cap; the message names the tier), HR_ERR_IO.
+ */
+hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_cells,
+                            uint32_t *first_out);
+/* Forgets the cells from n_cells on (their space is reused). Batches that read them must be
+ * finished or cancelled before. */
 hr_status_t hri_lane_truncate(struct hri_lane *lane, uint32_t n_cells);
 
-/* The cell's bytes if the host tier (or a write buffer) has them, else NULL. Valid until the next append, truncate, flush or read with
- * `cache` on this store; plain reads leave it alone. */
+/* The cell's bytes if the host tier (or a write buffer) has them, else NULL. Valid until the next
+ * append, truncate, flush or read with `cache` on this store; plain reads leave it alone. */
 const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell);
 /* Lowest tier number that holds the cell: HR_TIER_HOST or HR_TIER_FILE. */
 hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell);
@@ -67,40 +79,46 @@ hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell);
 /* -- reads, in batches -- */
 struct hri_read {
     struct hri_lane *lane;
-    uint32_t cell;          /* first cell */
-    uint32_t n_cells;       /* consecutive cells to read into dst; when 1, offset and bytes choose a part of the cell */
+    uint32_t cell;    /* first cell */
+    uint32_t n_cells; /* consecutive cells to read into dst; when 1, offset and bytes choose a part
+                         of the cell */
     uint32_t offset, bytes; /* for n_cells == 1; bytes 0: the whole cell */
     void *dst;
     /* out */
-    hr_status_t status;     /* HR_OK once done */
+    hr_status_t status; /* HR_OK once done */
     bool done;
-    hr_tier_t tier;         /* where it came from */
-    uint32_t bad_cell;      /* the first cell lost when status is not HR_OK */
-    uint32_t n_pending;     /* private: cells that have not arrived */
+    hr_tier_t tier;     /* where it came from */
+    uint32_t bad_cell;  /* the first cell lost when status is not HR_OK */
+    uint32_t n_pending; /* private: cells that have not arrived */
 };
 struct hri_read_batch {
     struct hri_read *reads; /* the caller's, until the wait returned */
     uint32_t n_reads;
-    bool cache;             /* keep a host copy of what came from the file if there is room by priority */
+    bool cache; /* keep a host copy of what came from the file if there is room by priority */
     /* out, and private */
     uint32_t n_pending;
     uint32_t n_begun, cells_begun; /* reads, and cells of the next one, that are on their way */
     int error;                     /* errno value of the last failed I/O */
-    uint64_t bytes_from_host, bytes_from_file, ios; /* whole cells count for the file; the part asked for the host */
+    /* Whole cells count for the file, the part asked for the host. */
+    uint64_t bytes_from_host, bytes_from_file, ios;
 };
-/* Starts all reads: host cells are copied at once, file cells are submitted (neighbours joined, doubles read once). What finds the
- * queue full starts in a later poll or wait. Several batches may be under way. Fails only for bad arguments. */
+/* Starts all reads: host cells are copied at once, file cells are submitted (neighbours joined,
+ * doubles read once). What finds the queue full starts in a later poll or wait. Several batches may
+ * be under way. Fails only for bad arguments. */
 hr_status_t hri_store_read_begin(struct hri_store *store, struct hri_read_batch *batch);
 /* Takes completions without blocking. */
 void hri_store_read_poll(struct hri_store *store, struct hri_read_batch *batch);
-/* Until all are done, or deadline_ns (hri_clock_ns; 0: none) has passed: HR_ERR_TIMEOUT, and the batch is still under way: call again
- * or hri_store_read_cancel. HR_ERR_CORRUPT / HR_ERR_IO when a read failed for good (see its status). */
-hr_status_t hri_store_read_wait(struct hri_store *store, struct hri_read_batch *batch, uint64_t deadline_ns);
+/* Until all are done, or deadline_ns (hri_now_ns; 0: none) has passed: HR_ERR_TIMEOUT, and the
+ * batch is still under way: call again or hri_store_read_cancel. HR_ERR_CORRUPT / HR_ERR_IO when a
+ * read failed for good (see its status). */
+hr_status_t hri_store_read_wait(struct hri_store *store, struct hri_read_batch *batch,
+                                uint64_t deadline_ns);
 /* Gives the batch up: when this returns no dst will be written any more. */
 void hri_store_read_cancel(struct hri_store *store, struct hri_read_batch *batch);
 
 hr_status_t hri_store_flush(struct hri_store *store);
-/* Best effort: lets reads into [base, base + bytes) use registered buffers. The memory must stay mapped until hri_store_unregister. */
+/* Best effort: lets reads into [base, base + bytes) use registered buffers. The memory must stay
+ * mapped until hri_store_unregister. */
 void hri_store_register(struct hri_store *store, void *base, size_t bytes);
 void hri_store_unregister(struct hri_store *store, void *base);
 
@@ -111,7 +129,8 @@ struct hri_store_stats {
 };
 void hri_store_stats(const struct hri_store *store, struct hri_store_stats *stats_out);
 
-/* What the probes find in a folder (headrace info): JSON object text into buf, truncated to its size. */
+/* What the probes find in a folder (headrace info): JSON object text into buf, truncated to its
+ * size. */
 hr_status_t hri_store_probe_json(const char *dir, char *buf, size_t buf_bytes);
 
 #endif

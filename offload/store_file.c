@@ -1,4 +1,5 @@
-/* The file behind the file tier: made, probed, preallocated in steps under the cap, handed out in runs of grains. */
+/* The file behind the file tier: made, probed, preallocated in steps under the cap, handed out in
+ * runs of grains. */
 #include "offload/store_impl.h"
 
 #include <errno.h>
@@ -8,14 +9,14 @@
 #include "base/clock.h"
 #include "base/error.h"
 
-#define STEP_BYTES_MIN (4u << 20)
-#define STEP_BYTES_MAX (64u << 20)
-#define WASTE_SHARE 16u           /* an extent wastes at most a sixteenth */
-#define EXTENT_GRAINS_MAX 64u
+#define STEP_BYTES_MIN      (4u << 20)
+#define STEP_BYTES_MAX      (64u << 20)
+#define WASTE_SHARE         16u /* an extent wastes at most a sixteenth */
+#define EXTENT_GRAINS_MAX   64u
 #define EXTENT_BYTES_WANTED HRI_RUN_BYTES_MAX
-#define SLACK_BYTES_MIN 65536u    /* of the cap, for the file system's own tables */
-#define SLACK_SHARE 512u
-#define PROBE_BYTES HRI_PAGE_BYTES
+#define SLACK_BYTES_MIN     65536u /* of the cap, for the file system's own tables */
+#define SLACK_SHARE         512u
+#define PROBE_BYTES         HRI_PAGE_BYTES
 
 static const hr_io_mode_t auto_modes[] = {HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS};
 
@@ -31,7 +32,8 @@ static hr_status_t make_disks(struct hri_store *store, const struct hri_store_op
         .align_bytes = store->file.direct ? store->file.offset_align : 1,
     };
     HRI_TRY(hri_disk_create(&disk, &store->read_disk));
-    /* Writes go on between calls, which may come from different threads: only a plain ring allows that. */
+    /* Writes go on between calls, which may come from different threads: only a plain ring allows
+     * that. */
     disk.mode = mode == HR_IO_URING ? HR_IO_URING_PLAIN : mode;
     disk.depth = HRI_WRITE_OPS;
     hr_status_t status = hri_disk_create(&disk, &store->write_disk);
@@ -130,17 +132,17 @@ static hr_status_t open_file(struct hri_store *store, const char *dir, bool dire
     int error = store->io->stat_file(store->io->ctx, fd, &info);
     if (error < 0)
         return hri_error_set(HR_ERR_IO, "file tier: stat in %s: %s", dir, strerror(-error));
-    /* Cells and buffers are whole pages, so coarser alignments than a page cannot be served directly. */
+    /* Cells and buffers are whole pages, so coarser alignments than a page cannot be served
+     * directly. */
     file->memory_align = info.dio_memory_align ? info.dio_memory_align : HRI_PAGE_BYTES;
     file->offset_align = info.dio_offset_align ? info.dio_offset_align : 512;
     if (direct && (file->memory_align > HRI_PAGE_BYTES || file->offset_align > HRI_PAGE_BYTES))
-        return hri_error_set(HR_ERR_UNSUPPORTED, "file tier: direct I/O in %s wants more than pages",
-                             dir);
+        return hri_error_set(HR_ERR_UNSUPPORTED,
+                             "file tier: direct I/O in %s wants more than pages", dir);
     if (info.free_bytes < file->cap_bytes)
-        return hri_error_set(HR_ERR_BUDGET,
-                             "file tier: file_bytes is %llu but %s has only %llu bytes free",
-                             (unsigned long long)file->cap_bytes, dir,
-                             (unsigned long long)info.free_bytes);
+        return hri_error_set(
+            HR_ERR_BUDGET, "file tier: file_bytes is %llu but %s has only %llu bytes free",
+            (unsigned long long)file->cap_bytes, dir, (unsigned long long)info.free_bytes);
     return HR_OK;
 }
 
@@ -151,7 +153,8 @@ static void close_file(struct hri_store *store)
     store->file.fd = -1;
 }
 
-/* Direct I/O first; file systems that have none (tmpfs) refuse it at open or at the first transfer. */
+/* Direct I/O first; file systems that have none (tmpfs) refuse it at open or at the first transfer.
+ */
 static hr_status_t open_and_probe(struct hri_store *store, const struct hri_store_options *options)
 {
     int error = 0;
@@ -164,7 +167,8 @@ static hr_status_t open_and_probe(struct hri_store *store, const struct hri_stor
     close_file(store);
     HRI_TRY(open_file(store, options->file_dir, false));
     HRI_TRY(choose_mode(store, options, &error));
-    hri_log_warn(store->log, "file tier in %s: direct I/O is refused, reads go through the page cache",
+    hri_log_warn(store->log,
+                 "file tier in %s: direct I/O is refused, reads go through the page cache",
                  options->file_dir);
     return HR_OK;
 }
@@ -208,7 +212,7 @@ void hri_file_fini(struct hri_store *store)
     hri_free(store->alloc, store->file.used);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ grains */
+/* --------------------------------------------------------------------------------------- grains */
 
 /* Extents waste little and are long enough that neighbours can be read at once. */
 void hri_file_layout(const struct hri_file *file, uint32_t cell_bytes, uint32_t *grains_out,
@@ -236,9 +240,9 @@ static hr_status_t make_grains(struct hri_store *store, uint32_t n)
 {
     struct hri_file *file = &store->file;
     if (!file->no_fallocate) {
-        int error = store->io->allocate(store->io->ctx, file->fd,
-                                        (uint64_t)file->n_made * HRI_GRAIN_BYTES,
-                                        (uint64_t)n * HRI_GRAIN_BYTES);
+        int error =
+            store->io->allocate(store->io->ctx, file->fd, (uint64_t)file->n_made * HRI_GRAIN_BYTES,
+                                (uint64_t)n * HRI_GRAIN_BYTES);
         if (error == -EOPNOTSUPP || error == -ENOSYS)
             file->no_fallocate = true;
         else if (error < 0)

@@ -4,8 +4,8 @@
 #include "base/error.h"
 
 #define SLAB_BYTES_MAX HRI_CELL_BYTES_MAX
-#define SLABS_WANTED 8u
-#define STEAL_TRIES 8u /* slabs of another class looked at before giving up */
+#define SLABS_WANTED   8u
+#define STEAL_TRIES    8u /* slabs of another class looked at before giving up */
 
 /* 1 MiB, smaller where the budget has no room for eight of them. */
 static uint32_t slab_bytes_for(uint64_t bytes)
@@ -41,7 +41,8 @@ hr_status_t hri_host_init(struct hri_store *store, uint64_t bytes)
                              (unsigned long long)bytes);
     if (host->n_slabs == 0)
         return HR_OK;
-    HRI_TRY(hri_region_alloc(&host->alloc, (size_t)host->n_slabs * host->slab_bytes, &host->region));
+    HRI_TRY(
+        hri_region_alloc(&host->alloc, (size_t)host->n_slabs * host->slab_bytes, &host->region));
     HRI_TRY(alloc_tables(store));
     for (uint32_t i = host->n_slabs; i-- > 0;) {
         host->slabs[i].class_index = HRI_NONE;
@@ -98,10 +99,11 @@ unsigned char *hri_host_memory(const struct hri_host *host, uint32_t slot)
 {
     uint32_t slab = slot / host->slab_stride, place = slot % host->slab_stride;
     size_t cell_bytes = host->classes[host->slabs[slab].class_index].cell_bytes;
-    return (unsigned char *)host->region.base + (size_t)slab * host->slab_bytes + place * cell_bytes;
+    return (unsigned char *)host->region.base + (size_t)slab * host->slab_bytes +
+           place * cell_bytes;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- lists */
+/* ---------------------------------------------------------------------------------------- lists */
 
 static struct hri_slot_list *list_of(struct hri_host *host, uint32_t slot)
 {
@@ -164,7 +166,7 @@ static void unlink_partial(struct hri_host *host, uint32_t slab)
         host->slabs[entry->next].prev = entry->prev;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- slots */
+/* ---------------------------------------------------------------------------------------- slots */
 
 static void assign_slab(struct hri_host *host, uint32_t slab, uint32_t class_index)
 {
@@ -274,17 +276,18 @@ static bool steal_slab(struct hri_host *host, uint32_t from, uint32_t victim_pri
     return false;
 }
 
-/* Low priorities give way first, then what was used longest ago; another class loses a whole slab. */
+/* Low priorities give way first, then what was used longest ago; another class loses a whole slab.
+ */
 static bool make_room(struct hri_host *host, const struct hri_lane *lane)
 {
     const struct hri_slot_class *class = &host->classes[lane->class_index];
     for (uint32_t q = 0; q <= lane->priority; q++) {
         uint32_t own = class->clean[q].oldest;
         uint32_t other = oldest_other_class(host, lane->class_index, q);
-        bool own_first = own != HRI_NONE &&
-                         (other == HRI_NONE ||
-                          host->slots[own].tick <
-                              host->slots[host->classes[other].clean[q].oldest].tick);
+        bool own_first =
+            own != HRI_NONE &&
+            (other == HRI_NONE ||
+             host->slots[own].tick < host->slots[host->classes[other].clean[q].oldest].tick);
         if (!own_first && other != HRI_NONE && steal_slab(host, other, q, lane->priority))
             return true;
         if (own != HRI_NONE) {

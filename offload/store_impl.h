@@ -3,12 +3,15 @@
  *
  *   lane    cells [n_cells]: checksum, where the bytes are, what is going on with them
  *           extents: where each run of cells lies in the file, in grains
- *   host    one region cut into slabs; a slab holds slots of one size (class); clean slots wait in a list by last use
+ *   host    one region cut into slabs; a slab holds slots of one size (class); clean slots wait in
+ *           a list by last use
  *   file    grains of 64 KiB, a bitmap of those in use; preallocated in steps
- *   op      one request to the disk: a run of neighbouring cells of a lane. Reads wait in a queue until the disk has room,
- *           and pieces (one per cell and caller) hang on them; writes hold their cells in memory until they are done
+ *   op      one request to the disk: a run of neighbouring cells of a lane. Reads wait in a queue
+ *           until the disk has room, and pieces (one per cell and caller) hang on them; writes hold
+ *           their cells in memory until they are done
  *
- * A cell is in memory (host slot, or the buffer of its write) or in the file, or both; `dirty` says not yet in the file.
+ * A cell is in memory (host slot, or the buffer of its write) or in the file, or both; `dirty` says
+ * not yet in the file.
  */
 #ifndef HRI_OFFLOAD_STORE_IMPL_H
 #define HRI_OFFLOAD_STORE_IMPL_H
@@ -17,33 +20,33 @@
 #include "offload/io_ops.h"
 #include "offload/store.h"
 
-#define HRI_NONE UINT32_MAX
-#define HRI_RUN_CELLS_MAX HRI_DISK_IOV_MAX
-#define HRI_RUN_BYTES_MAX (256u * 1024u)
-#define HRI_READ_OPS 256u
-#define HRI_WRITE_OPS 64u
-#define HRI_OPS (HRI_READ_OPS + HRI_WRITE_OPS)
-#define HRI_PIECES 4096u
-#define HRI_GRAIN_BYTES 65536u
-#define HRI_CLASSES_MAX 32u
-#define HRI_PRIORITIES 2u
+#define HRI_NONE                 UINT32_MAX
+#define HRI_RUN_CELLS_MAX        HRI_DISK_IOV_MAX
+#define HRI_RUN_BYTES_MAX        (256u * 1024u)
+#define HRI_READ_OPS             256u
+#define HRI_WRITE_OPS            64u
+#define HRI_OPS                  (HRI_READ_OPS + HRI_WRITE_OPS)
+#define HRI_PIECES               4096u
+#define HRI_GRAIN_BYTES          65536u
+#define HRI_CLASSES_MAX          32u
+#define HRI_PRIORITIES           2u
 #define HRI_READ_ARENA_BYTES_MAX (8u << 20)
-#define HRI_WRITE_ARENA_BYTES (4u << 20)
+#define HRI_WRITE_ARENA_BYTES    (4u << 20)
 
 /* Pages handed out in runs, by a bitmap: bounce and write buffers. */
 struct hri_page_arena {
     struct hri_region region;
-    uint64_t *used;      /* [n_pages / 64] bitmap */
+    uint64_t *used; /* [n_pages / 64] bitmap */
     uint32_t n_pages, n_used, hint;
-    bool leak;           /* the kernel may still write here: never unmapped */
+    bool leak; /* the kernel may still write here: never unmapped */
 };
 
 enum { HRI_CELL_DIRTY = 1, HRI_CELL_READING = 2 };
 
 struct hri_cell {
     uint32_t crc;
-    uint32_t slot;       /* host slot or HRI_NONE */
-    uint16_t op;         /* with DIRTY its write (no file: unused), with READING its read */
+    uint32_t slot; /* host slot or HRI_NONE */
+    uint16_t op;   /* with DIRTY its write (no file: unused), with READING its read */
     uint16_t flags;
 };
 
@@ -56,14 +59,14 @@ struct hri_lane {
     uint32_t priority;
     uint32_t extent_cells, extent_grains, n_extents;
     uint32_t n_writes, n_reads; /* operations under way, failed writes not counted */
-    uint32_t *extents;   /* [ceil(cells_max / extent_cells)] first grain */
-    struct hri_cell *cells; /* [cells_max] */
+    uint32_t *extents;          /* [ceil(cells_max / extent_cells)] first grain */
+    struct hri_cell *cells;     /* [cells_max] */
 };
 
 /* One slot of the host tier; lane NULL: free, next links the slab's free slots. */
 struct hri_slot {
     struct hri_lane *lane;
-    uint64_t tick;       /* of its last use */
+    uint64_t tick; /* of its last use */
     uint32_t cell;
     uint32_t prev, next; /* in its class's list of clean slots */
 };
@@ -71,7 +74,7 @@ struct hri_slot {
 struct hri_slab {
     uint32_t class_index; /* HRI_NONE: free */
     uint32_t n_used, free_slot;
-    uint32_t prev, next;  /* in its class's list of slabs with free slots, or in the free list */
+    uint32_t prev, next; /* in its class's list of slabs with free slots, or in the free list */
 };
 
 struct hri_slot_list {
@@ -79,10 +82,10 @@ struct hri_slot_list {
 };
 
 struct hri_slot_class {
-    uint32_t cell_bytes;  /* 0: free */
+    uint32_t cell_bytes; /* 0: free */
     uint32_t n_lanes;
     uint32_t slab_slots;
-    uint32_t partial;     /* first slab with free slots */
+    uint32_t partial; /* first slab with free slots */
     struct hri_slot_list clean[HRI_PRIORITIES];
 };
 
@@ -99,15 +102,15 @@ struct hri_host {
 };
 
 struct hri_file {
-    int fd;               /* -1: no file tier */
+    int fd; /* -1: no file tier */
     bool direct;
     uint32_t memory_align, offset_align;
     uint64_t cap_bytes;
-    uint64_t *used;       /* [n_grains / 64] bitmap */
-    uint32_t n_grains;    /* that fit under the cap */
-    uint32_t n_made;      /* preallocated */
+    uint64_t *used;    /* [n_grains / 64] bitmap */
+    uint32_t n_grains; /* that fit under the cap */
+    uint32_t n_made;   /* preallocated */
     uint32_t n_used, hint;
-    uint64_t peak_bytes;  /* physical */
+    uint64_t peak_bytes; /* physical */
     bool no_fallocate;
 };
 
@@ -124,13 +127,14 @@ enum hri_op_state { HRI_OP_FREE, HRI_OP_QUEUED, HRI_OP_FLYING, HRI_OP_AGAIN, HRI
 struct hri_op {
     struct hri_disk_request request; /* first: a request that came back is its op */
     struct hri_lane *lane;
-    struct hri_op *prev, *next;      /* queue of reads that wait, or list of failed writes; next also links free ops */
+    struct hri_op *prev,
+        *next; /* queue of reads that wait, or list of failed writes; next also links free ops */
     enum hri_op_state state;
     uint32_t first_cell, n_cells;
-    uint32_t pieces;                 /* list */
-    uint32_t solo;                   /* second try: index of the cell that is read alone, else HRI_NONE */
-    uint32_t bad_mask;               /* cells that failed the first try */
-    unsigned char *bounce;           /* pages of the read arena */
+    uint32_t pieces;       /* list */
+    uint32_t solo;         /* second try: index of the cell that is read alone, else HRI_NONE */
+    uint32_t bad_mask;     /* cells that failed the first try */
+    unsigned char *bounce; /* pages of the read arena */
     uint32_t bounce_pages;
     unsigned char *memory[HRI_RUN_CELLS_MAX]; /* where each cell's bytes are or go */
 };
@@ -147,19 +151,20 @@ struct hri_store {
     struct hri_host host;
     struct hri_file file;
     struct hri_page_arena read_arena, write_arena;
-    struct hri_op *ops;              /* [HRI_OPS]: reads, then writes */
+    struct hri_op *ops; /* [HRI_OPS]: reads, then writes */
     struct hri_op *free_reads, *free_writes;
-    struct hri_op_list queue;        /* reads waiting for the disk */
-    struct hri_op_list failed;       /* writes to try again; their cells are safe in memory */
-    struct hri_piece *pieces;        /* [HRI_PIECES] */
+    struct hri_op_list queue;  /* reads waiting for the disk */
+    struct hri_op_list failed; /* writes to try again; their cells are safe in memory */
+    struct hri_piece *pieces;  /* [HRI_PIECES] */
     uint32_t free_piece;
     struct hri_lane *lanes;
-    int write_error;                 /* errno value of the last failed write */
+    int write_error; /* errno value of the last failed write */
     struct hri_store_stats counts;
 };
 
 /* store_pages.c */
-hr_status_t hri_page_arena_init(struct hri_page_arena *arena, struct hri_alloc *alloc, size_t bytes);
+hr_status_t hri_page_arena_init(struct hri_page_arena *arena, struct hri_alloc *alloc,
+                                size_t bytes);
 void hri_page_arena_fini(struct hri_page_arena *arena, struct hri_alloc *alloc);
 void *hri_page_arena_take(struct hri_page_arena *arena, uint32_t n_pages); /* NULL: no such run */
 void hri_page_arena_put(struct hri_page_arena *arena, void *pages, uint32_t n_pages);
@@ -174,10 +179,12 @@ void hri_host_fini(struct hri_store *store);
 /* HR_ERR_FULL: too many different cell sizes. */
 hr_status_t hri_host_class_get(struct hri_host *host, uint32_t cell_bytes, uint32_t *class_out);
 void hri_host_class_put(struct hri_host *host, uint32_t class_index);
-/* A slot for the cell, evicting clean cells that are worth no more; HRI_NONE when there is none. Not in the clean list yet. */
+/* A slot for the cell, evicting clean cells that are worth no more; HRI_NONE when there is none.
+ * Not in the clean list yet. */
 uint32_t hri_host_take(struct hri_host *host, struct hri_lane *lane, uint32_t cell);
 void hri_host_put(struct hri_host *host, uint32_t slot); /* not in the clean list */
-void hri_host_clean(struct hri_host *host, uint32_t slot);   /* may be evicted from now on, last used now */
+void hri_host_clean(struct hri_host *host,
+                    uint32_t slot); /* may be evicted from now on, last used now */
 void hri_host_unclean(struct hri_host *host, uint32_t slot); /* takes it out of the clean list */
 void hri_host_touch(struct hri_host *host, uint32_t slot);   /* of a clean slot */
 unsigned char *hri_host_memory(const struct hri_host *host, uint32_t slot);
@@ -187,17 +194,20 @@ hr_status_t hri_file_init(struct hri_store *store, const struct hri_store_option
 void hri_file_fini(struct hri_store *store);
 hr_status_t hri_file_take(struct hri_store *store, uint32_t n_grains, uint32_t *first_out);
 void hri_file_put(struct hri_store *store, uint32_t first, uint32_t n_grains);
-void hri_file_layout(const struct hri_file *file, uint32_t cell_bytes, uint32_t *grains_out, uint32_t *cells_out);
+void hri_file_layout(const struct hri_file *file, uint32_t cell_bytes, uint32_t *grains_out,
+                     uint32_t *cells_out);
 
 /* store_write.c */
-/* The op of the cell's write, or HRI_NONE with *status_out. memory holds the bytes. Joined to *open_op where it fits. */
-hr_status_t hri_write_add(struct hri_store *store, struct hri_lane *lane, uint32_t cell, unsigned char *memory,
-                          struct hri_op **open_op);
+/* The op of the cell's write, or HRI_NONE with *status_out. memory holds the bytes. Joined to
+ * *open_op where it fits. */
+hr_status_t hri_write_add(struct hri_store *store, struct hri_lane *lane, uint32_t cell,
+                          unsigned char *memory, struct hri_op **open_op);
 void hri_write_close(struct hri_store *store, struct hri_op **open_op);
 hr_status_t hri_write_buffer(struct hri_store *store, uint32_t bytes, unsigned char **memory_out);
 void hri_write_reap(struct hri_store *store, uint64_t wait_ns);
 void hri_write_wait_lane(struct hri_store *store, const struct hri_lane *lane);
-void hri_write_forget(struct hri_store *store, struct hri_lane *lane, uint32_t n_cells); /* failed writes of cells from n_cells on */
+void hri_write_forget(struct hri_store *store, struct hri_lane *lane,
+                      uint32_t n_cells); /* failed writes of cells from n_cells on */
 hr_status_t hri_write_retry_failed(struct hri_store *store);
 
 /* store_read.c */

@@ -16,16 +16,16 @@ unsigned char *hri_cell_memory(const struct hri_lane *lane, uint32_t cell)
     return op->memory[cell - op->first_cell];
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- lanes */
+/* ---------------------------------------------------------------------------------------- lanes */
 
 static hr_status_t check_lane_options(const struct hri_store *store,
                                       const struct hri_lane_options *options)
 {
     uint32_t bytes = options->cell_bytes;
     if (bytes == 0 || bytes % HRI_PAGE_BYTES != 0 || bytes > HRI_CELL_BYTES_MAX)
-        return hri_error_set(HR_ERR_INVALID, "lane %llx: cell_bytes is %u, must be a multiple of %u up to %u",
-                             (unsigned long long)options->tag, bytes, HRI_PAGE_BYTES,
-                             HRI_CELL_BYTES_MAX);
+        return hri_error_set(
+            HR_ERR_INVALID, "lane %llx: cell_bytes is %u, must be a multiple of %u up to %u",
+            (unsigned long long)options->tag, bytes, HRI_PAGE_BYTES, HRI_CELL_BYTES_MAX);
     if ((unsigned)options->priority >= HRI_PRIORITIES)
         return hri_error_set(HR_ERR_INVALID, "lane %llx: no such priority",
                              (unsigned long long)options->tag);
@@ -101,7 +101,7 @@ uint32_t hri_lane_cells(const struct hri_lane *lane)
     return lane->n_cells;
 }
 
-/* ------------------------------------------------------------------------------------------------------ append and truncate */
+/* -------------------------------------------------------------------------- append and truncate */
 
 static uint32_t extents_for(const struct hri_lane *lane, uint32_t n_cells)
 {
@@ -123,8 +123,8 @@ static hr_status_t grow_extents(struct hri_lane *lane, uint32_t n_cells)
         return HR_OK;
     uint32_t n = extents_for(lane, n_cells);
     while (lane->n_extents < n) {
-        hr_status_t status = hri_file_take(lane->store, lane->extent_grains,
-                                           &lane->extents[lane->n_extents]);
+        hr_status_t status =
+            hri_file_take(lane->store, lane->extent_grains, &lane->extents[lane->n_extents]);
         if (status != HR_OK) {
             shrink_extents(lane, lane->n_cells);
             return status;
@@ -238,7 +238,7 @@ hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_
     return HR_OK;
 }
 
-/* --------------------------------------------------------------------------------------------------------------- questions */
+/* ------------------------------------------------------------------------------------ questions */
 
 const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell)
 {

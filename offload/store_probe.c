@@ -29,7 +29,8 @@ static void add(struct text *text, const char *format, ...)
     text->length += n > 0 ? (size_t)n : 0;
 }
 
-/* A JSON string; bytes that are no plain text become '?', as the texts here are paths and messages. */
+/* A JSON string; bytes that are no plain text become '?', as the texts here are paths and messages.
+ */
 static void add_string(struct text *text, const char *value)
 {
     add(text, "\"");
@@ -49,9 +50,9 @@ static const char *fs_name(uint64_t magic)
         uint64_t magic;
         const char *name;
     } names[] = {
-        {0xef53, "ext4"},       {0x58465342, "xfs"},    {0x9123683e, "btrfs"}, {0x01021994, "tmpfs"},
-        {0x794c7630, "overlay"}, {0x6969, "nfs"},       {0x2fc12fc1, "zfs"},   {0xf2f52010, "f2fs"},
-        {0x65735546, "fuse"},   {0x01021997, "9p"},     {0x858458f6, "ramfs"}, {0xff534d42, "cifs"},
+        {0xef53, "ext4"},        {0x58465342, "xfs"}, {0x9123683e, "btrfs"}, {0x01021994, "tmpfs"},
+        {0x794c7630, "overlay"}, {0x6969, "nfs"},     {0x2fc12fc1, "zfs"},   {0xf2f52010, "f2fs"},
+        {0x65735546, "fuse"},    {0x01021997, "9p"},  {0x858458f6, "ramfs"}, {0xff534d42, "cifs"},
     };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (names[i].magic == magic)

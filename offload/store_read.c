@@ -1,8 +1,9 @@
 /*
- * Reads. A batch walks its reads; cells in memory are copied at once, every other (read, cell) pair becomes a piece. Pieces of
- * one cell hang on one op, pieces of neighbouring cells join it while it waits for the disk. When an op gets its place, each of
- * its cells is aimed at a caller's memory if one wants the whole cell and it is aligned, else at a bounce buffer. What arrived is
- * checked, then handed to all its pieces. Cells that failed are read once more, one by one.
+ * Reads. A batch walks its reads; cells in memory are copied at once, every other (read, cell) pair
+ * becomes a piece. Pieces of one cell hang on one op, pieces of neighbouring cells join it while it
+ * waits for the disk. When an op gets its place, each of its cells is aimed at a caller's memory if
+ * one wants the whole cell and it is aligned, else at a bounce buffer. What arrived is checked,
+ * then handed to all its pieces. Cells that failed are read once more, one by one.
  */
 #include "offload/store_impl.h"
 
@@ -21,7 +22,7 @@ static const char *text_of(int error)
     return error == EILSEQ ? "checksum does not fit" : strerror(error);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- queue */
+/* ---------------------------------------------------------------------------------------- queue */
 
 static void queue_add(struct hri_op_list *list, struct hri_op *op)
 {
@@ -68,7 +69,7 @@ static void free_op(struct hri_store *store, struct hri_op *op)
     store->free_reads = op;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ pieces */
+/* --------------------------------------------------------------------------------------- pieces */
 
 static void free_piece(struct hri_store *store, uint32_t piece)
 {
@@ -116,7 +117,7 @@ static void fail(struct hri_read_batch *batch, struct hri_read *read, uint32_t c
     cell_arrived(batch, read);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- start */
+/* ---------------------------------------------------------------------------------------- start */
 
 static bool joins(const struct hri_op *op, uint32_t low, uint32_t high)
 {
@@ -162,7 +163,8 @@ static struct hri_op *new_op(struct hri_store *store, struct hri_lane *lane, uin
     return op;
 }
 
-/* The op that will bring the cell: one under way, a waiting neighbour, or a new one. NULL: none is free. */
+/* The op that will bring the cell: one under way, a waiting neighbour, or a new one. NULL: none is
+ * free. */
 static struct hri_op *op_for(struct hri_store *store, struct hri_read_batch *batch,
                              struct hri_lane *lane, uint32_t cell)
 {
@@ -223,14 +225,13 @@ static void begin_reads(struct hri_store *store, struct hri_read_batch *batch)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ submit */
+/* --------------------------------------------------------------------------------------- submit */
 
 static bool direct_target(const struct hri_store *store, const struct hri_read *read, uint32_t cell)
 {
     if (part_bytes(read) != read->lane->cell_bytes)
         return false;
-    return !store->file.direct ||
-           (uintptr_t)target_of(read, cell) % store->file.memory_align == 0;
+    return !store->file.direct || (uintptr_t)target_of(read, cell) % store->file.memory_align == 0;
 }
 
 /* Decides where each cell goes. False when the bounce buffers are used up. */
@@ -306,7 +307,7 @@ static void submit_queue(struct hri_store *store)
         hri_disk_flush(store->read_disk);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ arrive */
+/* --------------------------------------------------------------------------------------- arrive */
 
 static void keep_copy(struct hri_store *store, struct hri_lane *lane, uint32_t cell,
                       const unsigned char *memory)
@@ -413,7 +414,8 @@ static void run_arrived(struct hri_store *store, struct hri_op *op)
     next_solo(store, op);
 }
 
-/* With nothing under way, what cannot be submitted never will be: abandoned reads took the bounce buffers with them. */
+/* With nothing under way, what cannot be submitted never will be: abandoned reads took the bounce
+ * buffers with them. */
 static void fail_stuck(struct hri_store *store)
 {
     while (store->queue.first != NULL && hri_disk_in_flight(store->read_disk) == 0) {
@@ -451,7 +453,7 @@ void hri_read_wait_lane(struct hri_store *store, const struct hri_lane *lane)
         hri_read_reap(store, WAIT_NS); /* ends: the disk gives up what gets no answer */
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- batches */
+/* -------------------------------------------------------------------------------------- batches */
 
 static hr_status_t check_read(const struct hri_store *store, const struct hri_read *read)
 {
@@ -463,8 +465,8 @@ static hr_status_t check_read(const struct hri_store *store, const struct hri_re
         return hri_error_set(HR_ERR_INVALID, "read: cells %u to %llu of lane %llx, which has %u",
                              read->cell, (unsigned long long)read->cell + read->n_cells,
                              (unsigned long long)lane->tag, lane->n_cells);
-    if (read->n_cells == 1 && (read->offset >= lane->cell_bytes ||
-                               read->bytes > lane->cell_bytes - read->offset))
+    if (read->n_cells == 1 &&
+        (read->offset >= lane->cell_bytes || read->bytes > lane->cell_bytes - read->offset))
         return hri_error_set(HR_ERR_INVALID, "read: bytes %u from %u of a cell of %u", read->bytes,
                              read->offset, lane->cell_bytes);
     return HR_OK;
@@ -515,7 +517,8 @@ static hr_status_t batch_status(const struct hri_read_batch *batch)
     }
     if (first == NULL)
         return HR_OK;
-    return hri_error_set(first->status, "file tier: lane %llx: cell %u cannot be read: %s (%u of %u reads failed)",
+    return hri_error_set(first->status,
+                         "file tier: lane %llx: cell %u cannot be read: %s (%u of %u reads failed)",
                          (unsigned long long)first->lane->tag, first->bad_cell,
                          text_of(batch->error), n, batch->n_reads);
 }
@@ -538,9 +541,10 @@ hr_status_t hri_store_read_wait(struct hri_store *store, struct hri_read_batch *
     return batch_status(batch);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ cancel */
+/* --------------------------------------------------------------------------------------- cancel */
 
-/* True if the kernel writes straight into the piece's memory, which it does from the op's first submit to its end. */
+/* True if the kernel writes straight into the piece's memory, which it does from the op's first
+ * submit to its end. */
 static bool holds_memory(const struct hri_op *op, const struct hri_piece *piece)
 {
     return op->state != HRI_OP_QUEUED &&

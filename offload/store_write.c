@@ -1,5 +1,6 @@
-/* Write-behind. A cell stays in memory, in its host slot or in a write buffer, until the disk has it; a write that fails keeps its
- * cells there and is tried again by the next append or flush, so that nothing is lost while the process lives. */
+/* Write-behind. A cell stays in memory, in its host slot or in a write buffer, until the disk has
+ * it; a write that fails keeps its cells there and is tried again by the next append or flush, so
+ * that nothing is lost while the process lives. */
 #include "offload/store_impl.h"
 
 #include <string.h>
@@ -134,8 +135,7 @@ static bool fits(const struct hri_op *op, const struct hri_lane *lane, uint32_t 
     return op != NULL && op->lane == lane && op->first_cell + op->n_cells == cell &&
            op->n_cells < HRI_RUN_CELLS_MAX &&
            (op->n_cells + 1) * lane->cell_bytes <= HRI_RUN_BYTES_MAX &&
-           hri_lane_position(lane, cell) ==
-               hri_lane_position(lane, cell - 1) + lane->cell_bytes;
+           hri_lane_position(lane, cell) == hri_lane_position(lane, cell - 1) + lane->cell_bytes;
 }
 
 void hri_write_close(struct hri_store *store, struct hri_op **open_op)

@@ -63,7 +63,8 @@ static uint32_t cut(struct iovec *iov, uint32_t n_iov)
 }
 
 /* What the transfer reports, given what the kernel said. */
-static int64_t bend(int kind, int error, int64_t asked_bytes, int64_t result, const struct iovec *iov)
+static int64_t bend(int kind, int error, int64_t asked_bytes, int64_t result,
+                    const struct iovec *iov)
 {
     if (result < 0 && kind != FAULT_ERROR)
         return result;
@@ -84,7 +85,7 @@ static int64_t bend(int kind, int error, int64_t asked_bytes, int64_t result, co
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- files */
+/* ---------------------------------------------------------------------------------------- files */
 
 static int fault_open_temp(void *ctx, const char *dir, bool direct)
 {
@@ -154,7 +155,7 @@ static ssize_t fault_writev(void *ctx, int fd, const struct iovec *iov, int n_io
     return transfer(ctx, true, fd, iov, n_iov, offset);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- rings */
+/* ---------------------------------------------------------------------------------------- rings */
 
 static int fault_ring_create(void *ctx, const struct hri_ring_options *options, void **ring_out)
 {
@@ -178,7 +179,8 @@ static void fault_ring_destroy(void *ctx, void *ring_opaque)
     free(ring);
 }
 
-static int fault_ring_register(void *ctx, void *ring_opaque, uint32_t slot, void *base, size_t bytes)
+static int fault_ring_register(void *ctx, void *ring_opaque, uint32_t slot, void *base,
+                               size_t bytes)
 {
     struct fault_io *io = ctx;
     struct fault_ring *ring = ring_opaque;
@@ -236,8 +238,8 @@ static bool translate(struct fault_ring *ring, struct hri_ring_result *result)
 }
 
 /* Keeps results back, returns them in random order, now and then one twice. */
-static int shuffle(struct fault_io *io, struct fault_ring *ring, struct hri_ring_result *results, int n,
-                   uint32_t n_max)
+static int shuffle(struct fault_io *io, struct fault_ring *ring, struct hri_ring_result *results,
+                   int n, uint32_t n_max)
 {
     for (int i = 0; i < n; i++) {
         int copies = 1 + (hri_rng_below(&io->rng, 4) == 0);

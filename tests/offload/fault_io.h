@@ -1,6 +1,6 @@
 /*
- * A table of I/O operations that passes everything on to the real one, but fails where it is told to. Deterministic: every fault
- * counts calls, so the same run fails at the same place.
+ * A table of I/O operations that passes everything on to the real one, but fails where it is told
+ * to. Deterministic: every fault counts calls, so the same run fails at the same place.
  */
 #ifndef HR_TESTS_OFFLOAD_FAULT_IO_H
 #define HR_TESTS_OFFLOAD_FAULT_IO_H
@@ -19,27 +19,28 @@ struct fault_io {
     struct fault_rule {
         enum {
             FAULT_NONE,
-            FAULT_ERROR,      /* result is -error */
-            FAULT_SHORT,      /* asks the kernel for part of it: half, in whole 512 bytes, at least 512 */
-            FAULT_ODD,        /* reports a short count that is no multiple of 512 */
-            FAULT_ZERO,       /* result is 0 */
-            FAULT_LONG,       /* reports more than was asked for */
-            FAULT_LOST,       /* no result ever (ring), or blocks for 3 s (threads) */
-            FAULT_FLIP        /* one bit of what was read is wrong */
+            FAULT_ERROR, /* result is -error */
+            FAULT_SHORT, /* asks the kernel for part of it: half, in whole 512 bytes, at least 512
+                          */
+            FAULT_ODD,   /* reports a short count that is no multiple of 512 */
+            FAULT_ZERO,  /* result is 0 */
+            FAULT_LONG,  /* reports more than was asked for */
+            FAULT_LOST,  /* no result ever (ring), or blocks for 3 s (threads) */
+            FAULT_FLIP   /* one bit of what was read is wrong */
         } kind;
         int error;
         long after, count;
     } read, write;
     int open_error, stat_error, allocate_error, ring_create_error, ring_register_error;
-    long allocate_after;      /* allocate_error from this call on */
-    bool no_direct;           /* open with O_DIRECT is EINVAL */
-    bool refuse_direct_io;    /* transfers on a direct descriptor are EINVAL */
-    uint64_t free_bytes;      /* 0: the truth */
-    bool shuffle;             /* ring results come late, out of order, and some twice */
+    long allocate_after;   /* allocate_error from this call on */
+    bool no_direct;        /* open with O_DIRECT is EINVAL */
+    bool refuse_direct_io; /* transfers on a direct descriptor are EINVAL */
+    uint64_t free_bytes;   /* 0: the truth */
+    bool shuffle;          /* ring results come late, out of order, and some twice */
     /* counted */
     _Atomic long n_reads, n_writes, n_faults;
     long n_allocates;
-    int fd;                   /* of the last open */
+    int fd; /* of the last open */
     bool direct;
     struct hri_rng rng;
 };

@@ -159,7 +159,8 @@ uint32_t model_batch_check(struct model_batch *batch)
     return n_failed;
 }
 
-hr_status_t model_batch_end(struct hri_store *store, struct model_batch *batch, uint32_t *n_failed_out)
+hr_status_t model_batch_end(struct hri_store *store, struct model_batch *batch,
+                            uint32_t *n_failed_out)
 {
     hr_status_t status = hri_store_read_wait(store, &batch->batch, 0);
     assert_int_equal(batch->batch.n_pending, 0);

@@ -1,4 +1,5 @@
-/* Lanes with a naive model beside them: every cell's bytes follow from a seed, the model keeps only the seeds. */
+/* Lanes with a naive model beside them: every cell's bytes follow from a seed, the model keeps only
+ * the seeds. */
 #ifndef HR_TESTS_OFFLOAD_LANES_H
 #define HR_TESTS_OFFLOAD_LANES_H
 
@@ -43,7 +44,8 @@ void model_batch_begin(struct hri_store *store, struct model_batch *batch,
 /* Checks every read that says HR_OK; the number of others. Frees the memory. */
 uint32_t model_batch_check(struct model_batch *batch);
 /* Waits without a deadline, then checks. */
-hr_status_t model_batch_end(struct hri_store *store, struct model_batch *batch, uint32_t *n_failed_out);
+hr_status_t model_batch_end(struct hri_store *store, struct model_batch *batch,
+                            uint32_t *n_failed_out);
 
 /* Reads every cell of the lane alone and checks it; the number of cells that failed. */
 uint32_t model_verify(struct hri_store *store, const struct model_lane *lane);

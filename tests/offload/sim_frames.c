@@ -1,10 +1,12 @@
 /*
- * Which frames to replace: hit rates of a few policies on access streams shaped like decoding. Prints the table of
- * docs/decisions/0002-frame-replacement.md. Build and run: ninja sim_frames && tests/sim_frames
+ * Which frames to replace: hit rates of a few policies on access streams shaped like decoding.
+ * Prints the table of docs/decisions/0002-frame-replacement.md. Build and run: ninja sim_frames &&
+ * tests/sim_frames
  *
- * A stream: 30 layers x 3 heads are lanes of 256 blocks. A token visits the layers in order; in each, every head asks for
- * BLOCKS_PER_HEAD blocks. Some stay from the token before (what a text is about changes slowly), some are drawn from the head's own
- * Zipf order (heavy hitters), the rest from anywhere; now and then the order drifts.
+ * A stream: 30 layers x 3 heads are lanes of 256 blocks. A token visits the layers in order; in
+ * each, every head asks for BLOCKS_PER_HEAD blocks. Some stay from the token before (what a text is
+ * about changes slowly), some are drawn from the head's own Zipf order (heavy hitters), the rest
+ * from anywhere; now and then the order drifts.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -39,7 +41,7 @@ static const struct stream streams[] = {
     {"flat", 0.3, 0.30, 0.5, 20},
 };
 
-/* ------------------------------------------------------------------------------------------------------------------ pools */
+/* ---------------------------------------------------------------------------------------- pools */
 
 struct frame {
     int key, prev, next;
@@ -183,7 +185,8 @@ static int newest_unpinned(struct pool *p, long step)
     return f;
 }
 
-/* LRU, but where even the oldest frame was used since the last token the pool is smaller than the loop over the layers. */
+/* LRU, but where even the oldest frame was used since the last token the pool is smaller than the
+ * loop over the layers. */
 static int loop_victim(struct pool *p, long step)
 {
     int f = oldest_unpinned(p, 0, step);
@@ -225,7 +228,7 @@ static bool use(struct pool *p, const struct policy *policy, int key, long step)
     return false;
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- streams */
+/* -------------------------------------------------------------------------------------- streams */
 
 struct lane {
     int order[BLOCKS]; /* rank -> block */
@@ -331,7 +334,8 @@ int main(void)
 {
     static const double sizes[] = {0.25, 0.5, 1, 2, 4, 8};
     int *keys = malloc(sizeof *keys * TOKENS * LANES * BLOCKS_PER_HEAD);
-    printf("| stream | policy | frames = 0.25 tokens | 0.5 | 1 | 2 | 4 | 8 |\n|---|---|---|---|---|---|---|---|\n");
+    printf("| stream | policy | frames = 0.25 tokens | 0.5 | 1 | 2 | 4 | 8 "
+           "|\n|---|---|---|---|---|---|---|---|\n");
     for (size_t s = 0; s < sizeof streams / sizeof streams[0]; s++) {
         make_stream(&streams[s], keys);
         for (size_t p = 0; p < sizeof policies / sizeof policies[0]; p++) {

@@ -1,4 +1,5 @@
-/* A real file system that is full: a small ext4 image on a loop device, where we may mount one. Exit code 77 (skipped) elsewhere. */
+/* A real file system that is full: a small ext4 image on a loop device, where we may mount one.
+ * Exit code 77 (skipped) elsewhere. */
 #include "tests/offload/lanes.h"
 
 #include <fcntl.h>
@@ -34,14 +35,16 @@ static void unmount_image(void)
 {
     char command[4096];
     /* The kernel lets go of a ring's file a moment after the ring is gone. */
-    snprintf(command, sizeof command,
-             "for i in 1 2 3 4 5 6 7 8 9 10; do umount '%s' && break; sleep 0.2; done >/dev/null 2>&1; "
-             "rmdir '%s' 2>/dev/null; rm -f '%s'",
-             mount_dir, mount_dir, image);
+    snprintf(
+        command, sizeof command,
+        "for i in 1 2 3 4 5 6 7 8 9 10; do umount '%s' && break; sleep 0.2; done >/dev/null 2>&1; "
+        "rmdir '%s' 2>/dev/null; rm -f '%s'",
+        mount_dir, mount_dir, image);
     (void)run(command);
 }
 
-/* Somebody else takes the space after the store was made; the append says so, nothing is lost, and freed space is used again. */
+/* Somebody else takes the space after the store was made; the append says so, nothing is lost, and
+ * freed space is used again. */
 static void test_disk_full(void **state)
 {
     (void)state;

@@ -1,4 +1,5 @@
-/* Every way the disk can fail: the bytes are exact, or an error names the lane and its cells; never wrong bytes, never a hang. */
+/* Every way the disk can fail: the bytes are exact, or an error names the lane and its cells; never
+ * wrong bytes, never a hang. */
 #include "tests/offload/fault_io.h"
 #include "tests/offload/lanes.h"
 
@@ -8,9 +9,9 @@
 
 #include "offload/store_impl.h"
 
-#define KIB    1024u
-#define MIB    (1024u * KIB)
-#define CELLS  40u
+#define KIB   1024u
+#define MIB   (1024u * KIB)
+#define CELLS 40u
 
 static const hr_io_mode_t modes[] = {HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS};
 
@@ -21,7 +22,8 @@ struct bed {
     struct hri_rng rng;
 };
 
-/* A store on the faulty table, with nothing armed yet. False where the mode is not to be had here. */
+/* A store on the faulty table, with nothing armed yet. False where the mode is not to be had here.
+ */
 static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes)
 {
     memset(bed, 0, sizeof *bed);
@@ -59,7 +61,7 @@ static void arm(struct fault_io *io, bool write, int kind, int error, long after
     rule->count = count;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- fault tables */
+/* --------------------------------------------------------------------------------- fault tables */
 
 enum outcome { RIGHT, LOST };
 
@@ -136,7 +138,8 @@ static const struct fault_case write_cases[] = {
     {"eio", FAULT_ERROR, EIO, 1000000, LOST},
 };
 
-/* Cells whose write failed stay readable from memory; appends and flushes say so; when the disk recovers all is written. */
+/* Cells whose write failed stay readable from memory; appends and flushes say so; when the disk
+ * recovers all is written. */
 static void run_write_case(const struct fault_case *test, hr_io_mode_t mode, uint64_t host_bytes)
 {
     struct bed bed;
@@ -229,11 +232,13 @@ static void test_shuffled_completions(void **state)
     }
 }
 
-/* A thread that is stuck in an I/O outlives its store and goes on to use the table of operations. */
+/* A thread that is stuck in an I/O outlives its store and goes on to use the table of operations.
+ */
 static struct bed stuck_beds[6];
 static uint32_t n_stuck_beds;
 
-/* A completion that never comes ends in an error after the hard timeout, and everything after it fails at once. */
+/* A completion that never comes ends in an error after the hard timeout, and everything after it
+ * fails at once. */
 static void test_lost_completion(void **state)
 {
     (void)state;
@@ -244,8 +249,12 @@ static void test_lost_completion(void **state)
         bed_fill(bed);
         arm(&bed->io, false, FAULT_LOST, 0, 0, 1);
         static _Alignas(4096) unsigned char memory[16 * KIB];
-        struct hri_read read = {
-            .lane = bed->lane.lane, .cell = 7, .n_cells = 1, .offset = 64, .bytes = 64, .dst = memory};
+        struct hri_read read = {.lane = bed->lane.lane,
+                                .cell = 7,
+                                .n_cells = 1,
+                                .offset = 64,
+                                .bytes = 64,
+                                .dst = memory};
         struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
         assert_ok(hri_store_read_begin(bed->store, &batch));
         assert_fails(hri_store_read_wait(bed->store, &batch, 0), HR_ERR_IO, "cell 7");
@@ -272,7 +281,7 @@ static void test_lost_write(void **state)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- create */
+/* --------------------------------------------------------------------------------------- create */
 
 static hr_status_t create_with(struct fault_io *io, hr_io_mode_t mode, struct hri_store **store_out)
 {
@@ -357,7 +366,8 @@ static void test_create_fallbacks(void **state)
     }
 }
 
-/* The file cannot grow: refused, and nothing changed. Without fallocate it grows by being written. */
+/* The file cannot grow: refused, and nothing changed. Without fallocate it grows by being written.
+ */
 static void test_allocate_faults(void **state)
 {
     (void)state;
@@ -387,9 +397,10 @@ static void test_allocate_faults(void **state)
     hri_store_destroy(bed.store);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- corruption */
+/* ----------------------------------------------------------------------------------- corruption */
 
-/* The bytes of the file change behind the store's back; the tier's descriptor is known from the open. */
+/* The bytes of the file change behind the store's back; the tier's descriptor is known from the
+ * open. */
 static void flip_in_file(const struct bed *bed, uint32_t cell, uint32_t at)
 {
     uint64_t position = hri_lane_position(bed->lane.lane, cell) + at;
@@ -415,11 +426,16 @@ static void test_corruption(void **state)
         struct hri_read reads[] = {
             {.lane = bed.lane.lane, .cell = 8, .n_cells = 3, .dst = memory},
             {.lane = bed.lane.lane, .cell = 10, .n_cells = 20, .dst = memory + 3 * 16 * KIB},
-            {.lane = bed.lane.lane, .cell = 23, .n_cells = 1, .bytes = 64, .dst = memory + 30 * 16 * KIB},
+            {.lane = bed.lane.lane,
+             .cell = 23,
+             .n_cells = 1,
+             .bytes = 64,
+             .dst = memory + 30 * 16 * KIB},
         };
         struct hri_read_batch batch = {.reads = reads, .n_reads = 3, .cache = true};
         assert_ok(hri_store_read_begin(bed.store, &batch));
-        assert_fails(hri_store_read_wait(bed.store, &batch, 0), HR_ERR_CORRUPT, "lane abc: cell 11");
+        assert_fails(hri_store_read_wait(bed.store, &batch, 0), HR_ERR_CORRUPT,
+                     "lane abc: cell 11");
         assert_int_equal(reads[0].status, HR_OK);
         assert_int_equal(reads[1].status, HR_ERR_CORRUPT);
         assert_int_equal(reads[1].bad_cell, 11);

@@ -1,4 +1,5 @@
-/* Frames against a naive model that knows nothing of replacement: pointers hold the right bytes, and nothing moves within a step. */
+/* Frames against a naive model that knows nothing of replacement: pointers hold the right bytes,
+ * and nothing moves within a step. */
 #include "tests/offload/fault_io.h"
 #include "tests/offload/lanes.h"
 
@@ -42,7 +43,8 @@ static void bed_make(struct bed *bed, uint64_t host_bytes, uint32_t n_frames, ui
     hri_alloc_init(&bed->device, "device tier", 0, NULL);
     hri_rng_seed(&bed->rng, test_seed(3));
     struct hri_store_options options = {.host_bytes = host_bytes,
-                                        .file_dir = host_bytes > (8u << 20) ? NULL : model_dir(false),
+                                        .file_dir =
+                                            host_bytes > (8u << 20) ? NULL : model_dir(false),
                                         .file_bytes = 32u << 20,
                                         .io = &bed->io.ops};
     assert_ok(hri_store_create(&options, &bed->store));
@@ -90,8 +92,8 @@ static void check_block(const struct bed *bed, uint32_t lane, uint32_t block, co
         fail_msg("wrong bytes: lane %u block %u", lane, block);
 }
 
-static hr_status_t begin(struct bed *bed, struct one_fetch *f, uint32_t lane, const uint32_t *blocks,
-                         uint32_t n)
+static hr_status_t begin(struct bed *bed, struct one_fetch *f, uint32_t lane,
+                         const uint32_t *blocks, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
         f->blocks[i] = address_of(blocks[i]);
@@ -135,7 +137,8 @@ static void random_step(struct bed *bed, uint32_t n_lanes, uint32_t n_max)
     for (uint32_t k = 0; k < n_lanes; k++) {
         uint32_t blocks[FETCH_MAX], n = (uint32_t)hri_rng_below(&bed->rng, n_max + 1);
         for (uint32_t i = 0; i < n; i++)
-            blocks[i] = (uint32_t)hri_rng_below(&bed->rng, hri_rng_below(&bed->rng, 2) ? 20 : BLOCKS);
+            blocks[i] =
+                (uint32_t)hri_rng_below(&bed->rng, hri_rng_below(&bed->rng, 2) ? 20 : BLOCKS);
         uint32_t lane = (uint32_t)hri_rng_below(&bed->rng, LANES);
         assert_ok(begin(bed, &bed->fetches[n_fetches++], lane, blocks, n));
     }
@@ -172,7 +175,7 @@ static void test_random_steps(void **state)
     run_steps(0, 64, 80, 3, FETCH_MAX);
     run_steps(0, 400, 0, 3, FETCH_MAX);
     run_steps(128 << 10, 30, 60, 2, FETCH_MAX);
-    run_steps(0, 0, 72, 3, FETCH_MAX);      /* transit only */
+    run_steps(0, 0, 72, 3, FETCH_MAX);         /* transit only */
     run_steps(16 << 20, 50, 30, 3, FETCH_MAX); /* host memory only */
     run_steps(16 << 20, 0, 24, 1, FETCH_MAX);
 }
@@ -301,8 +304,12 @@ static void test_create(void **state)
     struct hri_store *store;
     assert_ok(hri_store_create(&store_options, &store));
     uint32_t blocks_max[2] = {10, 0};
-    struct hri_frames_options options = {.frame_bytes = 64, .n_frames = 3, .n_lanes = 2, .blocks_max = blocks_max,
-                                         .device = &device, .store = store};
+    struct hri_frames_options options = {.frame_bytes = 64,
+                                         .n_frames = 3,
+                                         .n_lanes = 2,
+                                         .blocks_max = blocks_max,
+                                         .device = &device,
+                                         .store = store};
     struct hri_frames *frames;
     for (int64_t n = 0;; n++) {
         hri_alloc_fail_after(&device, n);
@@ -326,8 +333,8 @@ static void test_create(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_steps), cmocka_unit_test(test_doubles),
-        cmocka_unit_test(test_too_many),     cmocka_unit_test(test_replacement),
+        cmocka_unit_test(test_random_steps),    cmocka_unit_test(test_doubles),
+        cmocka_unit_test(test_too_many),        cmocka_unit_test(test_replacement),
         cmocka_unit_test(test_late_and_failed), cmocka_unit_test(test_create),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* A sandbox that refuses io_uring, as container runtimes do: the store falls to threads and everything works. */
+/* A sandbox that refuses io_uring, as container runtimes do: the store falls to threads and
+ * everything works. */
 #include "tests/offload/lanes.h"
 
 #include <errno.h>
@@ -16,7 +17,8 @@
 #define __NR_io_uring_register 427
 #endif
 
-/* Kinds of refusal: of the set-up, or only of the later calls, so that a ring can be made but not used. */
+/* Kinds of refusal: of the set-up, or only of the later calls, so that a ring can be made but not
+ * used. */
 static bool refuse(int error, bool setup_too)
 {
     uint32_t first = setup_too ? __NR_io_uring_setup : __NR_io_uring_enter;

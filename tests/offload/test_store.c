@@ -38,7 +38,7 @@ static void check_caps(struct hri_store *store)
     assert_true(stats.file.bytes_peak <= stats.file.bytes_cap);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- round trips */
+/* ---------------------------------------------------------------------------------- round trips */
 
 static void round_trip(hr_io_mode_t mode, bool shm, uint64_t host_bytes)
 {
@@ -86,7 +86,7 @@ static void test_round_trips(void **state)
     }
 }
 
-/* --------------------------------------------------------------------------------------------------------- random histories */
+/* ----------------------------------------------------------------------------- random histories */
 
 struct history {
     struct hri_store *store;
@@ -238,7 +238,7 @@ static void test_host_only(void **state)
         run_history(&options, seed, true);
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- budgets */
+/* -------------------------------------------------------------------------------------- budgets */
 
 static void test_host_budget(void **state)
 {
@@ -334,7 +334,7 @@ static void test_bad_reads(void **state)
     hri_store_destroy(store);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- the paths */
+/* ------------------------------------------------------------------------------------ the paths */
 
 /* Doubles are read once, neighbours in one go. */
 static void test_joining(void **state)
@@ -352,8 +352,12 @@ static void test_joining(void **state)
     static const uint32_t cells[12] = {3, 4, 5, 3, 9, 8, 7, 3, 15, 5, 4, 10};
     struct hri_read reads[12];
     for (int i = 0; i < 12; i++)
-        reads[i] = (struct hri_read){
-            .lane = lane.lane, .cell = cells[i], .n_cells = 1, .offset = 8, .bytes = 64, .dst = memory[i]};
+        reads[i] = (struct hri_read){.lane = lane.lane,
+                                     .cell = cells[i],
+                                     .n_cells = 1,
+                                     .offset = 8,
+                                     .bytes = 64,
+                                     .dst = memory[i]};
     struct hri_read_batch batch = {.reads = reads, .n_reads = 12};
     assert_ok(hri_store_read_begin(store, &batch));
     assert_ok(hri_store_read_wait(store, &batch, 0));
@@ -427,7 +431,7 @@ static void test_deadline(void **state)
     hri_store_destroy(store);
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- threads */
+/* -------------------------------------------------------------------------------------- threads */
 
 struct mover {
     struct hri_store *store;
@@ -477,9 +481,10 @@ static void test_thread_moves(void **state)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the rest */
+/* ------------------------------------------------------------------------------------- the rest */
 
-/* After create and the appends nothing is allocated; with all cells in the host tier nothing reaches the disk either. */
+/* After create and the appends nothing is allocated; with all cells in the host tier nothing
+ * reaches the disk either. */
 static void test_no_allocation(void **state)
 {
     (void)state;
@@ -561,18 +566,12 @@ static void test_probe(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trips),
-        cmocka_unit_test(test_histories),
-        cmocka_unit_test(test_host_only),
-        cmocka_unit_test(test_host_budget),
-        cmocka_unit_test(test_file_cap),
-        cmocka_unit_test(test_bad_reads),
-        cmocka_unit_test(test_joining),
-        cmocka_unit_test(test_priorities),
-        cmocka_unit_test(test_deadline),
-        cmocka_unit_test(test_thread_moves),
-        cmocka_unit_test(test_no_allocation),
-        cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_round_trips),   cmocka_unit_test(test_histories),
+        cmocka_unit_test(test_host_only),     cmocka_unit_test(test_host_budget),
+        cmocka_unit_test(test_file_cap),      cmocka_unit_test(test_bad_reads),
+        cmocka_unit_test(test_joining),       cmocka_unit_test(test_priorities),
+        cmocka_unit_test(test_deadline),      cmocka_unit_test(test_thread_moves),
+        cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_probe),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
