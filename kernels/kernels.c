@@ -6,17 +6,19 @@
 #include <cpuid.h>
 #endif
 
-#define HRI_TABLE(level_, name_, of)                                                                       \
-    {                                                                                                      \
-        .level = level_, .name = name_, .to_f32 = hri_##of##_to_f32, .from_f32 = hri_##of##_from_f32,      \
-        .find_nonfinite = hri_##of##_find_nonfinite, .attend_rows = hri_##of##_attend_rows,                \
-        .attend_gather = hri_##of##_attend_gather, .score_rows = hri_##of##_score_rows,                    \
-        .attend_tile = hri_##of##_attend_tile, .score_centroids = hri_##of##_score_centroids,              \
-        .weighted_sum_i8 = hri_##of##_weighted_sum_i8, .attend_block_i8 = hri_##of##_attend_block_i8,      \
-        .quantise_i8 = hri_##of##_quantise_i8, .nearest = hri_##of##_nearest,                              \
-        .matmul_nt = hri_##of##_matmul_nt, .second_moment = hri_##of##_second_moment,                      \
-        .min_max = hri_##of##_min_max, .score_bounds = hri_##of##_score_bounds,                            \
-        .exp_sum = hri_##of##_exp_sum, .max = hri_##of##_max,                                              \
+#define HRI_TABLE(level_, name_, of)                                                               \
+    {                                                                                              \
+        .level = level_, .name = name_, .to_f32 = hri_##of##_to_f32,                               \
+        .from_f32 = hri_##of##_from_f32, .find_nonfinite = hri_##of##_find_nonfinite,              \
+        .attend_rows = hri_##of##_attend_rows, .attend_gather = hri_##of##_attend_gather,          \
+        .score_rows = hri_##of##_score_rows, .attend_tile = hri_##of##_attend_tile,                \
+        .score_centroids = hri_##of##_score_centroids,                                             \
+        .weighted_sum_i8 = hri_##of##_weighted_sum_i8,                                             \
+        .attend_block_i8 = hri_##of##_attend_block_i8, .quantise_i8 = hri_##of##_quantise_i8,      \
+        .nearest = hri_##of##_nearest, .matmul_nt = hri_##of##_matmul_nt,                          \
+        .second_moment = hri_##of##_second_moment, .min_max = hri_##of##_min_max,                  \
+        .score_bounds = hri_##of##_score_bounds, .exp_sum = hri_##of##_exp_sum,                    \
+        .max = hri_##of##_max,                                                                     \
     }
 
 static const struct hri_kernels table_ref = HRI_TABLE(HRI_KERNEL_REF, "ref", ref);
@@ -40,9 +42,9 @@ static bool cpu_has(enum hri_kernel_level level)
 #if HRI_KERNELS_X86
     __builtin_cpu_init();
     if (level == HRI_KERNEL_AVX2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               cpu_has_f16c();
-    /* Everything from Cascade Lake and Zen 4 on; older AVX-512 machines lower their clock and gain little over AVX2. */
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
+    /* Everything from Cascade Lake and Zen 4 on; older AVX-512 machines lower their clock and gain
+     * little over AVX2. */
     if (level == HRI_KERNEL_AVX512)
         return cpu_has(HRI_KERNEL_AVX2) && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

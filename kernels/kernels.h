@@ -1,13 +1,14 @@
 /* The arithmetic of a step: one table of operations, one implementation of it per instruction set.
  *
- * hri_kernels_get(level) returns a static table; every entry is set (a faster level falls back to the level below it where it has
- * nothing of its own). All functions are pure: no allocation, no state, no threads; buffers never overlap; any alignment unless
- * said otherwise. "ref" is plain C with double accumulation and defines the result; the others agree with it to the tolerance
- * stated in tests/kernels.
+ * hri_kernels_get(level) returns a static table; every entry is set (a faster level falls back to
+ * the level below it where it has nothing of its own). All functions are pure: no allocation, no
+ * state, no threads; buffers never overlap; any alignment unless said otherwise. "ref" is plain C
+ * with double accumulation and defines the result; the others agree with it to the tolerance stated
+ * in tests/kernels.
  *
- * Letters: G query heads that share one kv-head (1..HR_GROUP_MAX), dk = k_dim, dv = v_dim (8..256, multiples of 8),
- * n rows, a = softmax scale. Queries passed here are float32 and already carry the scale (and log-n factor): logit = q . k.
- */
+ * Letters: G query heads that share one kv-head (1..HR_GROUP_MAX), dk = k_dim, dv = v_dim (8..256,
+ * multiples of 8), n rows, a = softmax scale. Queries passed here are float32 and already carry the
+ * scale (and log-n factor): logit = q . k. */
 #ifndef HRI_KERNELS_H
 #define HRI_KERNELS_H
 
@@ -18,15 +19,17 @@
 
 enum hri_kernel_level { HRI_KERNEL_REF = 0, HRI_KERNEL_AVX2 = 1, HRI_KERNEL_AVX512 = 2 };
 
-/* A running softmax: the pair (output, log-sum-exp) before normalisation. For each of G (or nq) queries:
- * m = largest logit so far (-INFINITY: nothing yet), l = sum exp(logit - m), o[dv] = sum exp(logit - m) v. */
+/* A running softmax: the pair (output, log-sum-exp) before normalisation. For each of G (or nq)
+ * queries: m = largest logit so far (-INFINITY: nothing yet), l = sum exp(logit - m), o[dv] = sum
+ * exp(logit - m) v. */
 struct hri_partial {
     float *m; /* [G] */
     float *l; /* [G] */
     float *o; /* [G][dv] */
 };
 
-/* Rows in memory: n rows, row i at base + i * stride_bytes, K (dk elements) then V (dv elements), adjacent. */
+/* Rows in memory: n rows, row i at base + i * stride_bytes, K (dk elements) then V (dv elements),
+ * adjacent. */
 struct hri_rows {
     const void *base;
     size_t stride_bytes;
@@ -45,9 +48,11 @@ struct hri_block_i8 {
 };
 
 /* Summaries, level 0: centroids packed for scoring 16 blocks at a time.
- *   codes: [ceil(n/16)][dk/4][16][4] uint8, value = (code - 128) * step[block]; lanes of blocks not there yet hold 128.
+ *   codes: [ceil(n/16)][dk/4][16][4] uint8, value = (code - 128) * step[block]; lanes of
+ *          blocks not there yet hold 128.
  *   step:  [ceil(n/16)*16] float
- * One 64-byte line holds 4 dimensions of 16 blocks, so that vpdpbusd needs no horizontal sum. codes are 64-byte aligned. */
+ * One 64-byte line holds 4 dimensions of 16 blocks, so that vpdpbusd needs no horizontal sum. codes
+ * are 64-byte aligned. */
 struct hri_centroids {
     const uint8_t *codes;
     const float *step;
@@ -60,54 +65,67 @@ struct hri_kernels {
 
     /* -- conversion -- */
     void (*to_f32)(float *dst, const void *src, hr_dtype_t dtype, size_t n);
-    void (*from_f32)(void *dst, const float *src, hr_dtype_t dtype, size_t n); /* round to nearest even */
+    /* Rounds to nearest even. */
+    void (*from_f32)(void *dst, const float *src, hr_dtype_t dtype, size_t n);
     /* Index of the first NaN or infinity in src (also for f16/bf16), or n if all are finite. */
     size_t (*find_nonfinite)(const void *src, hr_dtype_t dtype, size_t n);
 
     /* -- attention over exact rows: decode; updates part. soft_cap 0: none -- */
-    void (*attend_rows)(const float *q /* [G][dk] */, uint32_t g, uint32_t dk, uint32_t dv, struct hri_rows rows, float soft_cap,
-                        struct hri_partial *part);
+    void (*attend_rows)(const float *q /* [G][dk] */, uint32_t g, uint32_t dk, uint32_t dv,
+                        struct hri_rows rows, float soft_cap, struct hri_partial *part);
     /* The same over single rows at rows[i] (gathered; any order). scratch: none. */
-    void (*attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const void *const *rows, uint32_t n,
-                          hr_dtype_t dtype, float soft_cap, struct hri_partial *part);
+    void (*attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                          const void *const *rows, uint32_t n, hr_dtype_t dtype, float soft_cap,
+                          struct hri_partial *part);
     /* Logits only: out[g][i] = cap(q_g . k_i), out row stride out_stride. */
-    void (*score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows, float soft_cap, float *out, size_t out_stride);
+    void (*score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows,
+                       float soft_cap, float *out, size_t out_stride);
 
-    /* -- attention over exact rows: prefill tile. nq query vectors q[i] (stride dk), query i sees tile rows j with
-     *    first[i] <= j < last[i] (causality and sliding windows as half-open ranges inside the tile; empty allowed).
-     *    part has nq entries. scratch: hri_tile_scratch_bytes(nq, dk, dv, n) bytes, 64-byte aligned. -- */
-    void (*attend_tile)(const float *q /* [nq][dk] */, uint32_t nq, uint32_t dk, uint32_t dv, struct hri_rows rows,
-                        const uint32_t *first, const uint32_t *last, float soft_cap, void *scratch, struct hri_partial *part);
+    /* -- attention over exact rows: prefill tile -- */
+    /* nq query vectors q[i] (stride dk); query i sees tile rows j with first[i] <= j < last[i]
+     * (causality and sliding windows as half-open ranges inside the tile; empty allowed). part has
+     * nq entries. scratch: hri_tile_scratch_bytes(nq, dk, dv, n) bytes, 64-byte aligned. */
+    void (*attend_tile)(const float *q /* [nq][dk] */, uint32_t nq, uint32_t dk, uint32_t dv,
+                        struct hri_rows rows, const uint32_t *first, const uint32_t *last,
+                        float soft_cap, void *scratch, struct hri_partial *part);
 
     /* -- level 0 -- */
-    /* out[g][b] = q_g . centroid_b for b < n rounded up to 16; out row stride out_stride (>= that, multiple of 16). q is used
-     * at 15 bits or better (two int8 terms, or float): error at most 2^-13 |q|_inf * sum|centroid|. */
-    void (*score_centroids)(const float *q /* [G][dk] */, uint32_t g, uint32_t dk, struct hri_centroids c, float *out,
-                            size_t out_stride);
-    /* o[g][:] += sum_b w[g][b] * step[b] * codes[b][:], codes [n][dv] int8 row-major. Blocks whose weights are all 0 cost nothing. */
-    void (*weighted_sum_i8)(const float *w, size_t w_stride, uint32_t g, uint32_t n, uint32_t dv, const int8_t *codes,
-                            const float *step, float *o /* [G][dv] */);
+    /* out[g][b] = q_g . centroid_b for b < n rounded up to 16; out row stride out_stride (>= that,
+     * multiple of 16). q is used at 15 bits or better (two int8 terms, or float): error at most
+     * 2^-13 |q|_inf * sum|centroid|. */
+    void (*score_centroids)(const float *q /* [G][dk] */, uint32_t g, uint32_t dk,
+                            struct hri_centroids c, float *out, size_t out_stride);
+    /* o[g][:] += sum_b w[g][b] * step[b] * codes[b][:], codes [n][dv] int8 row-major. Blocks whose
+     * weights are all 0 cost nothing. */
+    void (*weighted_sum_i8)(const float *w, size_t w_stride, uint32_t g, uint32_t n, uint32_t dv,
+                            const int8_t *codes, const float *step, float *o /* [G][dv] */);
 
     /* -- level 2 -- */
-    void (*attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const struct hri_block_i8 *block, float soft_cap,
+    void (*attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                            const struct hri_block_i8 *block, float soft_cap,
                             struct hri_partial *part);
-    /* codes[i][j] = round((x[i][j] - center[j]) / step) clamped to +-127, step = max|x - center| / 127 (0 when all are equal);
-     * rows n, width d, source row stride x_stride, destination row stride code_stride. Returns step. */
-    float (*quantise_i8)(const float *x, size_t x_stride, uint32_t n, uint32_t d, const float *center, int8_t *codes,
-                         size_t code_stride);
+    /* codes[i][j] = round((x[i][j] - center[j]) / step) clamped to +-127, step = max|x - center| /
+     * 127 (0 when all are equal); rows n, width d, source row stride x_stride, destination row
+     * stride code_stride. Returns step. */
+    float (*quantise_i8)(const float *x, size_t x_stride, uint32_t n, uint32_t d,
+                         const float *center, int8_t *codes, size_t code_stride);
 
     /* -- linear algebra of the index -- */
-    /* For each of n points x [n][d]: nearest of k centres c [k][d] by |x - c|^2 (ties: lowest index); distance_out may be NULL. */
-    void (*nearest)(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d, uint32_t *nearest_out, float *distance_out);
+    /* For each of n points x [n][d]: nearest of k centres c [k][d] by |x - c|^2 (ties: lowest
+     * index); distance_out may be NULL. */
+    void (*nearest)(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d,
+                    uint32_t *nearest_out, float *distance_out);
     /* y[n][d_out] = x[n][d_in] times w[d_out][d_in] transposed. */
-    void (*matmul_nt)(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y);
+    void (*matmul_nt)(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out,
+                      float *y);
     /* s[d][d] += sum x x' (symmetric, both halves written). */
     void (*second_moment)(const float *x, uint32_t n, uint32_t d, float *s);
     /* min[d], max[d] over n rows of x. */
     void (*min_max)(const float *x, uint32_t n, uint32_t d, float *min, float *max);
-    /* out[g][b] = sum_i max(q_i min_bi, q_i max_bi); min/max: [n][d] float16 bit patterns. (Quest, arXiv 2406.10774 section 3.2) */
-    void (*score_bounds)(const float *q, uint32_t g, uint32_t d, const uint16_t *min, const uint16_t *max, uint32_t n, float *out,
-                         size_t out_stride);
+    /* out[g][b] = sum_i max(q_i min_bi, q_i max_bi); min/max: [n][d] float16 bit patterns. (Quest,
+     * arXiv 2406.10774 section 3.2) */
+    void (*score_bounds)(const float *q, uint32_t g, uint32_t d, const uint16_t *min,
+                         const uint16_t *max, uint32_t n, float *out, size_t out_stride);
 
     /* -- softmax helpers -- */
     /* y[i] = exp(x[i] - shift), returns the sum; x may equal y. Relative error <= 1e-6. */
@@ -126,16 +144,22 @@ size_t hri_tile_scratch_bytes(uint32_t nq, uint32_t dk, uint32_t dv, uint32_t n)
 /* Partials (plain C, exact and associative up to rounding). */
 void hri_partial_clear(struct hri_partial *part, uint32_t g, uint32_t dv);
 /* into += from. */
-void hri_partial_merge(struct hri_partial *into, const struct hri_partial *from, uint32_t g, uint32_t dv);
-/* Adds mass w = exp(log_weight[g]) with the mean value o_mean[g][dv] (an estimate or a remote (output, lse) pair). */
-void hri_partial_add(struct hri_partial *part, uint32_t g, uint32_t dv, const float *log_weight, const float *o_mean);
-/* out[g][dv] = o / l, lse[g] = m + log l (lse may be NULL). A query that saw nothing gives 0 and -INFINITY. */
-void hri_partial_finish(const struct hri_partial *part, uint32_t g, uint32_t dv, float *out, float *lse);
+void hri_partial_merge(struct hri_partial *into, const struct hri_partial *from, uint32_t g,
+                       uint32_t dv);
+/* Adds mass w = exp(log_weight[g]) with the mean value o_mean[g][dv] (an estimate or a remote
+ * (output, lse) pair). */
+void hri_partial_add(struct hri_partial *part, uint32_t g, uint32_t dv, const float *log_weight,
+                     const float *o_mean);
+/* out[g][dv] = o / l, lse[g] = m + log l (lse may be NULL). A query that saw nothing gives 0 and
+ * -INFINITY. */
+void hri_partial_finish(const struct hri_partial *part, uint32_t g, uint32_t dv, float *out,
+                        float *lse);
 
 /* Writes one centroid (d floats) into lane b of the packed centroids; returns the step used. */
 float hri_centroid_pack(uint8_t *codes, uint32_t dk, uint32_t b, const float *centroid);
 /* Reads it back as floats. */
-void hri_centroid_unpack(const uint8_t *codes, uint32_t dk, uint32_t b, float step, float *centroid_out);
+void hri_centroid_unpack(const uint8_t *codes, uint32_t dk, uint32_t b, float step,
+                         float *centroid_out);
 /* Bytes of packed centroids for n blocks. */
 size_t hri_centroids_bytes(uint32_t n, uint32_t dk);
 

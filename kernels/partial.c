@@ -14,7 +14,8 @@ void hri_partial_clear(struct hri_partial *part, uint32_t g, uint32_t dv)
 }
 
 /* Adds a softmax (m, l, o * o_factor) to entry i of into. */
-static void merge_one(struct hri_partial *into, uint32_t i, uint32_t dv, float m, float l, const float *o)
+static void merge_one(struct hri_partial *into, uint32_t i, uint32_t dv, float m, float l,
+                      const float *o)
 {
     if (!(m > -INFINITY))
         return;
@@ -30,19 +31,22 @@ static void merge_one(struct hri_partial *into, uint32_t i, uint32_t dv, float m
         dst[j] = dst[j] * keep + o[j] * add;
 }
 
-void hri_partial_merge(struct hri_partial *into, const struct hri_partial *from, uint32_t g, uint32_t dv)
+void hri_partial_merge(struct hri_partial *into, const struct hri_partial *from, uint32_t g,
+                       uint32_t dv)
 {
     for (uint32_t i = 0; i < g; i++)
         merge_one(into, i, dv, from->m[i], from->l[i], from->o + (size_t)i * dv);
 }
 
-void hri_partial_add(struct hri_partial *part, uint32_t g, uint32_t dv, const float *log_weight, const float *o_mean)
+void hri_partial_add(struct hri_partial *part, uint32_t g, uint32_t dv, const float *log_weight,
+                     const float *o_mean)
 {
     for (uint32_t i = 0; i < g; i++)
         merge_one(part, i, dv, log_weight[i], 1.0f, o_mean + (size_t)i * dv);
 }
 
-void hri_partial_finish(const struct hri_partial *part, uint32_t g, uint32_t dv, float *out, float *lse)
+void hri_partial_finish(const struct hri_partial *part, uint32_t g, uint32_t dv, float *out,
+                        float *lse)
 {
     for (uint32_t i = 0; i < g; i++) {
         const float *o = part->o + (size_t)i * dv;
@@ -77,7 +81,8 @@ float hri_centroid_pack(uint8_t *codes, uint32_t dk, uint32_t b, const float *ce
     return step;
 }
 
-void hri_centroid_unpack(const uint8_t *codes, uint32_t dk, uint32_t b, float step, float *centroid_out)
+void hri_centroid_unpack(const uint8_t *codes, uint32_t dk, uint32_t b, float step,
+                         float *centroid_out)
 {
     const uint8_t *lane = codes + (size_t)(b / 16) * dk * 16 + (b % 16) * 4;
 
@@ -95,7 +100,8 @@ static size_t line_up(size_t bytes)
     return (bytes + 63) & ~(size_t)63;
 }
 
-/* What attend_tile lays out: K panels, V panels, the queries and the logits of one block of queries. */
+/* What attend_tile lays out: K panels, V panels, the queries and the logits of one block of
+ * queries. */
 size_t hri_tile_scratch_bytes(uint32_t nq, uint32_t dk, uint32_t dv, uint32_t n)
 {
     const size_t rows = n < HRI_TILE_ROWS ? n : HRI_TILE_ROWS;

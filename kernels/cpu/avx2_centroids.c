@@ -1,9 +1,11 @@
-/* Scores of packed centroids with vpmaddubsw. It adds two products in 16 bits and saturates, so the query's high term has 7 bits:
- * 2 x 255 x 64 = 32,640 still fits. Half a line is 4 dimensions of 8 blocks. */
+/* Scores of packed centroids with vpmaddubsw. It adds two products in 16 bits and saturates, so the
+ * query's high term has 7 bits: 2 x 255 x 64 = 32,640 still fits. Half a line is 4 dimensions of 8
+ * blocks. */
 #include "kernels/cpu/query_i8.h"
 #include "kernels/cpu/simd_avx2.h"
 
-/* How far ahead lines are asked for: from memory into the second level, and from there into the first. */
+/* How far ahead lines are asked for: from memory into the second level, and from there into the
+ * first. */
 #define PREFETCH_FAR_BYTES  8192
 #define PREFETCH_NEAR_BYTES 384
 
@@ -22,8 +24,8 @@ HRI_INLINE void store_scores(__m256i sum, const struct query_i8 *q, const float 
 }
 
 /* One group of 16 blocks and `queries` queries. */
-HRI_INLINE void score_group(const int queries, const struct query_i8 *q, uint32_t dk, const uint8_t *codes,
-                            const float *step, float *out, size_t out_stride)
+HRI_INLINE void score_group(const int queries, const struct query_i8 *q, uint32_t dk,
+                            const uint8_t *codes, const float *step, float *out, size_t out_stride)
 {
     const __m256i one = _mm256_set1_epi16(1), radix = _mm256_set1_epi16(128);
     __m256i sum[2][2];
@@ -33,7 +35,8 @@ HRI_INLINE void score_group(const int queries, const struct query_i8 *q, uint32_
         sum[i][0] = sum[i][1] = _mm256_setzero_si256();
     for (uint32_t j = 0; j < dk; j += 4) {
         const uint8_t *at = codes + (size_t)j * 16;
-        const __m256i line[2] = {_mm256_loadu_si256((const void *)at), _mm256_loadu_si256((const void *)(at + 32))};
+        const __m256i line[2] = {_mm256_loadu_si256((const void *)at),
+                                 _mm256_loadu_si256((const void *)(at + 32))};
         _mm_prefetch((const char *)at + PREFETCH_FAR_BYTES, _MM_HINT_T1);
         _mm_prefetch((const char *)at + PREFETCH_NEAR_BYTES, _MM_HINT_T0);
         HRI_UNROLL
@@ -54,8 +57,8 @@ HRI_INLINE void score_group(const int queries, const struct query_i8 *q, uint32_
     }
 }
 
-void hri_avx2_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c, float *out,
-                              size_t out_stride)
+void hri_avx2_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c,
+                              float *out, size_t out_stride)
 {
     struct query_i8 bytes[HR_GROUP_MAX];
 

@@ -1,9 +1,11 @@
-/* Scores of packed centroids with vpdpbusd: one line is 4 dimensions of 16 blocks, so lanes are blocks and nothing is added
- * across lanes. Two groups of 16 blocks at a time share the broadcasts of the query and hide the latency of the sums. */
+/* Scores of packed centroids with vpdpbusd: one line is 4 dimensions of 16 blocks, so lanes are
+ * blocks and nothing is added across lanes. Two groups of 16 blocks at a time share the broadcasts
+ * of the query and hide the latency of the sums. */
 #include "kernels/cpu/query_i8.h"
 #include "kernels/cpu/simd_avx512.h"
 
-/* How far ahead lines are asked for: from memory into the second level, and from there into the first. */
+/* How far ahead lines are asked for: from memory into the second level, and from there into the
+ * first. */
 #define PREFETCH_FAR_BYTES  8192
 #define PREFETCH_NEAR_BYTES 384
 
@@ -21,7 +23,8 @@ HRI_INLINE __m512i add_products(__m512i sum, __m512i codes, __m512i query)
     return sum;
 }
 
-HRI_INLINE void store_scores(__m512i high, __m512i low, const struct query_i8 *q, const float *step, float *out)
+HRI_INLINE void store_scores(__m512i high, __m512i low, const struct query_i8 *q, const float *step,
+                             float *out)
 {
     __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
     sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(q->excess));
@@ -30,8 +33,9 @@ HRI_INLINE void store_scores(__m512i high, __m512i low, const struct query_i8 *q
 }
 
 /* `groups` groups of 16 blocks and `queries` queries. */
-HRI_INLINE void score_groups(const int groups, const int queries, const struct query_i8 *q, uint32_t dk,
-                             const uint8_t *codes, const float *step, float *out, size_t out_stride)
+HRI_INLINE void score_groups(const int groups, const int queries, const struct query_i8 *q,
+                             uint32_t dk, const uint8_t *codes, const float *step, float *out,
+                             size_t out_stride)
 {
     __m512i high[4][2], low[4][2];
     const size_t group_bytes = (size_t)dk * 16;
@@ -62,12 +66,14 @@ HRI_INLINE void score_groups(const int groups, const int queries, const struct q
     for (int i = 0; i < queries; i++) {
         HRI_UNROLL
         for (int a = 0; a < groups; a++)
-            store_scores(high[i][a], low[i][a], q + i, step + 16 * a, out + i * out_stride + 16 * a);
+            store_scores(high[i][a], low[i][a], q + i, step + 16 * a,
+                         out + i * out_stride + 16 * a);
     }
 }
 
-HRI_INLINE void score_queries(const int groups, uint32_t g, const struct query_i8 *q, uint32_t dk, const uint8_t *codes,
-                              const float *step, float *out, size_t out_stride)
+HRI_INLINE void score_queries(const int groups, uint32_t g, const struct query_i8 *q, uint32_t dk,
+                              const uint8_t *codes, const float *step, float *out,
+                              size_t out_stride)
 {
     uint32_t i = 0;
 
@@ -81,8 +87,8 @@ HRI_INLINE void score_queries(const int groups, uint32_t g, const struct query_i
         score_groups(groups, 1, q + i, dk, codes, step, out + i * out_stride, out_stride);
 }
 
-void hri_avx512_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c, float *out,
-                                size_t out_stride)
+void hri_avx512_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c,
+                                float *out, size_t out_stride)
 {
     struct query_i8 bytes[HR_GROUP_MAX];
     const uint32_t n = (c.n + 15u) & ~15u;

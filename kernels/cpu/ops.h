@@ -1,5 +1,6 @@
-/* The operations of kernels.h as functions, one set per instruction set: HRI_DECLARE_OPS(avx2) declares hri_avx2_attend_rows and
- * so on. A level defines what it has; kernels.c puts the tables together. Limits and helpers all levels share. */
+/* The operations of kernels.h as functions, one set per instruction set: HRI_DECLARE_OPS(avx2)
+ * declares hri_avx2_attend_rows and so on. A level defines what it has; kernels.c puts the tables
+ * together. Limits and helpers all levels share. */
 #ifndef HRI_OPS_H
 #define HRI_OPS_H
 
@@ -16,11 +17,13 @@
 
 /* attend_tile works on this many rows at a time; its scratch holds so many rows as float32. */
 #define HRI_TILE_ROWS 512u
-/* Query vectors that attend_tile works on at a time, at most (each level has its own number), and rows per packed panel. */
-#define HRI_TILE_QUERIES 12u
+/* Query vectors that attend_tile works on at a time, at most (each level has its own number), and
+ * rows per packed panel. */
+#define HRI_TILE_QUERIES    12u
 #define HRI_TILE_QUERIES_UP 16u /* in whole vectors */
-#define HRI_TILE_PANEL 32u
-/* Row stride of the tile's logits and queries: a little over a power of two, so that rows do not share cache sets. */
+#define HRI_TILE_PANEL      32u
+/* Row stride of the tile's logits and queries: a little over a power of two, so that rows do not
+ * share cache sets. */
 #define HRI_TILE_LOGIT_STRIDE (HRI_TILE_ROWS + 16u)
 #define HRI_TILE_QUERY_STRIDE (HRI_DIM_MAX + 16u)
 
@@ -29,35 +32,42 @@ static inline size_t hri_element_bytes(hr_dtype_t dtype)
     return dtype == HR_DTYPE_F32 ? 4 : 2;
 }
 
-#define HRI_DECLARE_OPS(level)                                                                                                \
-    void hri_##level##_to_f32(float *dst, const void *src, hr_dtype_t dtype, size_t n);                                       \
-    void hri_##level##_from_f32(void *dst, const float *src, hr_dtype_t dtype, size_t n);                                     \
-    size_t hri_##level##_find_nonfinite(const void *src, hr_dtype_t dtype, size_t n);                                         \
-    void hri_##level##_attend_rows(const float *q, uint32_t g, uint32_t dk, uint32_t dv, struct hri_rows rows,                \
-                                   float soft_cap, struct hri_partial *part);                                                 \
-    void hri_##level##_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const void *const *rows,           \
-                                     uint32_t n, hr_dtype_t dtype, float soft_cap, struct hri_partial *part);                 \
-    void hri_##level##_score_rows(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows, float soft_cap,              \
-                                  float *out, size_t out_stride);                                                             \
-    void hri_##level##_attend_tile(const float *q, uint32_t nq, uint32_t dk, uint32_t dv, struct hri_rows rows,               \
-                                   const uint32_t *first, const uint32_t *last, float soft_cap, void *scratch,                \
-                                   struct hri_partial *part);                                                                 \
-    void hri_##level##_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c, float *out,           \
-                                       size_t out_stride);                                                                    \
-    void hri_##level##_weighted_sum_i8(const float *w, size_t w_stride, uint32_t g, uint32_t n, uint32_t dv,                  \
-                                       const int8_t *codes, const float *step, float *o);                                     \
-    void hri_##level##_attend_block_i8(const float *q, uint32_t g, uint32_t dk, uint32_t dv,                                  \
-                                       const struct hri_block_i8 *block, float soft_cap, struct hri_partial *part);           \
-    float hri_##level##_quantise_i8(const float *x, size_t x_stride, uint32_t n, uint32_t d, const float *center,             \
-                                    int8_t *codes, size_t code_stride);                                                       \
-    void hri_##level##_nearest(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d, uint32_t *nearest_out,     \
-                               float *distance_out);                                                                          \
-    void hri_##level##_matmul_nt(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y);        \
-    void hri_##level##_second_moment(const float *x, uint32_t n, uint32_t d, float *s);                                       \
-    void hri_##level##_min_max(const float *x, uint32_t n, uint32_t d, float *min, float *max);                               \
-    void hri_##level##_score_bounds(const float *q, uint32_t g, uint32_t d, const uint16_t *min, const uint16_t *max,         \
-                                    uint32_t n, float *out, size_t out_stride);                                               \
-    float hri_##level##_exp_sum(const float *x, float shift, float *y, uint32_t n);                                           \
+#define HRI_DECLARE_OPS(level)                                                                     \
+    void hri_##level##_to_f32(float *dst, const void *src, hr_dtype_t dtype, size_t n);            \
+    void hri_##level##_from_f32(void *dst, const float *src, hr_dtype_t dtype, size_t n);          \
+    size_t hri_##level##_find_nonfinite(const void *src, hr_dtype_t dtype, size_t n);              \
+    void hri_##level##_attend_rows(const float *q, uint32_t g, uint32_t dk, uint32_t dv,           \
+                                   struct hri_rows rows, float soft_cap,                           \
+                                   struct hri_partial *part);                                      \
+    void hri_##level##_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv,         \
+                                     const void *const *rows, uint32_t n, hr_dtype_t dtype,        \
+                                     float soft_cap, struct hri_partial *part);                    \
+    void hri_##level##_score_rows(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows,   \
+                                  float soft_cap, float *out, size_t out_stride);                  \
+    void hri_##level##_attend_tile(const float *q, uint32_t nq, uint32_t dk, uint32_t dv,          \
+                                   struct hri_rows rows, const uint32_t *first,                    \
+                                   const uint32_t *last, float soft_cap, void *scratch,            \
+                                   struct hri_partial *part);                                      \
+    void hri_##level##_score_centroids(const float *q, uint32_t g, uint32_t dk,                    \
+                                       struct hri_centroids c, float *out, size_t out_stride);     \
+    void hri_##level##_weighted_sum_i8(const float *w, size_t w_stride, uint32_t g, uint32_t n,    \
+                                       uint32_t dv, const int8_t *codes, const float *step,        \
+                                       float *o);                                                  \
+    void hri_##level##_attend_block_i8(const float *q, uint32_t g, uint32_t dk, uint32_t dv,       \
+                                       const struct hri_block_i8 *block, float soft_cap,           \
+                                       struct hri_partial *part);                                  \
+    float hri_##level##_quantise_i8(const float *x, size_t x_stride, uint32_t n, uint32_t d,       \
+                                    const float *center, int8_t *codes, size_t code_stride);       \
+    void hri_##level##_nearest(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d, \
+                               uint32_t *nearest_out, float *distance_out);                        \
+    void hri_##level##_matmul_nt(const float *x, uint32_t n, uint32_t d_in, const float *w,        \
+                                 uint32_t d_out, float *y);                                        \
+    void hri_##level##_second_moment(const float *x, uint32_t n, uint32_t d, float *s);            \
+    void hri_##level##_min_max(const float *x, uint32_t n, uint32_t d, float *min, float *max);    \
+    void hri_##level##_score_bounds(const float *q, uint32_t g, uint32_t d, const uint16_t *min,   \
+                                    const uint16_t *max, uint32_t n, float *out,                   \
+                                    size_t out_stride);                                            \
+    float hri_##level##_exp_sum(const float *x, float shift, float *y, uint32_t n);                \
     float hri_##level##_max(const float *x, uint32_t n);
 
 HRI_DECLARE_OPS(ref)

@@ -1,5 +1,6 @@
-/* A query as two int8 terms for the products of unsigned and signed bytes: q = step (128 high + low), nearly.
- * The centroids' codes are unsigned, 128 meaning 0, so a product comes out too large by 128 sum(128 high + low). */
+/* A query as two int8 terms for the products of unsigned and signed bytes: q = step (128 high +
+ * low), nearly. The centroids' codes are unsigned, 128 meaning 0, so a product comes out too large
+ * by 128 sum(128 high + low). */
 #ifndef HRI_QUERY_I8_H
 #define HRI_QUERY_I8_H
 

@@ -1,4 +1,5 @@
-/* Plain C: attention over exact rows and over int8 blocks. One query at a time, one row at a time, in double. */
+/* Plain C: attention over exact rows and over int8 blocks. One query at a time, one row at a time,
+ * in double. */
 #include "base/half.h"
 #include "kernels/cpu/ops.h"
 
@@ -23,7 +24,8 @@ static double capped(double logit, float soft_cap)
     return fmin(fmax(logit, -(double)HRI_LOGIT_MAX), (double)HRI_LOGIT_MAX);
 }
 
-static double row_logit(const float *q, uint32_t dk, const void *row, hr_dtype_t dtype, float soft_cap)
+static double row_logit(const float *q, uint32_t dk, const void *row, hr_dtype_t dtype,
+                        float soft_cap)
 {
     double sum = 0.0;
 
@@ -38,7 +40,8 @@ struct running {
     double o[HRI_DIM_MAX];
 };
 
-static void running_load(struct running *run, const struct hri_partial *part, uint32_t i, uint32_t dv)
+static void running_load(struct running *run, const struct hri_partial *part, uint32_t i,
+                         uint32_t dv)
 {
     run->m = (double)part->m[i];
     run->l = (double)part->l[i];
@@ -46,7 +49,8 @@ static void running_load(struct running *run, const struct hri_partial *part, ui
         run->o[j] = (double)part->o[(size_t)i * dv + j];
 }
 
-static void running_store(const struct running *run, struct hri_partial *part, uint32_t i, uint32_t dv)
+static void running_store(const struct running *run, struct hri_partial *part, uint32_t i,
+                          uint32_t dv)
 {
     part->m[i] = (float)run->m;
     part->l[i] = (float)run->l;
@@ -70,8 +74,8 @@ static double running_weight(struct running *run, double logit, uint32_t dv)
     return weight;
 }
 
-static void running_add_row(struct running *run, double logit, const void *row, hr_dtype_t dtype, uint32_t dk,
-                            uint32_t dv)
+static void running_add_row(struct running *run, double logit, const void *row, hr_dtype_t dtype,
+                            uint32_t dk, uint32_t dv)
 {
     double weight = running_weight(run, logit, dv);
 
@@ -79,8 +83,9 @@ static void running_add_row(struct running *run, double logit, const void *row, 
         run->o[j] += weight * element(row, dtype, dk + j);
 }
 
-static void attend_one(const float *q, uint32_t dk, uint32_t dv, const struct hri_rows *rows, uint32_t first,
-                       uint32_t last, float soft_cap, struct hri_partial *part, uint32_t i)
+static void attend_one(const float *q, uint32_t dk, uint32_t dv, const struct hri_rows *rows,
+                       uint32_t first, uint32_t last, float soft_cap, struct hri_partial *part,
+                       uint32_t i)
 {
     struct running run;
 
@@ -89,7 +94,8 @@ static void attend_one(const float *q, uint32_t dk, uint32_t dv, const struct hr
     running_load(&run, part, i, dv);
     for (size_t r = first; r < last; r++) {
         const void *row = (const char *)rows->base + r * rows->stride_bytes;
-        running_add_row(&run, row_logit(q, dk, row, rows->dtype, soft_cap), row, rows->dtype, dk, dv);
+        running_add_row(&run, row_logit(q, dk, row, rows->dtype, soft_cap), row, rows->dtype, dk,
+                        dv);
     }
     running_store(&run, part, i, dv);
 }
@@ -101,8 +107,9 @@ void hri_ref_attend_rows(const float *q, uint32_t g, uint32_t dk, uint32_t dv, s
         attend_one(q + (size_t)i * dk, dk, dv, &rows, 0, rows.n, soft_cap, part, i);
 }
 
-void hri_ref_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const void *const *rows,
-                           uint32_t n, hr_dtype_t dtype, float soft_cap, struct hri_partial *part)
+void hri_ref_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                           const void *const *rows, uint32_t n, hr_dtype_t dtype, float soft_cap,
+                           struct hri_partial *part)
 {
     struct running run;
 
@@ -110,22 +117,23 @@ void hri_ref_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
         const float *query = q + (size_t)i * dk;
         running_load(&run, part, i, dv);
         for (uint32_t r = 0; r < n; r++)
-            running_add_row(&run, row_logit(query, dk, rows[r], dtype, soft_cap), rows[r], dtype, dk, dv);
+            running_add_row(&run, row_logit(query, dk, rows[r], dtype, soft_cap), rows[r], dtype,
+                            dk, dv);
         running_store(&run, part, i, dv);
     }
 }
 
-void hri_ref_attend_tile(const float *q, uint32_t nq, uint32_t dk, uint32_t dv, struct hri_rows rows,
-                         const uint32_t *first, const uint32_t *last, float soft_cap, void *scratch,
-                         struct hri_partial *part)
+void hri_ref_attend_tile(const float *q, uint32_t nq, uint32_t dk, uint32_t dv,
+                         struct hri_rows rows, const uint32_t *first, const uint32_t *last,
+                         float soft_cap, void *scratch, struct hri_partial *part)
 {
     (void)scratch;
     for (uint32_t i = 0; i < nq; i++)
         attend_one(q + (size_t)i * dk, dk, dv, &rows, first[i], last[i], soft_cap, part, i);
 }
 
-void hri_ref_score_rows(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows, float soft_cap, float *out,
-                        size_t out_stride)
+void hri_ref_score_rows(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows,
+                        float soft_cap, float *out, size_t out_stride)
 {
     for (uint32_t i = 0; i < g; i++) {
         for (size_t r = 0; r < rows.n; r++) {
@@ -137,7 +145,8 @@ void hri_ref_score_rows(const float *q, uint32_t g, uint32_t dk, struct hri_rows
 }
 
 void hri_ref_attend_block_i8(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
-                             const struct hri_block_i8 *block, float soft_cap, struct hri_partial *part)
+                             const struct hri_block_i8 *block, float soft_cap,
+                             struct hri_partial *part)
 {
     struct running run;
 

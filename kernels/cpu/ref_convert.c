@@ -45,8 +45,8 @@ size_t hri_ref_find_nonfinite(const void *src, hr_dtype_t dtype, size_t n)
     return n;
 }
 
-float hri_ref_quantise_i8(const float *x, size_t x_stride, uint32_t n, uint32_t d, const float *center,
-                          int8_t *codes, size_t code_stride)
+float hri_ref_quantise_i8(const float *x, size_t x_stride, uint32_t n, uint32_t d,
+                          const float *center, int8_t *codes, size_t code_stride)
 {
     float largest = 0.0f;
 

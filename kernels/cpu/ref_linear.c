@@ -14,8 +14,8 @@ static double squared_distance(const float *x, const float *c, uint32_t d)
     return sum;
 }
 
-void hri_ref_nearest(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d, uint32_t *nearest_out,
-                     float *distance_out)
+void hri_ref_nearest(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d,
+                     uint32_t *nearest_out, float *distance_out)
 {
     for (size_t i = 0; i < n; i++) {
         double best = INFINITY;
@@ -34,7 +34,8 @@ void hri_ref_nearest(const float *x, uint32_t n, const float *c, uint32_t k, uin
     }
 }
 
-void hri_ref_matmul_nt(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y)
+void hri_ref_matmul_nt(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out,
+                       float *y)
 {
     for (size_t i = 0; i < n; i++) {
         for (size_t j = 0; j < d_out; j++) {

@@ -15,8 +15,8 @@ static double centroid_dot(const float *q, uint32_t dk, const uint8_t *codes, ui
     return sum;
 }
 
-void hri_ref_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c, float *out,
-                             size_t out_stride)
+void hri_ref_score_centroids(const float *q, uint32_t g, uint32_t dk, struct hri_centroids c,
+                             float *out, size_t out_stride)
 {
     const uint32_t n = (c.n + 15u) & ~15u;
 
@@ -49,8 +49,8 @@ void hri_ref_weighted_sum_i8(const float *w, size_t w_stride, uint32_t g, uint32
     }
 }
 
-void hri_ref_score_bounds(const float *q, uint32_t g, uint32_t d, const uint16_t *min, const uint16_t *max,
-                          uint32_t n, float *out, size_t out_stride)
+void hri_ref_score_bounds(const float *q, uint32_t g, uint32_t d, const uint16_t *min,
+                          const uint16_t *max, uint32_t n, float *out, size_t out_stride)
 {
     for (uint32_t i = 0; i < g; i++) {
         for (size_t b = 0; b < n; b++) {

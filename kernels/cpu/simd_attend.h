@@ -1,11 +1,13 @@
-/* Attention of one group of queries over rows, gathered rows and int8 blocks, and scores alone. Include after a simd_*.h. */
+/* Attention of one group of queries over rows, gathered rows and int8 blocks, and scores alone.
+ * Include after a simd_*.h. */
 #ifndef HRI_SIMD_ATTEND_H
 #define HRI_SIMD_ATTEND_H
 
 #include "kernels/cpu/simd_rows.h"
 #include "kernels/cpu/simd_softmax.h"
 
-/* The tiles of a run of rows or of a list of rows, one after the other: this tile's pointers, then the next one's. */
+/* The tiles of a run of rows or of a list of rows, one after the other: this tile's pointers, then
+ * the next one's. */
 struct row_cursor {
     const char *base; /* NULL: list */
     size_t stride_bytes;
@@ -15,8 +17,8 @@ struct row_cursor {
     const void *pointers[2 * TILE_ROWS_MAX];
 };
 
-HRI_INLINE void cursor_init(struct row_cursor *cursor, const void *base, size_t stride_bytes, uint32_t n,
-                            enum element element, uint32_t width)
+HRI_INLINE void cursor_init(struct row_cursor *cursor, const void *base, size_t stride_bytes,
+                            uint32_t n, enum element element, uint32_t width)
 {
     cursor->base = base;
     cursor->stride_bytes = stride_bytes;
@@ -37,7 +39,8 @@ HRI_INLINE bool cursor_next(struct row_cursor *cursor)
 
     for (uint32_t j = 0; j < filled; j++) {
         size_t row = cursor->at + (j < last ? j : last);
-        cursor->pointers[j] = cursor->base ? cursor->base + row * cursor->stride_bytes : cursor->list[row];
+        cursor->pointers[j] =
+            cursor->base ? cursor->base + row * cursor->stride_bytes : cursor->list[row];
     }
     cursor->tile.rows = cursor->pointers;
     cursor->tile.next = left > cursor->step ? cursor->pointers + cursor->step : NULL;
@@ -56,7 +59,8 @@ HRI_INLINE void fill_tails(float *x, uint32_t g, uint32_t n, float value)
 }
 
 /* Logits of a tile become weights, and part makes room for them. Tails hold anything. */
-static void take_tile(float *x, uint32_t g, uint32_t n, uint32_t dv, float soft_cap, struct hri_partial *part)
+static void take_tile(float *x, uint32_t g, uint32_t n, uint32_t dv, float soft_cap,
+                      struct hri_partial *part)
 {
     const uint32_t whole = (n + VN - 1) / VN * VN;
     float old_m[HR_GROUP_MAX] = {0.0f}, new_m[HR_GROUP_MAX] = {0.0f}, shrink[HR_GROUP_MAX];
@@ -76,8 +80,8 @@ static void take_tile(float *x, uint32_t g, uint32_t n, uint32_t dv, float soft_
     }
 }
 
-static void attend_cursor(const float *q, uint32_t g, uint32_t dk, uint32_t dv, struct row_cursor *cursor,
-                          float soft_cap, struct hri_partial *part)
+static void attend_cursor(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                          struct row_cursor *cursor, float soft_cap, struct hri_partial *part)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
     float ordered[HR_GROUP_MAX * HRI_DIM_MAX];
@@ -100,8 +104,9 @@ void HRI_OP(attend_rows)(const float *q, uint32_t g, uint32_t dk, uint32_t dv, s
     attend_cursor(q, g, dk, dv, &cursor, soft_cap, part);
 }
 
-void HRI_OP(attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const void *const *rows,
-                           uint32_t n, hr_dtype_t dtype, float soft_cap, struct hri_partial *part)
+void HRI_OP(attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                           const void *const *rows, uint32_t n, hr_dtype_t dtype, float soft_cap,
+                           struct hri_partial *part)
 {
     struct row_cursor cursor;
 
@@ -110,8 +115,8 @@ void HRI_OP(attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
     attend_cursor(q, g, dk, dv, &cursor, soft_cap, part);
 }
 
-void HRI_OP(score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows, float soft_cap, float *out,
-                        size_t out_stride)
+void HRI_OP(score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows,
+                        float soft_cap, float *out, size_t out_stride)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
     float ordered[HR_GROUP_MAX * HRI_DIM_MAX];
@@ -130,8 +135,9 @@ void HRI_OP(score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows
     }
 }
 
-/* o += weight_sum * v_center, and the weights take the step of the codes they will be summed with. */
-static void add_center(float *w, uint32_t n, float v_step, const float *v_center, uint32_t dv, float *o)
+/* o += weight_sum * v_center, and the weights take the step of the codes they will multiply. */
+static void add_center(float *w, uint32_t n, float v_step, const float *v_center, uint32_t dv,
+                       float *o)
 {
     vf sum = vf_zero();
     uint32_t j;
@@ -145,11 +151,13 @@ static void add_center(float *w, uint32_t n, float v_step, const float *v_center
     for (j = 0; j + VN <= dv; j += VN)
         vf_store(o + j, vf_fma(total, vf_load(v_center + j), vf_load(o + j)));
     if (j < dv)
-        vf_store_n(o + j, vf_fma(total, vf_load_n(v_center + j, dv - j), vf_load_n(o + j, dv - j)), dv - j);
+        vf_store_n(o + j, vf_fma(total, vf_load_n(v_center + j, dv - j), vf_load_n(o + j, dv - j)),
+                   dv - j);
 }
 
 void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
-                             const struct hri_block_i8 *block, float soft_cap, struct hri_partial *part)
+                             const struct hri_block_i8 *block, float soft_cap,
+                             struct hri_partial *part)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
     struct row_cursor cursor;
@@ -164,11 +172,13 @@ void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t d
         for (uint32_t i = 0; i < g; i++) {
             float *logits = x + i * TILE_ROWS_MAX;
             for (uint32_t j = 0; j < whole; j += VN)
-                vf_store(logits + j, vf_fma(vf_set(block->k_step), vf_load(logits + j), vf_set(block->k_dot[i])));
+                vf_store(logits + j, vf_fma(vf_set(block->k_step), vf_load(logits + j),
+                                            vf_set(block->k_dot[i])));
         }
         take_tile(x, g, n, dv, soft_cap, part);
         for (uint32_t i = 0; i < g; i++)
-            add_center(x + i * TILE_ROWS_MAX, whole, block->v_step, block->v_center, dv, part->o + (size_t)i * dv);
+            add_center(x + i * TILE_ROWS_MAX, whole, block->v_step, block->v_center, dv,
+                       part->o + (size_t)i * dv);
         sum_tile(x, TILE_ROWS_MAX, g, &cursor.tile, dk, dv, part->o);
     }
 }
@@ -200,7 +210,8 @@ void HRI_OP(weighted_sum_i8)(const float *w, size_t w_stride, uint32_t g, uint32
 }
 
 /* x[i][0..n) = q_i . half-precision rows, n <= TILE_ROWS_MAX. */
-static void dot_halves(const float *q, uint32_t g, uint32_t d, const uint16_t *rows, uint32_t n, float *x)
+static void dot_halves(const float *q, uint32_t g, uint32_t d, const uint16_t *rows, uint32_t n,
+                       float *x)
 {
     const void *pointers[TILE_ROWS_MAX];
     const struct row_tile tile = {.rows = pointers, .next = NULL, .n = n, .element = ELEMENT_F16};
@@ -210,9 +221,9 @@ static void dot_halves(const float *q, uint32_t g, uint32_t d, const uint16_t *r
     dot_tile(q, g, d, &tile, x, TILE_ROWS_MAX);
 }
 
-/* max(q min, q max) is q- min + q+ max, with q- = min(q, 0) and q+ = max(q, 0): two dot products. */
-void HRI_OP(score_bounds)(const float *q, uint32_t g, uint32_t d, const uint16_t *min, const uint16_t *max,
-                          uint32_t n, float *out, size_t out_stride)
+/* max(q min, q max) is q- min + q+ max, with q- = min(q, 0) and q+ = max(q, 0): two products. */
+void HRI_OP(score_bounds)(const float *q, uint32_t g, uint32_t d, const uint16_t *min,
+                          const uint16_t *max, uint32_t n, float *out, size_t out_stride)
 {
     float negative[HR_GROUP_MAX * HRI_DIM_MAX], positive[HR_GROUP_MAX * HRI_DIM_MAX];
     float low[HR_GROUP_MAX * TILE_ROWS_MAX], high[HR_GROUP_MAX * TILE_ROWS_MAX];
@@ -227,7 +238,8 @@ void HRI_OP(score_bounds)(const float *q, uint32_t g, uint32_t d, const uint16_t
         dot_halves(positive, g, d, max + (size_t)b * d, rows, high);
         for (uint32_t i = 0; i < g; i++) {
             for (uint32_t r = 0; r < rows; r++)
-                out[i * out_stride + b + r] = low[i * TILE_ROWS_MAX + r] + high[i * TILE_ROWS_MAX + r];
+                out[i * out_stride + b + r] =
+                    low[i * TILE_ROWS_MAX + r] + high[i * TILE_ROWS_MAX + r];
         }
     }
 }

@@ -5,11 +5,12 @@
 #include "kernels/cpu/simd_common.h"
 
 #define HRI_OP(name) hri_avx2_##name
-#define VN 8
-/* Registers the blocks may use: rows x queries of a dot product, queries x vectors of a sum, rows x vectors of a product. */
-#define DOT_QUERIES 2
-#define SUM_QUERIES 2
-#define GEMM_ROWS 6
+#define VN           8
+/* Registers the blocks may use: rows x queries of a dot product, queries x vectors of a sum, rows x
+ * vectors of a product. */
+#define DOT_QUERIES     2
+#define SUM_QUERIES     2
+#define GEMM_ROWS       6
 #define GEMM_ROWS_SMALL 2
 
 typedef __m256 vf;
@@ -103,7 +104,8 @@ HRI_INLINE __m128 vf_sum4(vf a, vf b, vf c, vf d)
 /* e^x for x <= 100; 0 below -86 and for NaN. */
 HRI_INLINE vf vf_exp(vf x)
 {
-    /* Twice the value of 2^(n-1), so that n = 128 overflows as it should and no exponent below -125 is needed. */
+    /* Twice the value of 2^(n-1), so that n = 128 overflows as it should and no exponent below -125
+     * is needed. */
     const vf tiny = vf_set(-86.0f);
     vf keep = _mm256_cmp_ps(x, tiny, _CMP_GE_OQ);
     x = vf_min(vf_max(x, tiny), vf_set(89.0f));
@@ -114,7 +116,8 @@ HRI_INLINE vf vf_exp(vf x)
     p = vf_fma(r, p, vf_set(2.0f * EXP_C2));
     p = vf_fma(r, p, vf_set(2.0f));
     p = vf_fma(r, p, vf_set(2.0f));
-    __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126)), 23);
+    __m256i exponent =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126)), 23);
     return _mm256_and_ps(keep, vf_mul(p, _mm256_castsi256_ps(exponent)));
 }
 /* VN elements from p + index as floats. */
@@ -143,7 +146,8 @@ HRI_INLINE vf vf_load_element_half(const void *p, enum element element, size_t i
 /* Two vectors as even lanes and odd lanes, and back. */
 HRI_INLINE void vf_unzip(vf *a, vf *b)
 {
-    const vf low = _mm256_permute2f128_ps(*a, *b, 0x20), high = _mm256_permute2f128_ps(*a, *b, 0x31);
+    const vf low = _mm256_permute2f128_ps(*a, *b, 0x20),
+             high = _mm256_permute2f128_ps(*a, *b, 0x31);
     const vf even = _mm256_shuffle_ps(low, high, 0x88), odd = _mm256_shuffle_ps(low, high, 0xdd);
     *a = even;
     *b = odd;

@@ -5,11 +5,12 @@
 #include "kernels/cpu/simd_common.h"
 
 #define HRI_OP(name) hri_avx512_##name
-#define VN 16
-/* Registers the blocks may use: rows x queries of a dot product, queries x vectors of a sum, rows x vectors of a product. */
-#define DOT_QUERIES 4
-#define SUM_QUERIES 4
-#define GEMM_ROWS 12
+#define VN           16
+/* Registers the blocks may use: rows x queries of a dot product, queries x vectors of a sum, rows x
+ * vectors of a product. */
+#define DOT_QUERIES     4
+#define SUM_QUERIES     4
+#define GEMM_ROWS       12
 #define GEMM_ROWS_SMALL 4
 
 typedef __m512 vf;
@@ -91,8 +92,9 @@ HRI_INLINE __m128 vf_sum4(vf a, vf b, vf c, vf d)
 {
     vf ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     vf cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    vf abcd = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
-                            _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+    vf abcd = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
     __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
@@ -150,7 +152,8 @@ HRI_INLINE vf vf_load_element_half(const void *p, enum element element, size_t i
 /* Two vectors as even lanes and odd lanes, and back. */
 HRI_INLINE void vf_unzip(vf *a, vf *b)
 {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const vf x = *a, y = *b;
     *a = _mm512_permutex2var_ps(x, even, y);
     *b = _mm512_permutex2var_ps(x, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y);
@@ -177,7 +180,8 @@ HRI_INLINE void vf_load_pair(const void *p, enum element element, size_t index, 
 /* VN floats as 16-bit floats, to nearest even; NaN stays NaN. */
 HRI_INLINE void vf_store_f16(uint16_t *p, vf x)
 {
-    _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256((void *)p,
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 HRI_INLINE void vf_store_bf16(uint16_t *p, vf x)
 {
@@ -217,7 +221,8 @@ HRI_INLINE void vf_transpose(vf r[VN])
     /* r[4a + c], lane 4l + e, now holds row 4a + e, column 4l + c. */
     HRI_UNROLL
     for (int c = 0; c < 4; c++) {
-        vf low = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x44), high = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xee);
+        vf low = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x44),
+           high = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xee);
         vf low2 = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x44);
         vf high2 = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xee);
         t[c] = _mm512_shuffle_f32x4(low, low2, 0x88);

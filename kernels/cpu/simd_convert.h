@@ -44,7 +44,8 @@ void HRI_OP(from_f32)(void *dst, const float *src, hr_dtype_t dtype, size_t n)
     }
 }
 
-/* Whether all exponents of a run are below the one of infinity; straight loops that the compiler turns into vectors. */
+/* Whether all exponents of a run are below the one of infinity; straight loops that the compiler
+ * turns into vectors. */
 HRI_INLINE bool finite_words(const uint32_t *x, size_t n)
 {
     uint32_t bad = 0;
@@ -71,7 +72,8 @@ size_t HRI_OP(find_nonfinite)(const void *src, hr_dtype_t dtype, size_t n)
         const size_t count = n - i < run ? n - i : run;
         const void *at = (const char *)src + i * hri_element_bytes(dtype);
         const uint16_t exponent = dtype == HR_DTYPE_F16 ? 0x7c00u : 0x7f80u;
-        bool finite = dtype == HR_DTYPE_F32 ? finite_words(at, count) : finite_halves(at, count, exponent);
+        bool finite =
+            dtype == HR_DTYPE_F32 ? finite_words(at, count) : finite_halves(at, count, exponent);
         if (!finite)
             return i + hri_ref_find_nonfinite(at, dtype, count);
     }
@@ -86,16 +88,19 @@ HRI_INLINE float largest_difference(const float *x, const float *center, uint32_
     for (; j + VN <= d; j += VN)
         largest = vf_max(vf_abs(vf_sub(vf_load(x + j), vf_load(center + j))), largest);
     if (j < d)
-        largest = vf_max(vf_abs(vf_sub(vf_load_n(x + j, d - j), vf_load_n(center + j, d - j))), largest);
+        largest =
+            vf_max(vf_abs(vf_sub(vf_load_n(x + j, d - j), vf_load_n(center + j, d - j))), largest);
     return vf_largest(largest);
 }
 
-HRI_INLINE void quantise_row(const float *x, const float *center, float inverse, uint32_t d, int8_t *codes)
+HRI_INLINE void quantise_row(const float *x, const float *center, float inverse, uint32_t d,
+                             int8_t *codes)
 {
     uint32_t j = 0;
 
     for (; j + VN <= d; j += VN)
-        vf_store_i8(codes + j, vf_mul(vf_sub(vf_load(x + j), vf_load(center + j)), vf_set(inverse)));
+        vf_store_i8(codes + j,
+                    vf_mul(vf_sub(vf_load(x + j), vf_load(center + j)), vf_set(inverse)));
     if (j < d) {
         int8_t tail[VN];
         vf difference = vf_sub(vf_load_n(x + j, d - j), vf_load_n(center + j, d - j));
@@ -104,8 +109,8 @@ HRI_INLINE void quantise_row(const float *x, const float *center, float inverse,
     }
 }
 
-float HRI_OP(quantise_i8)(const float *x, size_t x_stride, uint32_t n, uint32_t d, const float *center, int8_t *codes,
-                          size_t code_stride)
+float HRI_OP(quantise_i8)(const float *x, size_t x_stride, uint32_t n, uint32_t d,
+                          const float *center, int8_t *codes, size_t code_stride)
 {
     float largest = 0.0f;
 

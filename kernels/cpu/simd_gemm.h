@@ -1,8 +1,9 @@
 /* A register-blocked matrix product and the packing it wants. Include after a simd_*.h.
  *
- * c[rows][PANEL] = a[rows][depth] times b[depth][PANEL], where b is a panel: PANEL columns side by side, so that its loads are whole
- * vectors. On AVX-512 12 rows x 2 vectors of sums fill 24 of 32 registers; each step loads 2 vectors and 12 broadcasts for 24
- * multiply-adds, which keeps both multipliers busy out of the first-level cache. */
+ * c[rows][PANEL] = a[rows][depth] times b[depth][PANEL], where b is a panel: PANEL columns side by
+ * side, so that its loads are whole vectors. On AVX-512 12 rows x 2 vectors of sums fill 24 of 32
+ * registers; each step loads 2 vectors and 12 broadcasts for 24 multiply-adds, which keeps both
+ * multipliers busy out of the first-level cache. */
 #ifndef HRI_SIMD_GEMM_H
 #define HRI_SIMD_GEMM_H
 
@@ -12,9 +13,11 @@
 /* The depth a packed panel on the stack has at most. */
 #define GEMM_DEPTH HRI_DIM_MAX
 
-/* rows x 2 vectors. a[i * a_row + l * a_step]; b rows are PANEL floats apart; with cut set, results are cut to +-HRI_LOGIT_MAX. */
-HRI_INLINE void gemm_block(const int rows, const float *a, size_t a_row, size_t a_step, const float *b, size_t b_row,
-                           uint32_t depth, const bool cut, float *c, size_t c_row)
+/* rows x 2 vectors. a[i * a_row + l * a_step]; b rows are PANEL floats apart; with cut set, results
+ * are cut to +-HRI_LOGIT_MAX. */
+HRI_INLINE void gemm_block(const int rows, const float *a, size_t a_row, size_t a_step,
+                           const float *b, size_t b_row, uint32_t depth, const bool cut, float *c,
+                           size_t c_row)
 {
     vf sum[GEMM_ROWS][2];
 
@@ -44,16 +47,18 @@ HRI_INLINE void gemm_block(const int rows, const float *a, size_t a_row, size_t 
 }
 
 /* All PANEL columns. */
-HRI_INLINE void gemm_panel(const int rows, const float *a, size_t a_row, size_t a_step, const float *b,
-                           size_t b_row, uint32_t depth, const bool cut, float *c, size_t c_row)
+HRI_INLINE void gemm_panel(const int rows, const float *a, size_t a_row, size_t a_step,
+                           const float *b, size_t b_row, uint32_t depth, const bool cut, float *c,
+                           size_t c_row)
 {
     for (uint32_t j = 0; j < PANEL; j += 2 * VN)
         gemm_block(rows, a, a_row, a_step, b + j, b_row, depth, cut, c + j, c_row);
 }
 
-/* Packs n <= PANEL rows of `width` elements (a multiple of 8), from offset on, as columns: panel[j][r], missing rows 0. */
-HRI_INLINE void pack_columns(const void *base, size_t stride_bytes, enum element element, size_t offset,
-                             uint32_t n, uint32_t width, float *panel)
+/* Packs n <= PANEL rows of `width` elements (a multiple of 8), from offset on, as columns:
+ * panel[j][r], missing rows 0. */
+HRI_INLINE void pack_columns(const void *base, size_t stride_bytes, enum element element,
+                             size_t offset, uint32_t n, uint32_t width, float *panel)
 {
     for (uint32_t r0 = 0; r0 < PANEL; r0 += VN) {
         for (uint32_t j = 0; j < width; j += VN) {
@@ -62,7 +67,7 @@ HRI_INLINE void pack_columns(const void *base, size_t stride_bytes, enum element
             HRI_UNROLL
             for (uint32_t r = 0; r < VN; r++) {
                 const char *row = (const char *)base + (size_t)(r0 + r) * stride_bytes;
-                t[r] = r0 + r >= n    ? vf_zero()
+                t[r] = r0 + r >= n  ? vf_zero()
                        : lanes < VN ? vf_load_element_half(row, element, offset + j)
                                     : vf_load_element(row, element, offset + j);
             }

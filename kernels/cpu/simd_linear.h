@@ -5,12 +5,14 @@
 #include "kernels/cpu/simd_gemm.h"
 
 /* c[count][PANEL] = rows of a times a panel; rows past count are read from the last one. */
-HRI_INLINE void gemm_rows(const float *a, uint32_t count, size_t a_row, const float *panel, uint32_t depth, float *c)
+HRI_INLINE void gemm_rows(const float *a, uint32_t count, size_t a_row, const float *panel,
+                          uint32_t depth, float *c)
 {
     float block[GEMM_ROWS * HRI_TILE_QUERY_STRIDE];
 
     for (uint32_t i = 0; i < GEMM_ROWS; i++)
-        memcpy(block + i * HRI_TILE_QUERY_STRIDE, a + (i < count ? i : count - 1) * a_row, depth * sizeof *a);
+        memcpy(block + i * HRI_TILE_QUERY_STRIDE, a + (i < count ? i : count - 1) * a_row,
+               depth * sizeof *a);
     gemm_panel(GEMM_ROWS, block, HRI_TILE_QUERY_STRIDE, 1, panel, PANEL, depth, false, c, PANEL);
 }
 
@@ -42,10 +44,10 @@ HRI_INLINE float distance_floats(const float *a, const float *b, uint32_t n)
     return vf_sum(sum);
 }
 
-/* Among the columns of a panel, the first being centre `first`: keeps the one with the largest x . c - |c|^2 / 2, which orders as
- * -|x - c|^2 does. Columns that are not there have an infinite norm. */
-HRI_INLINE void keep_nearest(const float *products, const float *half_norms, uint32_t first, float *best,
-                             uint32_t *best_index)
+/* Among the columns of a panel, the first being centre `first`: keeps the one with the largest x .
+ * c - |c|^2 / 2, which orders as -|x - c|^2 does. Missing columns have an infinite norm. */
+HRI_INLINE void keep_nearest(const float *products, const float *half_norms, uint32_t first,
+                             float *best, uint32_t *best_index)
 {
     float value[PANEL];
     vf largest = vf_set(-INFINITY);
@@ -66,8 +68,8 @@ HRI_INLINE void keep_nearest(const float *products, const float *half_norms, uin
     *best_index = first + j;
 }
 
-static void nearest_in_panel(const float *x, uint32_t n, const float *c, uint32_t columns, uint32_t first, uint32_t d,
-                             float *best, uint32_t *best_index)
+static void nearest_in_panel(const float *x, uint32_t n, const float *c, uint32_t columns,
+                             uint32_t first, uint32_t d, float *best, uint32_t *best_index)
 {
     float panel[GEMM_DEPTH * PANEL] __attribute__((aligned(64)));
     float products[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
@@ -75,7 +77,8 @@ static void nearest_in_panel(const float *x, uint32_t n, const float *c, uint32_
 
     pack_columns(c, d * sizeof *c, ELEMENT_F32, 0, columns, d, panel);
     for (uint32_t j = 0; j < PANEL; j++)
-        half_norms[j] = j < columns ? 0.5f * dot_floats(c + (size_t)j * d, c + (size_t)j * d, d) : INFINITY;
+        half_norms[j] =
+            j < columns ? 0.5f * dot_floats(c + (size_t)j * d, c + (size_t)j * d, d) : INFINITY;
     for (uint32_t i = 0; i < n; i += GEMM_ROWS) {
         const uint32_t count = n - i < GEMM_ROWS ? n - i : GEMM_ROWS;
         gemm_rows(x + (size_t)i * d, count, d, panel, d, products);
@@ -84,8 +87,8 @@ static void nearest_in_panel(const float *x, uint32_t n, const float *c, uint32_
     }
 }
 
-void HRI_OP(nearest)(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d, uint32_t *nearest_out,
-                     float *distance_out)
+void HRI_OP(nearest)(const float *x, uint32_t n, const float *c, uint32_t k, uint32_t d,
+                     uint32_t *nearest_out, float *distance_out)
 {
     float best[GEMM_CHUNK];
 
@@ -102,14 +105,15 @@ void HRI_OP(nearest)(const float *x, uint32_t n, const float *c, uint32_t k, uin
         }
         /* The difference of large numbers above is good enough to choose, not to be told. */
         for (uint32_t a = 0; distance_out && a < count; a++)
-            distance_out[i + a] =
-                k > 0 ? distance_floats(chunk + (size_t)a * d, c + (size_t)nearest_out[i + a] * d, d) : INFINITY;
+            distance_out[i + a] = k > 0 ? distance_floats(chunk + (size_t)a * d,
+                                                          c + (size_t)nearest_out[i + a] * d, d)
+                                        : INFINITY;
     }
 }
 
 /* y[n][columns] (stride d_out) = or += x[n][depth] times one packed panel. */
-static void matmul_panel(const float *x, uint32_t n, size_t d_in, const float *panel, uint32_t columns, uint32_t depth,
-                         bool add, float *y, size_t d_out)
+static void matmul_panel(const float *x, uint32_t n, size_t d_in, const float *panel,
+                         uint32_t columns, uint32_t depth, bool add, float *y, size_t d_out)
 {
     float products[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
 
@@ -130,7 +134,8 @@ static void matmul_panel(const float *x, uint32_t n, size_t d_in, const float *p
 }
 
 /* One chunk of x, which stays in the second-level cache. */
-static void matmul_chunk(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y)
+static void matmul_chunk(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out,
+                         float *y)
 {
     float panel[GEMM_DEPTH * PANEL] __attribute__((aligned(64)));
 
@@ -138,16 +143,19 @@ static void matmul_chunk(const float *x, uint32_t n, uint32_t d_in, const float 
         const uint32_t columns = d_out - j < PANEL ? d_out - j : PANEL;
         for (uint32_t l = 0; l < d_in; l += GEMM_DEPTH) {
             const uint32_t depth = d_in - l < GEMM_DEPTH ? d_in - l : GEMM_DEPTH;
-            pack_columns(w + (size_t)j * d_in, d_in * sizeof *w, ELEMENT_F32, l, columns, depth, panel);
+            pack_columns(w + (size_t)j * d_in, d_in * sizeof *w, ELEMENT_F32, l, columns, depth,
+                         panel);
             matmul_panel(x + l, n, d_in, panel, columns, depth, l > 0, y + j, d_out);
         }
     }
 }
 
-void HRI_OP(matmul_nt)(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out, float *y)
+void HRI_OP(matmul_nt)(const float *x, uint32_t n, uint32_t d_in, const float *w, uint32_t d_out,
+                       float *y)
 {
     for (uint32_t i = 0; i < n; i += GEMM_CHUNK)
-        matmul_chunk(x + (size_t)i * d_in, n - i < GEMM_CHUNK ? n - i : GEMM_CHUNK, d_in, w, d_out, y + (size_t)i * d_out);
+        matmul_chunk(x + (size_t)i * d_in, n - i < GEMM_CHUNK ? n - i : GEMM_CHUNK, d_in, w, d_out,
+                     y + (size_t)i * d_out);
 }
 
 /* The rows x columns sums of a block are added to s. */
@@ -167,7 +175,8 @@ static void moment_edge(const float *x, uint32_t n, uint32_t d, uint32_t a, uint
 {
     float left[GEMM_CHUNK * GEMM_ROWS], right[GEMM_CHUNK * PANEL] __attribute__((aligned(64)));
     float sums[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
-    const uint32_t rows = d - a < GEMM_ROWS ? d - a : GEMM_ROWS, columns = d - b < PANEL ? d - b : PANEL;
+    const uint32_t rows = d - a < GEMM_ROWS ? d - a : GEMM_ROWS,
+                   columns = d - b < PANEL ? d - b : PANEL;
 
     memset(left, 0, sizeof left);
     memset(right, 0, sizeof right);
@@ -190,7 +199,8 @@ static void moment_block(const float *x, uint32_t n, uint32_t d, uint32_t a, uin
 
 void HRI_OP(second_moment)(const float *x, uint32_t n, uint32_t d, float *s)
 {
-    /* Blocks that touch the upper half; those on the diagonal reach below it, where the mirror overwrites. */
+    /* Blocks that touch the upper half; those on the diagonal reach below it, where the mirror
+     * overwrites. */
     for (uint32_t i = 0; i < n; i += GEMM_CHUNK) {
         const uint32_t count = n - i < GEMM_CHUNK ? n - i : GEMM_CHUNK;
         const float *chunk = x + (size_t)i * d;

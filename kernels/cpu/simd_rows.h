@@ -1,16 +1,19 @@
-/* Dot products with rows and weighted sums of rows: the two halves of attention when there are few queries.
+/* Dot products with rows and weighted sums of rows: the two halves of attention when there are few
+ * queries.
  *
- * Rows are given as a list of pointers, so that gathered rows and runs of rows are one case. Both halves work on a tile of rows
- * that stays in the caches while all queries of the group use it, and ask for the next tile's rows meanwhile: the first for what
- * it will read itself (K), the second for V, a few lines at a time so that memory is never idle and never stalls the sums.
+ * Rows are given as a list of pointers, so that gathered rows and runs of rows are one case. Both
+ * halves work on a tile of rows that stays in the caches while all queries of the group use it, and
+ * ask for the next tile's rows meanwhile: the first for what it will read itself (K), the second
+ * for V, a few lines at a time so that memory is never idle and never stalls the sums.
  *
- * bfloat16 rows are taken 2 VN elements at a time as even and odd elements (a shift, a mask). Queries are put in that order once
- * per call (order_queries), sums are brought into it and out of it once per tile. Include after a simd_*.h. */
+ * bfloat16 rows are taken 2 VN elements at a time as even and odd elements (a shift, a mask).
+ * Queries are put in that order once per call (order_queries), sums are brought into it and out of
+ * it once per tile. Include after a simd_*.h. */
 #ifndef HRI_SIMD_ROWS_H
 #define HRI_SIMD_ROWS_H
 
-/* A tile holds about this many bytes, and a number of rows that is a multiple of 16 between these. */
-#define TILE_BYTES 49152u
+/* A tile holds about so many bytes, and a number of rows that is a multiple of 16 between these. */
+#define TILE_BYTES    49152u
 #define TILE_ROWS_MIN 16u
 #define TILE_ROWS_MAX 128u
 
@@ -42,7 +45,8 @@ HRI_INLINE void prefetch_near(const void *p, size_t bytes)
 }
 
 /* The queries as dot_tile wants them: unzipped for bfloat16. Returns q itself or the copy. */
-HRI_INLINE const float *order_queries(const float *q, uint32_t g, uint32_t dk, enum element element, float *copy)
+HRI_INLINE const float *order_queries(const float *q, uint32_t g, uint32_t dk, enum element element,
+                                      float *copy)
 {
     if (element != ELEMENT_BF16)
         return q;
@@ -59,9 +63,9 @@ HRI_INLINE const float *order_queries(const float *q, uint32_t g, uint32_t dk, e
     return copy;
 }
 
-/* sum[i][r] += q_i . k_r for one vector of each; x points to the vectors of the queries, dk apart. */
-HRI_INLINE void dot_step(vf sum[DOT_QUERIES][4], const float *x, uint32_t dk, const int queries, const bool half,
-                         const vf k[4])
+/* sum[i][r] += q_i . k_r for one vector of each; x: the vectors of the queries, dk apart. */
+HRI_INLINE void dot_step(vf sum[DOT_QUERIES][4], const float *x, uint32_t dk, const int queries,
+                         const bool half, const vf k[4])
 {
     HRI_UNROLL
     for (int i = 0; i < queries; i++) {
@@ -120,22 +124,27 @@ HRI_INLINE void dot_tile_of(const float *q, uint32_t g, uint32_t dk, const struc
         for (int a = 0; a < 4 && tile->next; a++)
             prefetch_far(tile->next[r + a], dk * element_bytes(element));
         for (; i + DOT_QUERIES <= g; i += DOT_QUERIES)
-            dot_block(q + (size_t)i * dk, dk, DOT_QUERIES, element, rows, out + i * out_stride + r, out_stride);
+            dot_block(q + (size_t)i * dk, dk, DOT_QUERIES, element, rows, out + i * out_stride + r,
+                      out_stride);
 #if DOT_QUERIES > 2
         if (g - i == 3)
-            dot_block(q + (size_t)i * dk, dk, 3, element, rows, out + i * out_stride + r, out_stride);
+            dot_block(q + (size_t)i * dk, dk, 3, element, rows, out + i * out_stride + r,
+                      out_stride);
         else if (g - i == 2)
-            dot_block(q + (size_t)i * dk, dk, 2, element, rows, out + i * out_stride + r, out_stride);
+            dot_block(q + (size_t)i * dk, dk, 2, element, rows, out + i * out_stride + r,
+                      out_stride);
         else
 #endif
-        if (g - i == 1)
-            dot_block(q + (size_t)i * dk, dk, 1, element, rows, out + i * out_stride + r, out_stride);
+            if (g - i == 1)
+            dot_block(q + (size_t)i * dk, dk, 1, element, rows, out + i * out_stride + r,
+                      out_stride);
     }
 }
 
-/* out[i][r] = q_i . first dk elements of row r, for r below n rounded up to 4. q as order_queries left it. */
-static void dot_tile(const float *q, uint32_t g, uint32_t dk, const struct row_tile *tile, float *out,
-                     size_t out_stride)
+/* out[i][r] = q_i . first dk elements of row r, for r below n rounded up to 4. q as order_queries
+ * left it. */
+static void dot_tile(const float *q, uint32_t g, uint32_t dk, const struct row_tile *tile,
+                     float *out, size_t out_stride)
 {
     switch (tile->element) {
     case ELEMENT_F16:
@@ -154,7 +163,8 @@ static void dot_tile(const float *q, uint32_t g, uint32_t dk, const struct row_t
 
 /* o[i][0..4 VN) += sum_r w[i][r] * row_r[offset..]. */
 HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, const bool prefetch,
-                          const struct row_tile *tile, enum element element, size_t offset, float *o, size_t dv)
+                          const struct row_tile *tile, enum element element, size_t offset,
+                          float *o, size_t dv)
 {
     const size_t bytes = 4 * VN * element_bytes(element);
     vf sum[SUM_QUERIES][4], v[4];
@@ -198,7 +208,8 @@ HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, co
 
 /* o[i][0..VN) += sum_r w[i][r] * row_r[offset..], or half a vector of it. */
 HRI_INLINE void sum_vector(const float *w, size_t w_stride, const int queries, const bool half,
-                           const struct row_tile *tile, enum element element, size_t offset, float *o, size_t dv)
+                           const struct row_tile *tile, enum element element, size_t offset,
+                           float *o, size_t dv)
 {
     const uint32_t lanes = half ? VN / 2 : VN;
     vf sum[SUM_QUERIES];
@@ -219,7 +230,8 @@ HRI_INLINE void sum_vector(const float *w, size_t w_stride, const int queries, c
 }
 
 HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, const bool prefetch,
-                            const struct row_tile *tile, enum element element, size_t offset, uint32_t dv, float *o)
+                            const struct row_tile *tile, enum element element, size_t offset,
+                            uint32_t dv, float *o)
 {
     uint32_t j = 0;
 
@@ -231,7 +243,8 @@ HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, 
     }
     if (prefetch && j < dv) {
         for (uint32_t r = 0; r < tile->n; r++)
-            prefetch_far((const char *)tile->next[r] + (offset + j) * element_bytes(element), (dv - j) * element_bytes(element));
+            prefetch_far((const char *)tile->next[r] + (offset + j) * element_bytes(element),
+                         (dv - j) * element_bytes(element));
     }
     for (; j + VN <= dv; j += VN)
         sum_vector(w, w_stride, queries, false, tile, element, offset + j, o + j, dv);
@@ -239,30 +252,35 @@ HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, 
         sum_vector(w, w_stride, queries, true, tile, element, offset + j, o + j, dv);
 }
 
-HRI_INLINE void sum_tile_of(const float *w, size_t w_stride, uint32_t g, const struct row_tile *tile,
-                            enum element element, size_t offset, uint32_t dv, float *o)
+HRI_INLINE void sum_tile_of(const float *w, size_t w_stride, uint32_t g,
+                            const struct row_tile *tile, enum element element, size_t offset,
+                            uint32_t dv, float *o)
 {
     bool prefetch = tile->next != NULL; /* by the first queries only */
     uint32_t i = 0;
 
     for (; i + SUM_QUERIES <= g; i += SUM_QUERIES) {
-        sum_columns(w + i * w_stride, w_stride, SUM_QUERIES, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
+        sum_columns(w + i * w_stride, w_stride, SUM_QUERIES, prefetch, tile, element, offset, dv,
+                    o + (size_t)i * dv);
         prefetch = false;
     }
 #if SUM_QUERIES > 2
     if (g - i == 3)
-        sum_columns(w + i * w_stride, w_stride, 3, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
+        sum_columns(w + i * w_stride, w_stride, 3, prefetch, tile, element, offset, dv,
+                    o + (size_t)i * dv);
     else if (g - i == 2)
-        sum_columns(w + i * w_stride, w_stride, 2, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
+        sum_columns(w + i * w_stride, w_stride, 2, prefetch, tile, element, offset, dv,
+                    o + (size_t)i * dv);
     else
 #endif
-    if (g - i == 1)
-        sum_columns(w + i * w_stride, w_stride, 1, prefetch, tile, element, offset, dv, o + (size_t)i * dv);
+        if (g - i == 1)
+        sum_columns(w + i * w_stride, w_stride, 1, prefetch, tile, element, offset, dv,
+                    o + (size_t)i * dv);
 }
 
 /* o[i][0..dv) += sum_r w[i][r] * row_r[offset..offset + dv). */
-static void sum_tile(const float *w, size_t w_stride, uint32_t g, const struct row_tile *tile, size_t offset,
-                     uint32_t dv, float *o)
+static void sum_tile(const float *w, size_t w_stride, uint32_t g, const struct row_tile *tile,
+                     size_t offset, uint32_t dv, float *o)
 {
     switch (tile->element) {
     case ELEMENT_F16:

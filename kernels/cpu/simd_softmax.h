@@ -32,7 +32,8 @@ HRI_INLINE void cap_logits(float *x, uint32_t n, float soft_cap)
         vf_store(x + j, vf_mul(cap, vf_tanh(vf_mul(vf_load(x + j), inverse))));
 }
 
-/* x[0..n) in whole vectors: soft-capped where asked, cut so that nothing is infinite or NaN. Returns the largest, or m. */
+/* x[0..n) in whole vectors: soft-capped where asked, cut so that nothing is infinite or NaN.
+ * Returns the largest, or m. */
 HRI_INLINE float cut_logits(float *x, uint32_t n, float soft_cap, float m)
 {
     vf largest = vf_set(m);
@@ -71,8 +72,9 @@ HRI_INLINE float weigh_logits(float *x, uint32_t n, float m)
     return vf_sum(sum);
 }
 
-/* What sums relative to old_m[0..n) must be multiplied with where the largest logit is now new_m, n <= HR_GROUP_MAX;
- * 1 where nothing changed, also where there still is none. Arrays have whole vectors. */
+/* What sums relative to old_m[0..n) must be multiplied with where the largest logit is now new_m, n
+ * <= HR_GROUP_MAX; 1 where nothing changed, also where there still is none. Arrays have whole
+ * vectors. */
 HRI_INLINE void shrink_factors(const float *old_m, const float *new_m, uint32_t n, float *factors)
 {
     for (uint32_t i = 0; i < n; i += VN)

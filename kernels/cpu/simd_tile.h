@@ -1,8 +1,10 @@
-/* Attention of many queries over a tile of rows (prefill): two matrix products with a softmax between them.
+/* Attention of many queries over a tile of rows (prefill): two matrix products with a softmax
+ * between them.
  *
- * Scratch: K as panels [n/32][dk][32], V as panels [dv/32][n][32], both float32, then the queries and the logits of one
- * block of GEMM_ROWS queries. Rows are converted once per tile, whatever the number of queries. A block of queries looks only at
- * the panels between its first and its last visible row. Include after a simd_*.h. */
+ * Scratch: K as panels [n/32][dk][32], V as panels [dv/32][n][32], both float32, then the queries
+ * and the logits of one block of GEMM_ROWS queries. Rows are converted once per tile, whatever the
+ * number of queries. A block of queries looks only at the panels between its first and its last
+ * visible row. Include after a simd_*.h. */
 #ifndef HRI_SIMD_TILE_H
 #define HRI_SIMD_TILE_H
 
@@ -32,16 +34,19 @@ static void tile_layout(struct tile_job *job, void *scratch)
     job->x = job->q + HRI_TILE_QUERIES * HRI_TILE_QUERY_STRIDE;
 }
 
-HRI_INLINE void pack_rows_of(const struct tile_job *job, const char *base, size_t stride, enum element element)
+HRI_INLINE void pack_rows_of(const struct tile_job *job, const char *base, size_t stride,
+                             enum element element)
 {
     for (uint32_t r = 0; r < job->n; r += PANEL)
-        pack_columns(base + r * stride, stride, element, 0, job->n - r, job->dk, job->k_panels + (size_t)r * job->dk);
+        pack_columns(base + r * stride, stride, element, 0, job->n - r, job->dk,
+                     job->k_panels + (size_t)r * job->dk);
     for (size_t r = 0; r < job->n; r++) {
         const char *row = base + r * stride;
         float *dst = job->v_panels + r * PANEL;
         uint32_t j = 0;
         for (; j + VN <= job->dv; j += VN)
-            vf_store(dst + (size_t)(j / PANEL) * PANEL * job->n + j % PANEL, vf_load_element(row, element, job->dk + j));
+            vf_store(dst + (size_t)(j / PANEL) * PANEL * job->n + j % PANEL,
+                     vf_load_element(row, element, job->dk + j));
         if (j < job->dv) {
             vf_store(dst + (size_t)(j / PANEL) * PANEL * job->n + j % PANEL,
                      vf_load_element_half(row, element, job->dk + j));
@@ -68,8 +73,8 @@ static void pack_rows(const struct tile_job *job, const struct hri_rows *rows, u
     }
 }
 
-/* One query's logits are made ready: capped, -INFINITY where it does not see (first..last is what it sees), and the largest,
- * or m, is returned. Works on whole vectors around [first, last). */
+/* One query's logits are made ready: capped, -INFINITY where it does not see (first..last is what
+ * it sees), and the largest, or m, is returned. Works on whole vectors around [first, last). */
 HRI_INLINE float tile_mask(float *x, uint32_t first, uint32_t last, float soft_cap, float m)
 {
     const uint32_t from = first / VN * VN, to = (last + VN - 1) / VN * VN;
@@ -84,7 +89,8 @@ HRI_INLINE float tile_mask(float *x, uint32_t first, uint32_t last, float soft_c
 }
 
 /* Then they become weights, 0 elsewhere in [low, high), and their sum is returned. */
-HRI_INLINE float tile_weigh(float *x, uint32_t low, uint32_t high, uint32_t first, uint32_t last, float m)
+HRI_INLINE float tile_weigh(float *x, uint32_t low, uint32_t high, uint32_t first, uint32_t last,
+                            float m)
 {
     const uint32_t from = first / VN * VN, to = (last + VN - 1) / VN * VN;
 
@@ -108,8 +114,9 @@ HRI_INLINE void merge_columns(float *o, uint32_t dv, uint32_t j, float shrink, c
 }
 
 /* The logits of a block of queries become weights; (m, l) take them in. */
-static void tile_softmax(const struct tile_job *job, uint32_t count, uint32_t low, uint32_t high, const uint32_t *first,
-                         const uint32_t *last, float *m, float *l, float *shrink)
+static void tile_softmax(const struct tile_job *job, uint32_t count, uint32_t low, uint32_t high,
+                         const uint32_t *first, const uint32_t *last, float *m, float *l,
+                         float *shrink)
 {
     float old_m[HRI_TILE_QUERIES_UP] = {0.0f}, new_m[HRI_TILE_QUERIES_UP] = {0.0f};
 
@@ -132,8 +139,9 @@ static void tile_softmax(const struct tile_job *job, uint32_t count, uint32_t lo
 }
 
 /* The queries [0, count) of a block of `block` rows; first and last are inside the tile. */
-HRI_INLINE void tile_block(const struct tile_job *job, const int block, uint32_t count, const float *q,
-                           const uint32_t *first, const uint32_t *last, float *m, float *l, float *o)
+HRI_INLINE void tile_block(const struct tile_job *job, const int block, uint32_t count,
+                           const float *q, const uint32_t *first, const uint32_t *last, float *m,
+                           float *l, float *o)
 {
     float shrink[HRI_TILE_QUERIES_UP], sums[GEMM_ROWS * PANEL] __attribute__((aligned(64)));
     uint32_t low = UINT32_MAX, high = 0;
@@ -151,12 +159,13 @@ HRI_INLINE void tile_block(const struct tile_job *job, const int block, uint32_t
     for (uint32_t i = count; i < (uint32_t)block; i++)
         memset(job->q + i * HRI_TILE_QUERY_STRIDE, 0, job->dk * sizeof *q);
     for (uint32_t j = low / PANEL * PANEL; j < high; j += PANEL)
-        gemm_panel(block, job->q, HRI_TILE_QUERY_STRIDE, 1, job->k_panels + (size_t)j * job->dk, PANEL, job->dk, true,
-                   job->x + j, HRI_TILE_LOGIT_STRIDE);
+        gemm_panel(block, job->q, HRI_TILE_QUERY_STRIDE, 1, job->k_panels + (size_t)j * job->dk,
+                   PANEL, job->dk, true, job->x + j, HRI_TILE_LOGIT_STRIDE);
     tile_softmax(job, count, low, high, first, last, m, l, shrink);
     for (uint32_t j = 0; j < job->dv; j += PANEL) {
-        gemm_panel(block, job->x + low, HRI_TILE_LOGIT_STRIDE, 1, job->v_panels + ((size_t)j * job->n + (size_t)low * PANEL),
-                   PANEL, high - low, false, sums, PANEL);
+        gemm_panel(block, job->x + low, HRI_TILE_LOGIT_STRIDE, 1,
+                   job->v_panels + ((size_t)j * job->n + (size_t)low * PANEL), PANEL, high - low,
+                   false, sums, PANEL);
         for (uint32_t i = 0; i < count; i++)
             merge_columns(o + (size_t)i * job->dv, job->dv, j, shrink[i], sums + i * PANEL);
     }
@@ -167,15 +176,16 @@ HRI_INLINE uint32_t clamp_into(uint32_t row, uint32_t at, uint32_t n)
     return row <= at ? 0 : row - at < n ? row - at : n;
 }
 
-static void tile_queries(const struct tile_job *job, const float *q, uint32_t nq, uint32_t at, const uint32_t *first,
-                         const uint32_t *last, struct hri_partial *part)
+static void tile_queries(const struct tile_job *job, const float *q, uint32_t nq, uint32_t at,
+                         const uint32_t *first, const uint32_t *last, struct hri_partial *part)
 {
     uint32_t from[GEMM_ROWS], to[GEMM_ROWS];
 
     for (uint32_t i = 0; i < nq;) {
         const uint32_t left = nq - i;
         const bool small = left <= 2 * GEMM_ROWS_SMALL;
-        const uint32_t block = small ? GEMM_ROWS_SMALL : GEMM_ROWS, count = left < block ? left : block;
+        const uint32_t block = small ? GEMM_ROWS_SMALL : GEMM_ROWS,
+                       count = left < block ? left : block;
         const float *block_q = q + (size_t)i * job->dk;
         float *o = part->o + (size_t)i * job->dv;
 
@@ -191,9 +201,9 @@ static void tile_queries(const struct tile_job *job, const float *q, uint32_t nq
     }
 }
 
-void HRI_OP(attend_tile)(const float *q, uint32_t nq, uint32_t dk, uint32_t dv, struct hri_rows rows,
-                         const uint32_t *first, const uint32_t *last, float soft_cap, void *scratch,
-                         struct hri_partial *part)
+void HRI_OP(attend_tile)(const float *q, uint32_t nq, uint32_t dk, uint32_t dv,
+                         struct hri_rows rows, const uint32_t *first, const uint32_t *last,
+                         float soft_cap, void *scratch, struct hri_partial *part)
 {
     for (uint32_t at = 0; at < rows.n; at += HRI_TILE_ROWS) {
         struct tile_job job = {.dk = dk, .dv = dv, .soft_cap = soft_cap};

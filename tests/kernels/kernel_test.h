@@ -1,5 +1,6 @@
-/* What the tests of the kernels share: buffers that end at a page that must not be touched, random data, the levels of this machine,
- * and comparisons that print the case that failed. Everything random comes from one seed per case, which a failure prints. */
+/* What the tests of the kernels share: buffers that end at a page that must not be touched, random
+ * data, the levels of this machine, and comparisons that print the case that failed. Everything
+ * random comes from one seed per case, which a failure prints. */
 #ifndef KERNEL_TEST_H
 #define KERNEL_TEST_H
 
@@ -20,7 +21,8 @@
 #include "base/rng.h"
 #include "kernels/kernels.h"
 
-/* -- buffers: the last byte is followed by a page without access, so that reading or writing past the end is a fault -- */
+/* -- buffers: the last byte is followed by a page without access, so that reading or writing past
+ * the end is a fault -- */
 
 struct guarded {
     void *map;
@@ -92,12 +94,14 @@ static inline void to_dtype(void *dst, float *x, hr_dtype_t dtype, size_t n)
 
 static inline struct hri_partial partial_make(uint32_t g, uint32_t dv)
 {
-    struct hri_partial part = {guarded_floats(g), guarded_floats(g), guarded_floats((size_t)g * dv)};
+    struct hri_partial part = {guarded_floats(g), guarded_floats(g),
+                               guarded_floats((size_t)g * dv)};
     hri_partial_clear(&part, g, dv);
     return part;
 }
 
-static inline struct hri_partial partial_copy(const struct hri_partial *from, uint32_t g, uint32_t dv)
+static inline struct hri_partial partial_copy(const struct hri_partial *from, uint32_t g,
+                                              uint32_t dv)
 {
     struct hri_partial part = partial_make(g, dv);
     memcpy(part.m, from->m, g * sizeof(float));
@@ -118,11 +122,12 @@ static inline unsigned levels_here(const struct hri_kernels *levels[3])
 
 static const uint32_t group_sizes[] = {1, 2, 3, 4, 5, 6, 7, 8, 16};
 static const uint32_t lengths[] = {0, 1, 15, 16, 17, 31, 32, 33};
-static const uint32_t dims[][2] = {{8, 8},    {24, 24},   {32, 32},   {64, 64},   {80, 80},  {96, 96},
-                                   {128, 128}, {192, 128}, {256, 256}, {40, 104}, {128, 8}, {8, 248}};
+static const uint32_t dims[][2] = {{8, 8},     {24, 24},  {32, 32},   {64, 64},
+                                   {80, 80},   {96, 96},  {128, 128}, {192, 128},
+                                   {256, 256}, {40, 104}, {128, 8},   {8, 248}};
 static const hr_dtype_t dtypes[] = {HR_DTYPE_F32, HR_DTYPE_F16, HR_DTYPE_BF16};
 
-#define COUNT_OF(array) (sizeof(array) / sizeof *(array))
+#define COUNT_OF(array)       (sizeof(array) / sizeof *(array))
 #define FOR_EACH(item, array) for (size_t item = 0; item < COUNT_OF(array); item++)
 
 /* -- comparisons -- */
@@ -158,16 +163,16 @@ static inline double absolute_error(const float *a, const float *b, size_t n)
     return largest;
 }
 
-#define CHECK_BELOW(value, limit)                                                                                    \
-    do {                                                                                                             \
-        double check_value = (value), check_limit = (limit);                                                         \
-        if (!(check_value <= check_limit))                                                                           \
-            fail_msg("%s: %s = %g, limit %g", case_text, #value, check_value, check_limit);                          \
+#define CHECK_BELOW(value, limit)                                                                  \
+    do {                                                                                           \
+        double check_value = (value), check_limit = (limit);                                       \
+        if (!(check_value <= check_limit))                                                         \
+            fail_msg("%s: %s = %g, limit %g", case_text, #value, check_value, check_limit);        \
     } while (0)
 
 /* Two partials stand for the same (output, lse). */
-static inline void check_partials(const struct hri_partial *a, const struct hri_partial *b, uint32_t g, uint32_t dv,
-                                  double tolerance)
+static inline void check_partials(const struct hri_partial *a, const struct hri_partial *b,
+                                  uint32_t g, uint32_t dv, double tolerance)
 {
     float *out_a = malloc(2 * (size_t)g * (dv + 1) * sizeof(float));
     assert_non_null(out_a);
@@ -177,7 +182,8 @@ static inline void check_partials(const struct hri_partial *a, const struct hri_
     hri_partial_finish(b, g, dv, out_b, lse_b);
     for (uint32_t i = 0; i < g; i++) {
         CHECK_BELOW(relative_error(out_a + (size_t)i * dv, out_b + (size_t)i * dv, dv), tolerance);
-        CHECK_BELOW(absolute_error(lse_a + i, lse_b + i, 1), tolerance * (1.0 + (isinf(lse_b[i]) ? 0.0 : fabs((double)lse_b[i]))));
+        CHECK_BELOW(absolute_error(lse_a + i, lse_b + i, 1),
+                    tolerance * (1.0 + (isinf(lse_b[i]) ? 0.0 : fabs((double)lse_b[i]))));
     }
     free(out_a);
 }

@@ -1,5 +1,6 @@
-/* attend_rows, attend_gather, score_rows, attend_block_i8: every level against the reference, the reference against the
- * definition. Rows are the exact values of their dtype, so only the arithmetic counts.
+/* attend_rows, attend_gather, score_rows, attend_block_i8: every level against the reference, the
+ * reference against the definition. Rows are the exact values of their dtype, so only the
+ * arithmetic counts.
  *
  *   operation        tolerance, relative to the output's length (lse: absolute, times 1 + |lse|)
  *   reference        1e-6   against the definition in double
@@ -42,10 +43,12 @@ static struct data data_make(const struct shape *s)
     fill_normal(&rng, data.q, (size_t)s->g * s->dk, deviation / sqrt(s->dk));
     data.values = guarded_floats((size_t)s->n * width);
     fill_normal(&rng, data.values, (size_t)s->n * width, 1.0);
-    data.rows = (struct hri_rows){.stride_bytes = width * element + gap, .n = s->n, .dtype = s->dtype};
+    data.rows =
+        (struct hri_rows){.stride_bytes = width * element + gap, .n = s->n, .dtype = s->dtype};
     char *base = guarded_alloc(s->n ? s->n * data.rows.stride_bytes - gap : 0);
     for (uint32_t r = 0; r < s->n; r++)
-        to_dtype(base + r * data.rows.stride_bytes, data.values + (size_t)r * width, s->dtype, width);
+        to_dtype(base + r * data.rows.stride_bytes, data.values + (size_t)r * width, s->dtype,
+                 width);
     data.rows.base = base;
     data.start = partial_make(s->g, s->dv);
     for (uint32_t i = 0; i < s->g && (s->seed & 1); i++) {
@@ -93,8 +96,8 @@ static void naive(const struct shape *s, const struct data *data, struct hri_par
     }
 }
 
-static void attend_by(const struct hri_kernels *k, const struct shape *s, const struct data *data, bool gathered,
-                      struct hri_partial *part)
+static void attend_by(const struct hri_kernels *k, const struct shape *s, const struct data *data,
+                      bool gathered, struct hri_partial *part)
 {
     if (!gathered) {
         k->attend_rows(data->q, s->g, s->dk, s->dv, data->rows, s->soft_cap, part);
@@ -118,10 +121,11 @@ static void check_attend(const struct shape *s)
         for (int gathered = 0; gathered < 2; gathered++) {
             struct hri_partial part = partial_copy(&data.start, s->g, s->dv);
             CASE("%s %s dtype %d g %u dk %u dv %u n %u cap %g seed %llu", levels[level]->name,
-                 gathered ? "attend_gather" : "attend_rows", (int)s->dtype, s->g, s->dk, s->dv, s->n,
-                 (double)s->soft_cap, (unsigned long long)s->seed);
+                 gathered ? "attend_gather" : "attend_rows", (int)s->dtype, s->g, s->dk, s->dv,
+                 s->n, (double)s->soft_cap, (unsigned long long)s->seed);
             attend_by(levels[level], s, &data, gathered, &part);
-            check_partials(&part, &want, s->g, s->dv, level == 0 ? TOLERANCE_REF : TOLERANCE_ATTEND);
+            check_partials(&part, &want, s->g, s->dv,
+                           level == 0 ? TOLERANCE_REF : TOLERANCE_ATTEND);
             if (s->n == 0)
                 assert_memory_equal(part.o, data.start.o, (size_t)s->g * s->dv * sizeof(float));
         }
@@ -134,15 +138,21 @@ static void test_attend_all_shapes(void **state)
     uint64_t seed = 1000;
 
     (void)state;
-    FOR_EACH(t, dtypes) {
-        FOR_EACH(d, dims) {
-            FOR_EACH(a, group_sizes) {
-                FOR_EACH(b, lengths) {
+    FOR_EACH(t, dtypes)
+    {
+        FOR_EACH(d, dims)
+        {
+            FOR_EACH(a, group_sizes)
+            {
+                FOR_EACH(b, lengths)
+                {
                     seed++;
-                    /* Every pair of (shape, group) and of (shape, length) is met; all triples would take minutes under ASan. */
+                    /* Every pair of (shape, group) and of (shape, length) is met; all triples would
+                     * take minutes under ASan. */
                     if ((a * 3 + b * 5 + d + t) % 4 != 0 && group_sizes[a] != 3 && lengths[b] != 17)
                         continue;
-                    struct shape s = {group_sizes[a], dims[d][0], dims[d][1], lengths[b], dtypes[t], 0.0f, seed};
+                    struct shape s = {group_sizes[a], dims[d][0], dims[d][1], lengths[b],
+                                      dtypes[t],      0.0f,       seed};
                     s.soft_cap = seed % 5 == 0 ? 3.0f : 0.0f;
                     check_attend(&s);
                 }
@@ -157,11 +167,18 @@ static void test_attend_long(void **state)
     uint64_t seed = 5000;
 
     (void)state;
-    FOR_EACH(b, long_lengths) {
-        FOR_EACH(t, dtypes) {
+    FOR_EACH(b, long_lengths)
+    {
+        FOR_EACH(t, dtypes)
+        {
             seed++;
-            struct shape s = {group_sizes[seed % 9], dims[seed % 12][0], dims[seed % 12][1], long_lengths[b], dtypes[t],
-                              seed % 3 ? 0.0f : 30.0f, seed};
+            struct shape s = {group_sizes[seed % 9],
+                              dims[seed % 12][0],
+                              dims[seed % 12][1],
+                              long_lengths[b],
+                              dtypes[t],
+                              seed % 3 ? 0.0f : 30.0f,
+                              seed};
             check_attend(&s);
         }
     }
@@ -182,7 +199,8 @@ static void test_attend_extreme(void **state)
                 q[j] = j < 16 ? 3e30f : -1e20f;
             for (int j = 0; j < 33 * 32; j++)
                 rows[j] = j % 32 < 16 ? (float)sign * 1e30f : 1.0f;
-            struct hri_rows r = {.base = rows, .stride_bytes = 32 * sizeof(float), .n = 33, .dtype = HR_DTYPE_F32};
+            struct hri_rows r = {
+                .base = rows, .stride_bytes = 32 * sizeof(float), .n = 33, .dtype = HR_DTYPE_F32};
             CASE("%s extreme logits, sign %d", levels[level]->name, sign);
             levels[level]->attend_rows(q, 2, 16, 16, r, 0.0f, &part);
             for (int i = 0; i < 2; i++) {
@@ -204,8 +222,8 @@ static void check_scores(const struct shape *s)
 
     for (unsigned level = 0; level < n_levels; level++) {
         float *out = guarded_floats((size_t)s->g * stride - 3);
-        CASE("%s score_rows dtype %d g %u dk %u n %u cap %g seed %llu", levels[level]->name, (int)s->dtype, s->g, s->dk,
-             s->n, (double)s->soft_cap, (unsigned long long)s->seed);
+        CASE("%s score_rows dtype %d g %u dk %u n %u cap %g seed %llu", levels[level]->name,
+             (int)s->dtype, s->g, s->dk, s->n, (double)s->soft_cap, (unsigned long long)s->seed);
         levels[level]->score_rows(data.q, s->g, s->dk, data.rows, s->soft_cap, out, stride);
         for (uint32_t i = 0; i < s->g; i++) {
             const float *q = data.q + (size_t)i * s->dk;
@@ -214,7 +232,8 @@ static void check_scores(const struct shape *s)
                 double size = 0.0;
                 for (uint32_t j = 0; j < s->dk; j++)
                     size += fabs((double)q[j] * (double)row[j]);
-                CHECK_BELOW(fabs((double)out[i * stride + r] - logit_of(s, q, row)), TOLERANCE_SCORE * size);
+                CHECK_BELOW(fabs((double)out[i * stride + r] - logit_of(s, q, row)),
+                            TOLERANCE_SCORE * size);
             }
         }
     }
@@ -226,12 +245,20 @@ static void test_score_rows(void **state)
     uint64_t seed = 9000;
 
     (void)state;
-    FOR_EACH(t, dtypes) {
-        FOR_EACH(d, dims) {
-            FOR_EACH(b, lengths) {
+    FOR_EACH(t, dtypes)
+    {
+        FOR_EACH(d, dims)
+        {
+            FOR_EACH(b, lengths)
+            {
                 seed++;
-                struct shape s = {group_sizes[seed % 9], dims[d][0], dims[d][1], lengths[b] ? lengths[b] : 140, dtypes[t],
-                                  seed % 4 ? 0.0f : 2.0f, seed};
+                struct shape s = {group_sizes[seed % 9],
+                                  dims[d][0],
+                                  dims[d][1],
+                                  lengths[b] ? lengths[b] : 140,
+                                  dtypes[t],
+                                  seed % 4 ? 0.0f : 2.0f,
+                                  seed};
                 check_scores(&s);
             }
         }
@@ -248,8 +275,12 @@ static void check_block(const struct shape *s)
     const uint32_t width = s->dk + s->dv;
     int8_t *codes = guarded_alloc((size_t)s->n * width);
     float *center = guarded_floats(width), *k_dot = guarded_floats(s->g);
-    const struct hri_block_i8 block = {
-        .codes = codes, .k_dot = k_dot, .v_center = center + s->dk, .k_step = 0.01f, .v_step = 0.03f, .n = s->n};
+    const struct hri_block_i8 block = {.codes = codes,
+                                       .k_dot = k_dot,
+                                       .v_center = center + s->dk,
+                                       .k_step = 0.01f,
+                                       .v_step = 0.03f,
+                                       .n = s->n};
 
     hri_rng_seed(&rng, s->seed + 1);
     fill_normal(&rng, center, width, 1.0);
@@ -268,8 +299,8 @@ static void check_block(const struct shape *s)
     naive(s, &data, &want);
     for (unsigned level = 0; level < n_levels; level++) {
         struct hri_partial part = partial_copy(&data.start, s->g, s->dv);
-        CASE("%s attend_block_i8 g %u dk %u dv %u n %u cap %g seed %llu", levels[level]->name, s->g, s->dk, s->dv, s->n,
-             (double)s->soft_cap, (unsigned long long)s->seed);
+        CASE("%s attend_block_i8 g %u dk %u dv %u n %u cap %g seed %llu", levels[level]->name, s->g,
+             s->dk, s->dv, s->n, (double)s->soft_cap, (unsigned long long)s->seed);
         levels[level]->attend_block_i8(data.q, s->g, s->dk, s->dv, &block, s->soft_cap, &part);
         check_partials(&part, &want, s->g, s->dv, TOLERANCE_ATTEND);
     }
@@ -281,12 +312,16 @@ static void test_attend_block_i8(void **state)
     uint64_t seed = 20000;
 
     (void)state;
-    FOR_EACH(d, dims) {
-        FOR_EACH(a, group_sizes) {
-            FOR_EACH(b, lengths) {
+    FOR_EACH(d, dims)
+    {
+        FOR_EACH(a, group_sizes)
+        {
+            FOR_EACH(b, lengths)
+            {
                 seed++;
-                struct shape s = {group_sizes[a], dims[d][0], dims[d][1], lengths[b], HR_DTYPE_F32,
-                                  seed % 4 ? 0.0f : 5.0f, seed};
+                struct shape s = {
+                    group_sizes[a],         dims[d][0], dims[d][1], lengths[b], HR_DTYPE_F32,
+                    seed % 4 ? 0.0f : 5.0f, seed};
                 check_block(&s);
             }
         }

@@ -1,7 +1,9 @@
-/* to_f32, from_f32, find_nonfinite, min_max, exp_sum, max. Conversions are exact: all 65,536 halves, and rounding at ties.
+/* to_f32, from_f32, find_nonfinite, min_max, exp_sum, max. Conversions are exact: all 65,536
+ * halves, and rounding at ties.
  *
  *   operation   tolerance
- *   exp_sum     1e-6 relative per element above 1e-37, 1e-37 absolute below; 1e-6 relative for the sum
+ *   exp_sum     1e-6 relative per element above 1e-37, 1e-37 absolute below; 1e-6 relative
+ *               for the sum
  *   others      equal */
 #include "kernel_test.h"
 
@@ -55,7 +57,8 @@ static void test_every_half(void **state)
     guarded_free_all();
 }
 
-/* Halfway between neighbours, and one float to either side of it: to the even one, and to the nearer one. */
+/* Halfway between neighbours, and one float to either side of it: to the even one, and to the
+ * nearer one. */
 static void test_rounding(void **state)
 {
     const struct hri_kernels *levels[3];
@@ -68,18 +71,22 @@ static void test_rounding(void **state)
             const hr_dtype_t dtype = is_bf16 ? HR_DTYPE_BF16 : HR_DTYPE_F16;
             const uint32_t largest = is_bf16 ? 0x7f7f : 0x7bff;
             for (uint32_t i = 0; i < largest; i += 7) {
-                /* In a vector of 16 and alone, so that the vector code and its tail both meet it. */
+                /* In a vector of 16 and alone, so that vector code and tail both meet it. */
                 float x[17];
                 uint16_t half[17];
-                float middle = (float)((half_value((uint16_t)i, bits) + half_value((uint16_t)(i + 1), bits)) / 2);
+                float middle =
+                    (float)((half_value((uint16_t)i, bits) + half_value((uint16_t)(i + 1), bits)) /
+                            2);
                 for (int j = 0; j < 17; j++)
-                    x[j] = j % 3 == 0 ? middle : j % 3 == 1 ? nextafterf(middle, INFINITY) : nextafterf(middle, 0.0f);
+                    x[j] = j % 3 == 0   ? middle
+                           : j % 3 == 1 ? nextafterf(middle, INFINITY)
+                                        : nextafterf(middle, 0.0f);
                 levels[level]->from_f32(half, x, dtype, 17);
                 for (int j = 0; j < 17; j++) {
                     uint32_t want = j % 3 == 0 ? i + (i & 1) : j % 3 == 1 ? i + 1 : i;
                     if (half[j] != want)
-                        fail_msg("%s dtype %d: %a became %#x, not %#x", levels[level]->name, (int)dtype, (double)x[j],
-                                 half[j], want);
+                        fail_msg("%s dtype %d: %a became %#x, not %#x", levels[level]->name,
+                                 (int)dtype, (double)x[j], half[j], want);
                 }
             }
             float big[] = {65519.9f, 65520.0f, 3.4e38f, INFINITY};
@@ -102,8 +109,10 @@ static void test_find_nonfinite(void **state)
     (void)state;
     hri_rng_seed(&rng, 8);
     for (unsigned level = 0; level < n_levels; level++) {
-        FOR_EACH(t, dtypes) {
-            FOR_EACH(b, sizes) {
+        FOR_EACH(t, dtypes)
+        {
+            FOR_EACH(b, sizes)
+            {
                 const uint32_t n = sizes[b];
                 float *x = guarded_floats(n);
                 void *data = guarded_alloc(n * dtype_bytes(dtypes[t]));
@@ -111,7 +120,9 @@ static void test_find_nonfinite(void **state)
                 to_dtype(data, x, dtypes[t], n);
                 assert_int_equal(levels[level]->find_nonfinite(data, dtypes[t], n), n);
                 for (int trial = 0; trial < 6 && n > 0; trial++) {
-                    uint32_t at = trial == 0 ? 0 : trial == 1 ? n - 1 : (uint32_t)hri_rng_below(&rng, n);
+                    uint32_t at = trial == 0   ? 0
+                                  : trial == 1 ? n - 1
+                                               : (uint32_t)hri_rng_below(&rng, n);
                     uint32_t later = at + (uint32_t)hri_rng_below(&rng, n - at);
                     float saved = x[at], saved_later = x[later];
                     x[later] = INFINITY;
@@ -136,10 +147,13 @@ static void test_min_max(void **state)
     (void)state;
     hri_rng_seed(&rng, 9);
     for (unsigned level = 0; level < n_levels; level++) {
-        FOR_EACH(d, dims) {
-            FOR_EACH(b, lengths) {
+        FOR_EACH(d, dims)
+        {
+            FOR_EACH(b, lengths)
+            {
                 const uint32_t n = lengths[b], width = dims[d][0];
-                float *x = guarded_floats((size_t)n * width), *min = guarded_floats(width), *max = guarded_floats(width);
+                float *x = guarded_floats((size_t)n * width), *min = guarded_floats(width),
+                      *max = guarded_floats(width);
                 fill_normal(&rng, x, (size_t)n * width, 1.0);
                 levels[level]->min_max(x, n, width, min, max);
                 for (uint32_t j = 0; j < width; j++) {
@@ -182,7 +196,8 @@ static void test_exp_sum(void **state)
     hri_rng_seed(&rng, 10);
     for (unsigned level = 0; level < n_levels; level++) {
         const struct hri_kernels *k = levels[level];
-        FOR_EACH(b, lengths) {
+        FOR_EACH(b, lengths)
+        {
             float *x = guarded_floats(lengths[b]);
             fill_normal(&rng, x, lengths[b], 20.0);
             check_exp(k, x, 0.0f, lengths[b]);
@@ -192,7 +207,8 @@ static void test_exp_sum(void **state)
         }
         float *x = guarded_floats(20000);
         for (int i = 0; i < 20000; i++)
-            x[i] = -110.0f + 188.0f * (float)i / 20000.0f; /* to 78, where the sum is still finite */
+            x[i] =
+                -110.0f + 188.0f * (float)i / 20000.0f; /* to 78, where the sum is still finite */
         check_exp(k, x, 0.0f, 20000);
         for (int i = 0; i < 80; i++) {
             x[i] = 80.0f + 8.7f * (float)i / 80.0f;
@@ -229,8 +245,9 @@ static void test_max(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_half), cmocka_unit_test(test_rounding), cmocka_unit_test(test_find_nonfinite),
-        cmocka_unit_test(test_min_max),    cmocka_unit_test(test_exp_sum),  cmocka_unit_test(test_max),
+        cmocka_unit_test(test_every_half),     cmocka_unit_test(test_rounding),
+        cmocka_unit_test(test_find_nonfinite), cmocka_unit_test(test_min_max),
+        cmocka_unit_test(test_exp_sum),        cmocka_unit_test(test_max),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,8 @@
 /* nearest, matmul_nt, second_moment.
  *
  *   operation       tolerance
- *   nearest         the chosen centre's true distance is at most 1e-5 (|x|^2 + |c|^2) above the least; distance_out 1e-5 relative
+ *   nearest         the chosen centre's true distance is at most 1e-5 (|x|^2 + |c|^2) above
+ *                   the least; distance_out 1e-5 relative
  *   matmul_nt       3e-6 relative to sum |x w|
  *   second_moment   3e-6 relative to sum |x x'|; exactly symmetric */
 #include "kernel_test.h"
@@ -32,9 +33,11 @@ static void check_nearest(uint32_t n, uint32_t k, uint32_t d, uint64_t seed)
     fill_normal(&rng, x, (size_t)n * d, 1.0);
     fill_normal(&rng, c, (size_t)k * d, 1.0);
     for (unsigned level = 0; level < n_levels; level++) {
-        uint32_t *index = guarded_alloc(n * sizeof *index), *index_alone = guarded_alloc(n * sizeof *index);
+        uint32_t *index = guarded_alloc(n * sizeof *index),
+                 *index_alone = guarded_alloc(n * sizeof *index);
         float *distances = guarded_floats(n);
-        CASE("%s nearest n %u k %u d %u seed %llu", levels[level]->name, n, k, d, (unsigned long long)seed);
+        CASE("%s nearest n %u k %u d %u seed %llu", levels[level]->name, n, k, d,
+             (unsigned long long)seed);
         levels[level]->nearest(x, n, c, k, d, index, distances);
         levels[level]->nearest(x, n, c, k, d, index_alone, NULL);
         if (n)
@@ -58,8 +61,10 @@ static void test_nearest(void **state)
     uint64_t seed = 1;
 
     (void)state;
-    FOR_EACH(d, dims) {
-        FOR_EACH(k, centre_counts) {
+    FOR_EACH(d, dims)
+    {
+        FOR_EACH(k, centre_counts)
+        {
             seed++;
             check_nearest(lengths[seed % COUNT_OF(lengths)], centre_counts[k], dims[d][0], seed);
         }
@@ -126,9 +131,10 @@ static void test_matmul_nt(void **state)
     uint64_t seed = 60;
 
     (void)state;
-    FOR_EACH(d, dims) {
+    FOR_EACH(d, dims)
+    {
         FOR_EACH(b, lengths)
-            check_matmul(lengths[b], dims[d][0], dims[d][1], ++seed);
+        check_matmul(lengths[b], dims[d][0], dims[d][1], ++seed);
     }
     check_matmul(7, 600, 40, 1);
     check_matmul(20, 64, 1, 2);
@@ -150,7 +156,8 @@ static void check_moment(uint32_t n, uint32_t d, uint64_t seed)
     for (unsigned level = 0; level < n_levels; level++) {
         float *s = guarded_floats((size_t)d * d);
         memcpy(s, start, (size_t)d * d * sizeof *s);
-        CASE("%s second_moment n %u d %u seed %llu", levels[level]->name, n, d, (unsigned long long)seed);
+        CASE("%s second_moment n %u d %u seed %llu", levels[level]->name, n, d,
+             (unsigned long long)seed);
         levels[level]->second_moment(x, n, d, s);
         for (uint32_t a = 0; a < d; a++) {
             for (uint32_t b = a; b < d; b++) {
@@ -173,7 +180,8 @@ static void test_second_moment(void **state)
     uint64_t seed = 80;
 
     (void)state;
-    FOR_EACH(d, dims) {
+    FOR_EACH(d, dims)
+    {
         seed++;
         check_moment(lengths[seed % COUNT_OF(lengths)], dims[d][0], seed);
         check_moment(40, dims[d][0], seed);

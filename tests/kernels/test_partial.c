@@ -15,7 +15,8 @@ static void fill_partial(struct hri_rng *rng, struct hri_partial *part)
 }
 
 /* The merge in double, from the finished parts. */
-static void check_merged(const struct hri_partial *merged, const struct hri_partial *a, const struct hri_partial *b)
+static void check_merged(const struct hri_partial *merged, const struct hri_partial *a,
+                         const struct hri_partial *b)
 {
     for (int i = 0; i < G; i++) {
         double m = fmax((double)a->m[i], (double)b->m[i]);
@@ -24,7 +25,8 @@ static void check_merged(const struct hri_partial *merged, const struct hri_part
         CHECK_BELOW(fabs((double)merged->l[i] - l), TOLERANCE_MERGE * l);
         for (int j = 0; j < D; j++) {
             double x = (double)a->o[i * D + j] * wa, y = (double)b->o[i * D + j] * wb;
-            CHECK_BELOW(fabs((double)merged->o[i * D + j] - (x + y)), TOLERANCE_MERGE * (fabs(x) + fabs(y)));
+            CHECK_BELOW(fabs((double)merged->o[i * D + j] - (x + y)),
+                        TOLERANCE_MERGE * (fabs(x) + fabs(y)));
         }
     }
 }
@@ -57,7 +59,8 @@ static void test_merge(void **state)
 static void test_merge_with_nothing(void **state)
 {
     struct hri_rng rng;
-    struct hri_partial a = partial_make(G, D), nothing = partial_make(G, D), also = partial_make(G, D);
+    struct hri_partial a = partial_make(G, D), nothing = partial_make(G, D),
+                       also = partial_make(G, D);
     float out[G * D], lse[G];
 
     (void)state;
@@ -126,7 +129,8 @@ static void test_levels(void **state)
         assert_true(hri_kernels_parse(k->name, &level) && level == k->level);
         /* Every entry is set. */
         const char *entries = (const char *)&k->to_f32;
-        for (size_t at = 0; at + sizeof(void *) <= sizeof *k - offsetof(struct hri_kernels, to_f32); at += sizeof(void *)) {
+        for (size_t at = 0; at + sizeof(void *) <= sizeof *k - offsetof(struct hri_kernels, to_f32);
+             at += sizeof(void *)) {
             void *entry;
             memcpy(&entry, entries + at, sizeof entry);
             assert_non_null(entry);

@@ -15,7 +15,8 @@ static void test_pack_round_trip(void **state)
 
     (void)state;
     hri_rng_seed(&rng, 5);
-    FOR_EACH(d, dims) {
+    FOR_EACH(d, dims)
+    {
         const uint32_t dk = dims[d][0], n = 37;
         const size_t bytes = hri_centroids_bytes(n, dk);
         uint8_t *codes = guarded_alloc(bytes);
@@ -44,7 +45,8 @@ static void check_centroids(uint32_t g, uint32_t dk, uint32_t n, bool extreme, u
     struct hri_rng rng;
     const uint32_t whole = (n + 15) / 16 * 16;
     uint8_t *codes = guarded_alloc(hri_centroids_bytes(n, dk));
-    float *step = guarded_floats(whole), *q = guarded_floats((size_t)g * dk), *centroid = guarded_floats(dk);
+    float *step = guarded_floats(whole), *q = guarded_floats((size_t)g * dk),
+          *centroid = guarded_floats(dk);
 
     hri_rng_seed(&rng, seed);
     memset(codes, 128, hri_centroids_bytes(n, dk));
@@ -54,7 +56,10 @@ static void check_centroids(uint32_t g, uint32_t dk, uint32_t n, bool extreme, u
         fill_normal(&rng, centroid, dk, 1.0);
         /* All codes and all query terms at their largest: sums that saturate would show. */
         for (uint32_t j = 0; j < dk && extreme; j++)
-            centroid[j] = b % 3 == 0 ? 2.0f : b % 3 == 1 ? -2.0f : centroid[j] > 0.0f ? 2.0f : -2.0f;
+            centroid[j] = b % 3 == 0           ? 2.0f
+                          : b % 3 == 1         ? -2.0f
+                          : centroid[j] > 0.0f ? 2.0f
+                                               : -2.0f;
         step[b] = hri_centroid_pack(codes, dk, b, centroid);
     }
     for (uint32_t j = 0; j < g * dk && extreme; j++)
@@ -62,8 +67,8 @@ static void check_centroids(uint32_t g, uint32_t dk, uint32_t n, bool extreme, u
     const struct hri_centroids c = {.codes = codes, .step = step, .n = n};
     for (unsigned level = 0; level < n_levels; level++) {
         float *out = guarded_floats((size_t)g * whole);
-        CASE("%s score_centroids g %u dk %u n %u extreme %d seed %llu", levels[level]->name, g, dk, n, extreme,
-             (unsigned long long)seed);
+        CASE("%s score_centroids g %u dk %u n %u extreme %d seed %llu", levels[level]->name, g, dk,
+             n, extreme, (unsigned long long)seed);
         levels[level]->score_centroids(q, g, dk, c, out, whole);
         for (uint32_t i = 0; i < g; i++) {
             double q_largest = 0.0;
@@ -90,11 +95,15 @@ static void test_score_centroids(void **state)
     uint64_t seed = 1;
 
     (void)state;
-    FOR_EACH(a, group_sizes) {
-        FOR_EACH(d, dims) {
-            FOR_EACH(b, lengths) {
+    FOR_EACH(a, group_sizes)
+    {
+        FOR_EACH(d, dims)
+        {
+            FOR_EACH(b, lengths)
+            {
                 seed++;
-                check_centroids(group_sizes[a], dims[d][0], lengths[b] + (seed % 7 == 0 ? 64 : 0), seed % 3 == 0, seed);
+                check_centroids(group_sizes[a], dims[d][0], lengths[b] + (seed % 7 == 0 ? 64 : 0),
+                                seed % 3 == 0, seed);
             }
         }
     }
@@ -107,7 +116,8 @@ static void check_weighted_sum(uint32_t g, uint32_t dv, uint32_t n, uint64_t see
     struct hri_rng rng;
     const size_t stride = n + 5;
     int8_t *codes = guarded_alloc((size_t)n * dv);
-    float *step = guarded_floats(n), *w = guarded_floats(g * stride - 5), *start = guarded_floats((size_t)g * dv);
+    float *step = guarded_floats(n), *w = guarded_floats(g * stride - 5),
+          *start = guarded_floats((size_t)g * dv);
 
     hri_rng_seed(&rng, seed);
     fill_normal(&rng, start, (size_t)g * dv, 1.0);
@@ -122,13 +132,15 @@ static void check_weighted_sum(uint32_t g, uint32_t dv, uint32_t n, uint64_t see
     for (unsigned level = 0; level < n_levels; level++) {
         float *o = guarded_floats((size_t)g * dv);
         memcpy(o, start, (size_t)g * dv * sizeof *o);
-        CASE("%s weighted_sum_i8 g %u dv %u n %u seed %llu", levels[level]->name, g, dv, n, (unsigned long long)seed);
+        CASE("%s weighted_sum_i8 g %u dv %u n %u seed %llu", levels[level]->name, g, dv, n,
+             (unsigned long long)seed);
         levels[level]->weighted_sum_i8(w, stride, g, n, dv, codes, step, o);
         for (uint32_t i = 0; i < g; i++) {
             for (uint32_t j = 0; j < dv; j++) {
                 double sum = (double)start[(size_t)i * dv + j], size = fabs(sum);
                 for (uint32_t b = 0; b < n; b++) {
-                    double term = (double)w[i * stride + b] * (double)step[b] * codes[(size_t)b * dv + j];
+                    double term =
+                        (double)w[i * stride + b] * (double)step[b] * codes[(size_t)b * dv + j];
                     sum += term;
                     size += fabs(term);
                 }
@@ -144,8 +156,10 @@ static void test_weighted_sum_i8(void **state)
     uint64_t seed = 700;
 
     (void)state;
-    FOR_EACH(a, group_sizes) {
-        FOR_EACH(d, dims) {
+    FOR_EACH(a, group_sizes)
+    {
+        FOR_EACH(d, dims)
+        {
             seed++;
             check_weighted_sum(group_sizes[a], dims[d][1], lengths[seed % COUNT_OF(lengths)], seed);
             check_weighted_sum(group_sizes[a], dims[d][1], 100 + (uint32_t)(seed % 200), seed);
@@ -171,7 +185,8 @@ static void check_bounds(uint32_t g, uint32_t d, uint32_t n, uint64_t seed)
     }
     for (unsigned level = 0; level < n_levels; level++) {
         float *out = guarded_floats(g * stride - 1);
-        CASE("%s score_bounds g %u d %u n %u seed %llu", levels[level]->name, g, d, n, (unsigned long long)seed);
+        CASE("%s score_bounds g %u d %u n %u seed %llu", levels[level]->name, g, d, n,
+             (unsigned long long)seed);
         levels[level]->score_bounds(q, g, d, min, max, n, out, stride);
         for (uint32_t i = 0; i < g; i++) {
             for (uint32_t b = 0; b < n; b++) {
@@ -195,10 +210,13 @@ static void test_score_bounds(void **state)
     uint64_t seed = 900;
 
     (void)state;
-    FOR_EACH(a, group_sizes) {
-        FOR_EACH(d, dims) {
+    FOR_EACH(a, group_sizes)
+    {
+        FOR_EACH(d, dims)
+        {
             seed++;
-            check_bounds(group_sizes[a], dims[d][0], lengths[seed % COUNT_OF(lengths)] + (seed % 3 ? 0 : 120), seed);
+            check_bounds(group_sizes[a], dims[d][0],
+                         lengths[seed % COUNT_OF(lengths)] + (seed % 3 ? 0 : 120), seed);
         }
     }
 }
@@ -222,7 +240,8 @@ static void check_quantise(uint32_t n, uint32_t d, uint64_t seed)
     for (unsigned level = 0; level < n_levels; level++) {
         int8_t *codes = guarded_alloc(n ? n * code_stride - 8 : 0);
         float step = levels[level]->quantise_i8(x, x_stride, n, d, center, codes, code_stride);
-        CASE("%s quantise_i8 n %u d %u seed %llu", levels[level]->name, n, d, (unsigned long long)seed);
+        CASE("%s quantise_i8 n %u d %u seed %llu", levels[level]->name, n, d,
+             (unsigned long long)seed);
         if (level == 0) {
             want = codes;
             want_step = step;
@@ -233,7 +252,8 @@ static void check_quantise(uint32_t n, uint32_t d, uint64_t seed)
             for (uint32_t j = 0; j < d; j++) {
                 double value = (double)center[j] + (double)step * codes[i * code_stride + j];
                 assert_true(codes[i * code_stride + j] >= -127);
-                CHECK_BELOW(fabs(value - (double)x[i * x_stride + j]), (double)step * 0.501 + 1e-30);
+                CHECK_BELOW(fabs(value - (double)x[i * x_stride + j]),
+                            (double)step * 0.501 + 1e-30);
             }
         }
     }
@@ -245,9 +265,10 @@ static void test_quantise_i8(void **state)
     uint64_t seed = 40;
 
     (void)state;
-    FOR_EACH(d, dims) {
+    FOR_EACH(d, dims)
+    {
         FOR_EACH(b, lengths)
-            check_quantise(lengths[b], dims[d][0], ++seed);
+        check_quantise(lengths[b], dims[d][0], ++seed);
     }
 }
 

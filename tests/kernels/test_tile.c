@@ -1,5 +1,6 @@
-/* attend_tile: every level against one call of the reference's attend_rows per query, with causal, sliding, random and empty
- * masks. Tolerance 1e-5 relative to the output's length, and of the lse. */
+/* attend_tile: every level against one call of the reference's attend_rows per query, with causal,
+ * sliding, random and empty masks. Tolerance 1e-5 relative to the output's length, and of the lse.
+ */
 #include "kernel_test.h"
 
 #define TOLERANCE_TILE 1e-5
@@ -45,7 +46,8 @@ static void check_tile(const struct shape *s)
 
     hri_rng_seed(&rng, s->seed);
     float *q = guarded_floats((size_t)s->nq * s->dk), *values = guarded_floats(s->n * width);
-    uint32_t *first = guarded_alloc(s->nq * sizeof *first), *last = guarded_alloc(s->nq * sizeof *last);
+    uint32_t *first = guarded_alloc(s->nq * sizeof *first),
+             *last = guarded_alloc(s->nq * sizeof *last);
     void *base = guarded_alloc(s->n * width * element);
     const size_t scratch_bytes = hri_tile_scratch_bytes(s->nq, s->dk, s->dv, s->n);
     void *scratch = guarded_alloc((scratch_bytes + 63) / 64 * 64);
@@ -53,7 +55,8 @@ static void check_tile(const struct shape *s)
     fill_normal(&rng, values, s->n * width, 1.0);
     to_dtype(base, values, s->dtype, s->n * width);
     mask_fill(&rng, s, first, last);
-    const struct hri_rows rows = {.base = base, .stride_bytes = width * element, .n = s->n, .dtype = s->dtype};
+    const struct hri_rows rows = {
+        .base = base, .stride_bytes = width * element, .n = s->n, .dtype = s->dtype};
     struct hri_partial start = partial_make(s->nq, s->dv);
     for (uint32_t i = 0; i < s->nq; i += 2) { /* every second query has seen something */
         start.m[i] = (float)hri_rng_normal(&rng) * 4.0f;
@@ -72,11 +75,12 @@ static void check_tile(const struct shape *s)
     }
     for (unsigned level = 0; level < n_levels; level++) {
         struct hri_partial part = partial_copy(&start, s->nq, s->dv);
-        CASE("%s attend_tile %s dtype %d nq %u dk %u dv %u n %u cap %g seed %llu", levels[level]->name,
-             mask_names[s->mask], (int)s->dtype, s->nq, s->dk, s->dv, s->n, (double)s->soft_cap,
-             (unsigned long long)s->seed);
+        CASE("%s attend_tile %s dtype %d nq %u dk %u dv %u n %u cap %g seed %llu",
+             levels[level]->name, mask_names[s->mask], (int)s->dtype, s->nq, s->dk, s->dv, s->n,
+             (double)s->soft_cap, (unsigned long long)s->seed);
         memset(scratch, 0xff, scratch_bytes);
-        levels[level]->attend_tile(q, s->nq, s->dk, s->dv, rows, first, last, s->soft_cap, scratch, &part);
+        levels[level]->attend_tile(q, s->nq, s->dk, s->dv, rows, first, last, s->soft_cap, scratch,
+                                   &part);
         check_partials(&part, &want, s->nq, s->dv, TOLERANCE_TILE);
         if (s->mask == MASK_EMPTY || s->n == 0)
             assert_memory_equal(part.o, start.o, (size_t)s->nq * s->dv * sizeof(float));
@@ -90,12 +94,22 @@ static void test_tile_shapes(void **state)
     uint64_t seed = 100;
 
     (void)state;
-    FOR_EACH(t, dtypes) {
-        FOR_EACH(d, dims) {
-            FOR_EACH(b, lengths) {
+    FOR_EACH(t, dtypes)
+    {
+        FOR_EACH(d, dims)
+        {
+            FOR_EACH(b, lengths)
+            {
                 seed++;
-                struct shape s = {query_counts[seed % 10], 1 + (uint32_t)(seed % 4), dims[d][0], dims[d][1], lengths[b],
-                                  dtypes[t], seed % 5 ? 0.0f : 4.0f, (enum mask)(seed / 3 % MASKS), seed};
+                struct shape s = {query_counts[seed % 10],
+                                  1 + (uint32_t)(seed % 4),
+                                  dims[d][0],
+                                  dims[d][1],
+                                  lengths[b],
+                                  dtypes[t],
+                                  seed % 5 ? 0.0f : 4.0f,
+                                  (enum mask)(seed / 3 % MASKS),
+                                  seed};
                 check_tile(&s);
             }
         }
@@ -108,11 +122,19 @@ static void test_tile_long(void **state)
     uint64_t seed = 3000;
 
     (void)state;
-    FOR_EACH(b, long_lengths) {
+    FOR_EACH(b, long_lengths)
+    {
         for (int mask = 0; mask < MASKS; mask++) {
             seed++;
-            struct shape s = {30, 3, dims[seed % 12][0], dims[seed % 12][1], long_lengths[b], dtypes[seed % 3], 0.0f,
-                              (enum mask)mask, seed};
+            struct shape s = {30,
+                              3,
+                              dims[seed % 12][0],
+                              dims[seed % 12][1],
+                              long_lengths[b],
+                              dtypes[seed % 3],
+                              0.0f,
+                              (enum mask)mask,
+                              seed};
             check_tile(&s);
         }
     }
@@ -133,7 +155,8 @@ static void test_tiles_chain(void **state)
     fill_normal(&rng, values, N * 2 * D, 1.0);
     const struct hri_kernels *levels[3];
     const unsigned n_levels = levels_here(levels);
-    struct hri_rows all = {.base = values, .stride_bytes = 2 * D * sizeof(float), .n = N, .dtype = HR_DTYPE_F32};
+    struct hri_rows all = {
+        .base = values, .stride_bytes = 2 * D * sizeof(float), .n = N, .dtype = HR_DTYPE_F32};
     struct hri_partial want = partial_make(NQ, D);
     hri_kernels_get(HRI_KERNEL_REF)->attend_rows(q, NQ, D, D, all, 0.0f, &want);
     for (unsigned level = 0; level < n_levels; level++) {
