@@ -51,12 +51,15 @@ void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_i
     for (uint32_t g = 0; g < head->options.g; g++) {
         float *weight = step->weight + g * step->stride;
         log_weights(head, step, g, weight);
+        bool near = in->near && in->near->l[g] > 0;
         step->top[g] = kernels->max(weight, head->n_blocks);
+        if (near && in->near->m[g] > step->top[g])
+            step->top[g] = in->near->m[g]; /* else its mass could overflow */
         kernels->exp_sum(weight, step->top[g], weight, head->n_blocks);
         for (uint32_t b = 0; b < head->n_blocks; b++)
             weight[b] *= (float)head->block_rows[b];
         step->total[g] = hri_sum(weight, head->n_blocks);
-        if (in->near && in->near->l[g] > 0)
+        if (near)
             step->total[g] += in->near->l[g] * expf(in->near->m[g] - step->top[g]);
     }
 }

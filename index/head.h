@@ -49,12 +49,14 @@ static inline uint32_t hri_lanes_up(uint32_t n)
 uint32_t hri_index_target_rows(const struct hri_recipe *recipe);
 
 /* Takes blocks from ranked (n entries; key = worth per byte; reordered) into out, best first, while
- * their bytes fit. A block too large for what is left is passed over. enough (may be NULL) is told
- * of each block taken and says whether to stop. Returns true if enough ended it. */
+ * what has to move for them fits. A block too large for what is left is passed over. Blocks in
+ * frames have a budget of their own, since nothing moves for them: reuse_bytes (0: they are counted
+ * like the others). enough (may be NULL) is told of each block taken and says whether to stop.
+ * Returns true if enough ended it. */
 struct hri_take {
     struct hri_ranked *ranked;
     uint32_t n;
-    uint64_t budget_bytes;
+    uint64_t budget_bytes, reuse_bytes;
     bool (*enough)(void *context, uint32_t block);
     void *context;
 };
@@ -63,14 +65,15 @@ bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_
 
 /* The scratch of a step of the selectors with centroids. */
 struct hri_step {
-    size_t stride;      /* blocks up to 16 */
-    float *dots;        /* [g][stride] q . centre */
-    float *weight;      /* [g][stride] mass / exp(top) */
-    float *sum;         /* [g][v_dim] */
-    float *shift;       /* [g][v_dim] D q */
-    float *top, *total; /* [HR_GROUP_MAX] largest logit; all mass over exp(top), near included */
-    float *variance;    /* [HR_GROUP_MAX] q'Cq */
-    float *work;        /* [stride] */
+    size_t stride; /* blocks up to 16 */
+    float *dots;   /* [g][stride] q . centre */
+    float *weight; /* [g][stride] mass / exp(top) */
+    float *sum;    /* [g][v_dim] */
+    float *shift;  /* [g][v_dim] D q */
+    float *top,
+        *total; /* [HR_GROUP_MAX] largest logit, near included; all mass over exp(top), near included */
+    float *variance;           /* [HR_GROUP_MAX] q'Cq */
+    float *work;               /* [stride] */
     struct hri_ranked *ranked; /* [stride] */
     uint8_t *mark;             /* [stride] */
 };

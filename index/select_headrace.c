@@ -12,6 +12,8 @@
 /* The variance beyond which the doubt does not grow any more, and what a block of no variance keeps
  * of it: its int8 codes and the shape's own error. */
 #define DOUBT_VARIANCE_MAX 3.0f
+/* Where the lift of a ranking ends: beyond, blocks are equally worth a look. */
+#define TAIL_MAX 20.0f
 #define DOUBT_FLOOR        0.3f
 /* Blocks with a larger share of some head's attention enter the output that errors are measured
  * against. */
@@ -205,13 +207,13 @@ static void rough_output(const struct hri_index_head *head, const struct hri_sel
  * relative to the output's. */
 static float error_factor(const struct hri_index_head *head, const float *output)
 {
-    float square = 0, far = head->shape.v_variance;
+    double square = 0, far = head->shape.v_variance;
     for (uint32_t j = 0; j < head->options.v_dim; j++) {
-        float x = output[j] - head->shape.v_mean[j];
+        double x = (double)output[j] - head->shape.v_mean[j];
         far += x * x;
-        square += output[j] * output[j];
+        square += (double)output[j] * output[j];
     }
-    return square > 0 ? far / square : 0;
+    return square > 0 ? (float)(far / square) : 0;
 }
 
 static void score(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -223,6 +225,33 @@ static void score(const struct hri_index_head *head, const struct hri_select_in 
         hri_shape_query(head, in->q + (size_t)g * o->k_dim, &step->variance[g],
                         step->shift + (size_t)g * o->v_dim);
     hri_step_weigh(head, in, step);
+}
+
+/* How much more a block may weigh than its clamped estimate says: the mass of n rows whose logits have a large variance is that of
+ * the largest, m + s sqrt(2 ln n) (the random energy model, Derrida 1981). It matters where one row among unlike ones is what the
+ * query looks for. For the ranking only: as an estimate it would be wrong more often than right. */
+static inline float tail_factor(float variance, float log_rows)
+{
+    if (variance <= 2 * HRI_HALF_VARIANCE_MAX)
+        return 1;
+    float extra = sqrtf(2 * variance * log_rows) - log_rows - HRI_HALF_VARIANCE_MAX;
+    return extra > 0 ? expf(2 * fminf(extra, TAIL_MAX)) : 1;
+}
+
+/* Ranks blocks that may hold a row far above their mean by what that row would weigh. */
+static void lift_tails(const struct hri_index_head *head, struct hri_step *step)
+{
+    uint32_t n = head->n_blocks;
+    for (uint32_t g = 0; g < head->options.g; g++) {
+        const float *weight = step->weight + g * step->stride;
+        float inverse = 1 / step->total[g];
+        for (uint32_t b = 0; b < n; b++) {
+            float variance = step->variance[g] * hri_block_spread(head, b);
+            float factor = tail_factor(variance, head->log_rows[head->block_rows[b]]);
+            if (factor > 1)
+                step->ranked[b].key += (factor - 1) * doubt_of(weight[b] * inverse, variance, head->block_rows[b]) / head->block_rows[b];
+        }
+    }
 }
 
 static void rank(const struct hri_index_head *head, struct hri_step *step, struct doubt *doubt)
@@ -244,28 +273,7 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
     }
     for (uint32_t b = 0; b < n; b++)
         step->ranked[b] = (struct hri_ranked){step->work[b] / rows[b], b};
-}
-
-/* Blocks that lie in frames cost no transfer: the best of those not chosen yet are taken beyond the
- * budget. */
-static void take_resident(const struct hri_index_head *head, const struct hri_select_in *in,
-                          struct hri_step *step, struct doubt *doubt, struct hri_select_out *out)
-{
-    double reuse = hri_recipe_value(&head->options.recipe, "reuse");
-    uint32_t n = 0;
-    if (!in->resident || reuse <= 0)
-        return;
-    for (uint32_t i = 0; i < out->n_items; i++)
-        step->work[out->items[i]] = -1;
-    for (uint32_t b = 0; b < head->n_blocks; b++)
-        if (in->resident[b] && step->work[b] >= 0)
-            step->ranked[n++] = (struct hri_ranked){step->work[b] / head->block_rows[b], b};
-    struct hri_take take = {.ranked = step->ranked,
-                            .n = n,
-                            .budget_bytes = (uint64_t)(reuse * (double)in->budget_bytes),
-                            .enough = refined_enough,
-                            .context = doubt};
-    hri_take_blocks(head, in, &take, out);
+    lift_tails(head, step);
 }
 
 static hr_status_t select_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -284,14 +292,14 @@ static hr_status_t select_blocks(const struct hri_index_head *head, const struct
     }
     bool reached = in->tolerance > 0 && mean <= in->tolerance;
     if (!reached) {
+        double reuse = hri_recipe_value(&o->recipe, "reuse");
         struct hri_take take = {.ranked = step.ranked,
                                 .n = head->n_blocks,
                                 .budget_bytes = in->budget_bytes,
+                                .reuse_bytes = (uint64_t)(reuse * (double)in->budget_bytes),
                                 .enough = refined_enough,
                                 .context = &doubt};
         reached = hri_take_blocks(head, in, &take, out);
-        if (!reached)
-            take_resident(head, in, &step, &doubt, out);
     }
     out->capped = in->tolerance > 0 && !reached && out->n_items < head->n_blocks;
     for (uint32_t g = 0; g < o->g; g++)

@@ -5,12 +5,14 @@
 #include "index/head.h"
 #include "index/linalg.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
 #define RANK_C     24u  /* of C: the whole of it is 2 % better and three times as large */
 #define RANK_D     8u   /* of D: more gains nothing that can be measured */
 #define CHUNK_ROWS 512u /* residuals are formed so many rows at a time; a block has at most 255 */
+#define SPREAD_MAX 1e30 /* squares of huge keys overflow; a finite spread keeps zeros zero */
 #define REFRESH_GROWTH                                                                             \
     1.25 /* C and D are made anew when the rows behind them have grown by this factor */
 
@@ -152,6 +154,7 @@ static void write_spreads(struct hri_index_head *head, uint32_t first_block,
         double sum = 0;
         for (size_t i = 0; i < (size_t)block_rows[b] * dk; i++)
             sum += (double)turned[i] * turned[i];
+        sum = sum < SPREAD_MAX ? sum : SPREAD_MAX;
         head->shape.spread[first_block + b] = hri_bf16_from_f32((float)(sum / block_rows[b]));
         head->shape.spread_sum += sum;
         turned += (size_t)block_rows[b] * dk;
@@ -161,10 +164,13 @@ static void write_spreads(struct hri_index_head *head, uint32_t first_block,
 /* Codes a column as int8; returns its scale. */
 static float code_column(const double *x, uint32_t d, int8_t *codes)
 {
-    double most = 0;
-    for (uint32_t j = 0; j < d; j++)
+    double most = 0, sum = 0;
+    for (uint32_t j = 0; j < d; j++) {
         most = fmax(most, fabs(x[j]));
-    float scale = (float)(most / 127);
+        sum += x[j];
+    }
+    /* Sums that overflowed give a column of zeros: first order is better than nonsense. */
+    float scale = isfinite(sum) && most < FLT_MAX ? (float)(most / 127) : 0;
     for (uint32_t j = 0; j < d; j++)
         codes[j] = scale > 0 ? (int8_t)lrint(x[j] / scale) : 0;
     return scale;
@@ -298,7 +304,7 @@ static hr_status_t refresh(struct hri_index_head *head, const float *p, struct w
         s->v_mean[j] = (float)(s->v_sum[j] / s->rows);
         mean_square += (double)s->v_mean[j] * s->v_mean[j];
     }
-    s->v_variance = (float)fmax(s->v_square_sum / s->rows - mean_square, 0);
+    s->v_variance = fmax(s->v_square_sum / s->rows - mean_square, 0);
     hr_status_t status = refresh_c(head, p, scale, w);
     if (status == HR_OK)
         status = refresh_d(head, p, scale, w);

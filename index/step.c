@@ -35,34 +35,46 @@ struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_
     return step;
 }
 
+/* What is left of the two budgets: for blocks that move, and for blocks that lie in frames. */
+struct purse {
+    uint64_t move_bytes, reuse_bytes;
+};
+
 static bool take_one(const struct hri_index_head *head, const struct hri_select_in *in,
-                     uint32_t block, uint64_t *left_bytes, struct hri_select_out *out)
+                     uint32_t block, struct purse *purse, struct hri_select_out *out)
 {
-    uint64_t bytes = (uint64_t)head->block_rows[block] * in->row_bytes;
-    if (bytes > *left_bytes)
+    uint64_t bytes = (uint64_t)head->block_rows[block] * in->row_bytes, cost = bytes;
+    uint8_t place = in->place ? in->place[block] : HRI_PLACE_HOST;
+    uint64_t *left = &purse->move_bytes;
+    if (place == HRI_PLACE_FRAME && bytes <= purse->reuse_bytes)
+        left = &purse->reuse_bytes;
+    else if (place == HRI_PLACE_FILE)
+        cost = in->cell_bytes; /* the file gives whole cells */
+    if (cost > *left)
         return false;
     out->items[out->n_items++] = block;
     out->bytes += bytes;
-    *left_bytes -= bytes;
+    *left -= cost;
     return true;
 }
 
 bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
                      const struct hri_take *take, struct hri_select_out *out)
 {
-    uint64_t left = take->budget_bytes;
+    struct purse purse = {take->budget_bytes, take->reuse_bytes};
     uint32_t passed_over = 0;
     /* Sorted in pieces: the first is about what the budget holds, so the rest is rarely looked at.
      */
-    for (uint32_t begin = 0, end; begin < take->n && left >= in->row_bytes; begin = end) {
-        uint64_t guess = left / in->row_bytes / 8 + 32;
+    for (uint32_t begin = 0, end; begin < take->n && purse.move_bytes + purse.reuse_bytes >= in->row_bytes;
+         begin = end) {
+        uint64_t guess = (purse.move_bytes + purse.reuse_bytes) / in->row_bytes / 8 + 32;
         end = guess < take->n - begin ? begin + (uint32_t)guess : take->n;
         hri_rank_select(take->ranked + begin, take->n - begin, end - begin);
         hri_rank_sort(take->ranked + begin, end - begin);
         for (uint32_t i = begin; i < end; i++) {
             if (out->n_items == out->items_max || passed_over == PASSED_OVER_MAX)
                 return false;
-            if (!take_one(head, in, take->ranked[i].item, &left, out))
+            if (!take_one(head, in, take->ranked[i].item, &purse, out))
                 passed_over++;
             else if (take->enough && take->enough(take->context, take->ranked[i].item))
                 return true;

@@ -56,7 +56,7 @@ struct hri_shape {
     float *w_scale, *u_scale; /* [rank_d] */
     uint16_t *spread;         /* [blocks_max] bfloat16 */
     float *v_mean;            /* [v_dim] mean of all values, and how far they lie around it */
-    float v_variance;
+    double v_variance;
     /* Statistics (not on the device) */
     float *joint;  /* [k_dim + v_dim][k_dim + v_dim] sum of (k - m | v - v_m) (k - m | v - v_m)' */
     double *v_sum; /* [v_dim] */

@@ -60,6 +60,79 @@ static void test_refine_all(void **state)
     refine_all("headrace:block=32", 1000, 256, 16, 32, 8, 0.02);
 }
 
+/* Rows and queries of absurd sizes: nothing fails, nothing but finite numbers comes out. */
+static void test_absurd_rows(void **state)
+{
+    enum { N = 400, G = 2, D = 64 };
+    static const char *const recipes[] = {"headrace", "retroinfer", "quest"};
+    static const float sizes[] = {0, 1e-30f, 1e-10f, 1e10f, 1e19f, 1e25f, 1e37f};
+    static struct test_part part;
+    (void)state;
+    for (size_t i = 0; i < 3 * sizeof sizes / sizeof *sizes; i++) {
+        struct hri_rng rng;
+        struct hri_select_out out;
+        struct bench_head b;
+        float size = sizes[i / 3];
+        hri_rng_seed(&rng, i);
+        struct synth rows = synth_make(&rng, N, D, D);
+        float *q = synth_queries(&rng, &rows, 20, G);
+        for (uint32_t j = 0; j < N * D; j++) {
+            rows.k[j] *= size * 0.1f;
+            rows.v[j] *= i % 2 ? size * 0.1f : 1;
+        }
+        for (uint32_t j = 0; j < 20 * G * D; j++)
+            q[j] *= size > 1 ? 1 / size : 1;
+        struct bench_geometry geometry = {
+            .recipe = recipes[i % 3], .g = G, .k_dim = D, .v_dim = D, .horizon_tokens = 64};
+        bench_head_init(&b, &geometry, rows.k, rows.v, N, q, 20, 0, N, 0);
+        for (uint64_t budget = 0; budget <= N * D * 4; budget += N * D) {
+            test_part_clear(&part, G, D);
+            bench_attend(q, G, D, D, rows.k, rows.v, 7, 0, &part.part);
+            bench_head_step(&b, q, budget, 0, NULL, &part.part, &out);
+            test_part_finish(&part, G, D);
+            for (uint32_t j = 0; j < G * D; j++)
+                assert_true(isfinite(part.out[j]));
+            for (uint32_t g = 0; g < G; g++)
+                assert_false(isnan(out.predicted[g]));
+        }
+        bench_head_fini(&b);
+        synth_free(&rows);
+        free(q);
+    }
+}
+
+/* A sink that outweighs the body by more than float's range. */
+static void test_heavy_sink(void **state)
+{
+    enum { N = 300, D = 32 };
+    static struct test_part part;
+    struct hri_rng rng;
+    struct hri_select_out out;
+    struct bench_head b;
+    (void)state;
+    hri_rng_seed(&rng, 6);
+    struct synth rows = synth_make(&rng, N, D, D);
+    float *q = synth_queries(&rng, &rows, 20, 1), sink[D], value[D];
+    double square = 0;
+    for (int j = 0; j < D; j++)
+        square += q[j] * q[j];
+    for (int j = 0; j < D; j++) {
+        sink[j] = (float)(300 * q[j] / square);
+        value[j] = (float)j;
+    }
+    struct bench_geometry geometry = {
+        .recipe = "headrace", .g = 1, .k_dim = D, .v_dim = D, .horizon_tokens = 64};
+    bench_head_init(&b, &geometry, rows.k, rows.v, N, q, 20, 0, N, 0);
+    test_part_clear(&part, 1, D);
+    bench_attend(q, 1, D, D, sink, value, 1, 0, &part.part);
+    bench_head_step(&b, q, 2000, 0, NULL, &part.part, &out);
+    CHECK_NEAR(relative_error(test_part_finish(&part, 1, D), value, D), 0, 1e-6);
+    assert_true(isfinite(out.predicted[0]) && out.predicted[0] < 1e-6);
+    bench_head_fini(&b);
+    synth_free(&rows);
+    free(q);
+}
+
 /* Blocks that were chosen but are late: their estimate completes the estimate of the others. */
 static void test_late_blocks(void **state)
 {
@@ -263,7 +336,8 @@ static void test_full_and_truncate(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refine_all),  cmocka_unit_test(test_late_blocks),
+        cmocka_unit_test(test_refine_all),  cmocka_unit_test(test_absurd_rows),
+        cmocka_unit_test(test_heavy_sink),  cmocka_unit_test(test_late_blocks),
         cmocka_unit_test(test_memory),      cmocka_unit_test(test_refused_memory),
         cmocka_unit_test(test_bad_options), cmocka_unit_test(test_full_and_truncate),
     };
