@@ -35,6 +35,20 @@ static void free_tables(struct hri_disk *disk)
     hri_free(alloc, disk);
 }
 
+static bool alloc_tables(struct hri_disk *disk)
+{
+    struct hri_alloc *alloc = disk->options.alloc;
+    uint32_t depth = disk->options.depth;
+    disk->slots = hri_calloc(alloc, depth, sizeof(struct hri_disk_request *));
+    disk->generations = hri_calloc(alloc, depth, sizeof *disk->generations);
+    disk->free_slots = hri_calloc(alloc, depth, sizeof *disk->free_slots);
+    if (disk->slots == NULL || disk->generations == NULL || disk->free_slots == NULL)
+        return false;
+    for (uint32_t i = 0; i < depth; i++)
+        disk->free_slots[disk->n_free++] = depth - 1 - i;
+    return true;
+}
+
 hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_disk **disk_out)
 {
     const struct hri_disk_engine *engine = find_engine(options->mode);
@@ -46,20 +60,12 @@ hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_d
     disk->options = *options;
     disk->engine = engine;
     disk->timeout_ns = options->io->timeout_ns ? options->io->timeout_ns : HRI_DISK_TIMEOUT_NS;
-    disk->slots = hri_calloc(options->alloc, options->depth, sizeof *disk->slots);
-    disk->generations = hri_calloc(options->alloc, options->depth, sizeof *disk->generations);
-    disk->free_slots = hri_calloc(options->alloc, options->depth, sizeof *disk->free_slots);
-    hr_status_t status = HR_OK;
-    if (disk->slots == NULL || disk->generations == NULL || disk->free_slots == NULL)
-        status = hri_alloc_status();
-    else
-        status = engine->create(disk, &disk->state);
+    hr_status_t status =
+        alloc_tables(disk) ? engine->create(disk, &disk->state) : hri_alloc_status();
     if (status != HR_OK) {
         free_tables(disk);
         return status;
     }
-    for (uint32_t i = 0; i < options->depth; i++)
-        disk->free_slots[disk->n_free++] = options->depth - 1 - i;
     *disk_out = disk;
     return HR_OK;
 }

@@ -94,7 +94,7 @@ static struct threads *make_state(const struct hri_disk_options *options)
     threads->n_max = 2;
     while (threads->n_max < 2 * options->depth)
         threads->n_max *= 2;
-    threads->queue = calloc(threads->n_max, sizeof *threads->queue);
+    threads->queue = calloc(threads->n_max, sizeof(const struct hri_ring_op *));
     threads->results = calloc(threads->n_max, sizeof *threads->results);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);

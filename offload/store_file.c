@@ -179,10 +179,10 @@ static hr_status_t size_grains(struct hri_store *store)
     uint64_t slack = file->cap_bytes / SLACK_SHARE;
     if (slack < SLACK_BYTES_MIN)
         slack = SLACK_BYTES_MIN;
-    if (file->cap_bytes < slack + HRI_GRAIN_BYTES)
+    uint64_t least = slack + HRI_GRAIN_BYTES;
+    if (file->cap_bytes < least)
         return hri_error_set(HR_ERR_BUDGET, "file tier: file_bytes is %llu, the least is %llu",
-                             (unsigned long long)file->cap_bytes,
-                             (unsigned long long)(slack + HRI_GRAIN_BYTES));
+                             (unsigned long long)file->cap_bytes, (unsigned long long)least);
     uint64_t n_grains = (file->cap_bytes - slack) / HRI_GRAIN_BYTES;
     if (n_grains >= HRI_NONE)
         return hri_error_set(HR_ERR_INVALID, "file tier: file_bytes is more than 256 TiB");

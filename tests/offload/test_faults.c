@@ -450,6 +450,54 @@ static void test_corruption(void **state)
     }
 }
 
+/* A long history on a disk that fails now and then in every way but silence. */
+static void run_chaos(hr_io_mode_t mode, uint64_t host_bytes, uint64_t seed)
+{
+    static const int kinds[] = {FAULT_ERROR, FAULT_SHORT, FAULT_ODD, FAULT_ZERO, FAULT_FLIP};
+    static const int errors[] = {EIO, EINTR, EAGAIN, ENOSPC};
+    struct bed bed;
+    if (!bed_make(&bed, mode, host_bytes))
+        return;
+    hri_rng_seed(&bed.rng, seed);
+    bed.io.shuffle = true;
+    for (int step = 0; step < 80; step++) {
+        bool write = hri_rng_below(&bed.rng, 2) == 0;
+        arm(&bed.io, write, kinds[hri_rng_below(&bed.rng, write ? 4 : 5)],
+            errors[hri_rng_below(&bed.rng, 4)], (long)hri_rng_below(&bed.rng, 10),
+            1 + (long)hri_rng_below(&bed.rng, 3));
+        if (bed.lane.n_cells > 300)
+            model_truncate(&bed.lane, (uint32_t)hri_rng_below(&bed.rng, 300));
+        (void)model_append(&bed.lane, &bed.rng, (uint32_t)hri_rng_below(&bed.rng, 20));
+        struct model_batch batch;
+        uint32_t n_failed;
+        model_batch_begin(bed.store, &batch, &bed.lane, 1, &bed.rng, 15);
+        if (step % 5 == 0) {
+            hri_store_read_cancel(bed.store, &batch.batch);
+            model_batch_check(&batch);
+        } else {
+            (void)model_batch_end(bed.store, &batch, &n_failed);
+        }
+    }
+    assert_true(bed.io.n_faults > 10);
+    bed.io.read.kind = FAULT_NONE;
+    bed.io.write.kind = FAULT_NONE;
+    assert_ok(hri_store_flush(bed.store));
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    hri_store_destroy(bed.store);
+}
+
+static void test_chaos(void **state)
+{
+    (void)state;
+    uint64_t seed = test_seed(40);
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++)
+        for (uint64_t host_bytes = 0; host_bytes <= 512 * KIB; host_bytes += 256 * KIB) {
+            print_message("mode %zu, host %u KiB, seed %llu\n", m, (unsigned)(host_bytes / KIB),
+                          (unsigned long long)seed);
+            run_chaos(modes[m], host_bytes, seed++);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -463,6 +511,7 @@ int main(void)
         cmocka_unit_test(test_create_fallbacks),
         cmocka_unit_test(test_allocate_faults),
         cmocka_unit_test(test_corruption),
+        cmocka_unit_test(test_chaos),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
