@@ -122,10 +122,10 @@ struct hri_select_in {
                                 in token order */
     size_t row_scores_stride;
     uint32_t n_rows; /* body rows */
-    /* [blocks] nonzero: in a frame now; NULL: unknown. For selectors that use it. */
     /* [blocks], enum hri_place; NULL: all in host memory. A block of the file costs a whole cell. */
     const uint8_t *place;
     uint32_t cell_bytes;
+    /* hri_index_step_scratch_bytes, 64-byte aligned; kept by the caller until estimate is done. */
     void *scratch;
 };
 struct hri_select_out {

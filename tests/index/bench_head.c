@@ -187,7 +187,7 @@ static void fill_row_scores(struct bench_head *b, const float *q)
 }
 
 void bench_head_step(struct bench_head *b, const float *q, uint64_t budget_bytes, double tolerance,
-                     const uint8_t *resident, struct hri_partial *part, struct hri_select_out *out)
+                     const uint8_t *place, struct hri_partial *part, struct hri_select_out *out)
 {
     const struct hri_index_options *o = &b->options;
     const struct hri_selector *selector = o->recipe.selector;
@@ -202,7 +202,8 @@ void bench_head_step(struct bench_head *b, const float *q, uint64_t budget_bytes
                                .budget_bytes = budget_bytes,
                                .tolerance = tolerance,
                                .n_rows = b->n,
-                               .resident = resident,
+                               .place = place,
+                               .cell_bytes = 4096,
                                .scratch = b->scratch,
                                .row_scores = b->row_scores,
                                .row_scores_stride = b->n,

@@ -37,7 +37,7 @@ void bench_head_fini(struct bench_head *b);
 /* One step: part holds sink and window on entry (m, l, o), everything on return. q [g][k_dim]
  * scaled. */
 void bench_head_step(struct bench_head *b, const float *q, uint64_t budget_bytes, double tolerance,
-                     const uint8_t *resident, struct hri_partial *part, struct hri_select_out *out);
+                     const uint8_t *place, struct hri_partial *part, struct hri_select_out *out);
 
 /* Attention over n rows by the definition, in double, added to part. */
 void bench_attend(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const float *k,
