@@ -84,12 +84,12 @@ static void attend_cursor(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
                           struct row_cursor *cursor, float soft_cap, struct hri_partial *part)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
-    float ordered[HR_GROUP_MAX * HRI_DIM_MAX];
+    float ordered[HR_GROUP_MAX * HRI_DIM_MAX] __attribute__((aligned(64)));
 
-    q = order_queries(q, g, dk, cursor->tile.element, ordered);
+    order_queries(q, g, dk, cursor->tile.element, ordered);
     while (cursor_next(cursor)) {
         const struct row_tile *tile = &cursor->tile;
-        dot_tile(q, g, dk, tile, x, TILE_ROWS_MAX);
+        dot_tile(ordered, g, dk, tile, x, TILE_ROWS_MAX);
         take_tile(x, g, tile->n, dv, soft_cap, part);
         sum_tile(x, TILE_ROWS_MAX, g, tile, dk, dv, part->o);
     }
@@ -119,14 +119,14 @@ void HRI_OP(score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows
                         float soft_cap, float *out, size_t out_stride)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
-    float ordered[HR_GROUP_MAX * HRI_DIM_MAX];
+    float ordered[HR_GROUP_MAX * HRI_DIM_MAX] __attribute__((aligned(64)));
     struct row_cursor cursor;
 
     cursor_init(&cursor, rows.base, rows.stride_bytes, rows.n, (enum element)rows.dtype, dk);
-    q = order_queries(q, g, dk, cursor.tile.element, ordered);
+    order_queries(q, g, dk, cursor.tile.element, ordered);
     while (cursor_next(&cursor)) {
         const uint32_t n = cursor.tile.n;
-        dot_tile(q, g, dk, &cursor.tile, x, TILE_ROWS_MAX);
+        dot_tile(ordered, g, dk, &cursor.tile, x, TILE_ROWS_MAX);
         fill_tails(x, g, n, 0.0f);
         for (uint32_t i = 0; i < g; i++) {
             (void)cut_logits(x + i * TILE_ROWS_MAX, (n + VN - 1) / VN * VN, soft_cap, 0.0f);

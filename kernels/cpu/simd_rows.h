@@ -44,13 +44,13 @@ HRI_INLINE void prefetch_near(const void *p, size_t bytes)
         _mm_prefetch((const char *)p + i, _MM_HINT_T0);
 }
 
-/* The queries as dot_tile wants them: unzipped for bfloat16. Returns q itself or the copy. */
-HRI_INLINE const float *order_queries(const float *q, uint32_t g, uint32_t dk, enum element element,
-                                      float *copy)
+/* The queries as dot_tile wants them: where a vector lies in one cache line, unzipped for bfloat16. */
+HRI_INLINE void order_queries(const float *q, uint32_t g, uint32_t dk, enum element element,
+                              float *copy)
 {
-    if (element != ELEMENT_BF16)
-        return q;
     memcpy(copy, q, (size_t)g * dk * sizeof *q);
+    if (element != ELEMENT_BF16)
+        return;
     for (uint32_t i = 0; i < g; i++) {
         for (uint32_t j = 0; j + 2 * VN <= dk; j += 2 * VN) {
             float *at = copy + (size_t)i * dk + j;
@@ -60,7 +60,6 @@ HRI_INLINE const float *order_queries(const float *q, uint32_t g, uint32_t dk, e
             vf_store(at + VN, b);
         }
     }
-    return copy;
 }
 
 /* sum[i][r] += q_i . k_r for one vector of each; x: the vectors of the queries, dk apart. */
