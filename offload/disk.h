@@ -21,7 +21,7 @@
 
 #define HRI_DISK_IOV_MAX    32
 #define HRI_DISK_TIMEOUT_NS 30000000000u
-#define HRI_DISK_TRIES_MAX 32 /* of one request that the kernel asks to repeat */
+#define HRI_DISK_TRIES_MAX  32 /* of one request that the kernel asks to repeat */
 
 struct hri_disk_request {
     /* in; iov is used up */

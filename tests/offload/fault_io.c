@@ -34,7 +34,9 @@ static int64_t bytes_of(const struct iovec *iov, uint32_t n_iov)
 /* The fault for the next transfer. */
 static int next_fault(struct fault_io *io, bool write, int *error_out)
 {
-    const struct fault_rule *rule = write ? &io->write : &io->read;
+    pthread_mutex_lock(&io->mutex);
+    const struct fault_rule copy = write ? io->write : io->read, *rule = &copy;
+    pthread_mutex_unlock(&io->mutex);
     long n = atomic_fetch_add(write ? &io->n_writes : &io->n_reads, 1);
     *error_out = rule->error;
     if (io->direct && io->refuse_direct_io) {
@@ -273,9 +275,27 @@ static int fault_ring_reap(void *ctx, void *ring_opaque, struct hri_ring_result 
     return io->shuffle ? shuffle(io, ring, results, n_kept, n_max) : n_kept;
 }
 
+void fault_io_arm(struct fault_io *io, bool write, int kind, int error, long after, long count)
+{
+    struct fault_rule *rule = write ? &io->write : &io->read;
+    pthread_mutex_lock(&io->mutex);
+    rule->kind = kind;
+    rule->error = error;
+    rule->after = (write ? io->n_writes : io->n_reads) + after;
+    rule->count = count;
+    pthread_mutex_unlock(&io->mutex);
+}
+
+void fault_io_disarm(struct fault_io *io)
+{
+    fault_io_arm(io, false, FAULT_NONE, 0, 0, 0);
+    fault_io_arm(io, true, FAULT_NONE, 0, 0, 0);
+}
+
 void fault_io_init(struct fault_io *io)
 {
     memset(io, 0, sizeof *io);
+    pthread_mutex_init(&io->mutex, NULL);
     hri_rng_seed(&io->rng, 99);
     io->ops = (struct hri_io_ops){
         .ctx = io,

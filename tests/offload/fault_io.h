@@ -5,6 +5,7 @@
 #ifndef HR_TESTS_OFFLOAD_FAULT_IO_H
 #define HR_TESTS_OFFLOAD_FAULT_IO_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/rng.h"
@@ -43,9 +44,14 @@ struct fault_io {
     int fd; /* of the last open */
     bool direct;
     struct hri_rng rng;
+    pthread_mutex_t mutex; /* of the rules: threads read them */
 };
 
 /* Zeroes it and fills ops. */
 void fault_io_init(struct fault_io *io);
+
+/* Of the reads or writes from now on, the ones numbered after .. after + count - 1 get the fault. */
+void fault_io_arm(struct fault_io *io, bool write, int kind, int error, long after, long count);
+void fault_io_disarm(struct fault_io *io);
 
 #endif

@@ -52,15 +52,6 @@ static void bed_fill(struct bed *bed)
     assert_ok(hri_store_flush(bed->store));
 }
 
-static void arm(struct fault_io *io, bool write, int kind, int error, long after, long count)
-{
-    struct fault_rule *rule = write ? &io->write : &io->read;
-    rule->kind = kind;
-    rule->error = error;
-    rule->after = (write ? io->n_writes : io->n_reads) + after;
-    rule->count = count;
-}
-
 /* --------------------------------------------------------------------------------- fault tables */
 
 enum outcome { RIGHT, LOST };
@@ -101,7 +92,7 @@ static void run_read_case(const struct fault_case *test, hr_io_mode_t mode)
     if (!bed_make(&bed, mode, 0))
         return;
     bed_fill(&bed);
-    arm(&bed.io, false, test->kind, test->error, 2, test->count);
+    fault_io_arm(&bed.io, false, test->kind, test->error, 2, test->count);
     uint32_t n_failed = 0;
     for (int i = 0; i < 3; i++) {
         struct model_batch batch;
@@ -115,7 +106,7 @@ static void run_read_case(const struct fault_case *test, hr_io_mode_t mode)
         fail_msg("%s: no fault happened", test->name);
     if ((n_failed > 0) != (test->outcome == LOST))
         fail_msg("%s: %u reads failed", test->name, n_failed);
-    bed.io.read.kind = FAULT_NONE;
+    fault_io_disarm(&bed.io);
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
     hri_store_destroy(bed.store);
 }
@@ -146,7 +137,7 @@ static void run_write_case(const struct fault_case *test, hr_io_mode_t mode, uin
     if (!bed_make(&bed, mode, host_bytes))
         return;
     bed_fill(&bed);
-    arm(&bed.io, true, test->kind, test->error, 1, test->count);
+    fault_io_arm(&bed.io, true, test->kind, test->error, 1, test->count);
     hr_status_t status = HR_OK;
     for (int i = 0; i < 6 && status == HR_OK; i++)
         status = model_append(&bed.lane, &bed.rng, 5);
@@ -161,7 +152,7 @@ static void run_write_case(const struct fault_case *test, hr_io_mode_t mode, uin
     }
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
     model_truncate(&bed.lane, bed.lane.n_cells - 3);
-    bed.io.write.kind = FAULT_NONE;
+    fault_io_disarm(&bed.io);
     assert_ok(hri_store_flush(bed.store));
     assert_ok(model_append(&bed.lane, &bed.rng, 5));
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
@@ -186,14 +177,14 @@ static void test_destroy_after_failed_writes(void **state)
         struct bed bed;
         if (!bed_make(&bed, modes[m], 64 * KIB))
             continue;
-        arm(&bed.io, true, FAULT_ERROR, EIO, 0, 1000000);
+        fault_io_arm(&bed.io, true, FAULT_ERROR, EIO, 0, 1000000);
         assert_ok(model_append(&bed.lane, &bed.rng, 20));
         assert_int_equal(hri_store_flush(bed.store), HR_ERR_IO);
         struct model_lane other;
         model_create(bed.store, &other, 16 * KIB, HRI_LANE_LOG, 0xdef);
         assert_fails(model_append(&other, &bed.rng, 1), HR_ERR_IO, "lane abc");
         model_destroy(&bed.lane);
-        bed.io.write.kind = FAULT_NONE;
+        fault_io_disarm(&bed.io);
         assert_ok(model_append(&other, &bed.rng, 30));
         assert_int_equal(model_verify(bed.store, &other), 0);
         hri_store_destroy(bed.store);
@@ -247,7 +238,7 @@ static void test_lost_completion(void **state)
         if (!bed_make(bed, modes[m], 0))
             continue;
         bed_fill(bed);
-        arm(&bed->io, false, FAULT_LOST, 0, 0, 1);
+        fault_io_arm(&bed->io, false, FAULT_LOST, 0, 0, 1);
         static _Alignas(4096) unsigned char memory[16 * KIB];
         struct hri_read read = {.lane = bed->lane.lane,
                                 .cell = 7,
@@ -272,7 +263,7 @@ static void test_lost_write(void **state)
         if (!bed_make(bed, modes[m], 0))
             continue;
         bed_fill(bed);
-        arm(&bed->io, true, FAULT_LOST, 0, 0, 1);
+        fault_io_arm(&bed->io, true, FAULT_LOST, 0, 0, 1);
         assert_ok(model_append(&bed->lane, &bed->rng, 3));
         assert_fails(hri_store_flush(bed->store), HR_ERR_IO, "cells 40 to 42");
         assert_int_equal(model_append(&bed->lane, &bed->rng, 1), HR_ERR_IO);
@@ -324,10 +315,10 @@ static void test_create_faults(void **state)
     io.free_bytes = 1 * MIB;
     assert_fails(create_with(&io, HR_IO_AUTO, &store), HR_ERR_BUDGET, "free");
     fault_io_init(&io);
-    arm(&io, true, FAULT_ERROR, ENOSPC, 0, 1000000);
+    fault_io_arm(&io, true, FAULT_ERROR, ENOSPC, 0, 1000000);
     assert_fails(create_with(&io, HR_IO_AUTO, &store), HR_ERR_IO, "No space");
     fault_io_init(&io);
-    arm(&io, false, FAULT_FLIP, 0, 0, 1000000);
+    fault_io_arm(&io, false, FAULT_FLIP, 0, 0, 1000000);
     assert_int_equal(create_with(&io, HR_IO_AUTO, &store), HR_ERR_IO);
 }
 
@@ -462,9 +453,9 @@ static void run_chaos(hr_io_mode_t mode, uint64_t host_bytes, uint64_t seed)
     bed.io.shuffle = true;
     for (int step = 0; step < 80; step++) {
         bool write = hri_rng_below(&bed.rng, 2) == 0;
-        arm(&bed.io, write, kinds[hri_rng_below(&bed.rng, write ? 4 : 5)],
-            errors[hri_rng_below(&bed.rng, 4)], (long)hri_rng_below(&bed.rng, 10),
-            1 + (long)hri_rng_below(&bed.rng, 3));
+        fault_io_arm(&bed.io, write, kinds[hri_rng_below(&bed.rng, write ? 4 : 5)],
+                     errors[hri_rng_below(&bed.rng, 4)], (long)hri_rng_below(&bed.rng, 10),
+                     1 + (long)hri_rng_below(&bed.rng, 3));
         if (bed.lane.n_cells > 300)
             model_truncate(&bed.lane, (uint32_t)hri_rng_below(&bed.rng, 300));
         (void)model_append(&bed.lane, &bed.rng, (uint32_t)hri_rng_below(&bed.rng, 20));
@@ -479,8 +470,7 @@ static void run_chaos(hr_io_mode_t mode, uint64_t host_bytes, uint64_t seed)
         }
     }
     assert_true(bed.io.n_faults > 10);
-    bed.io.read.kind = FAULT_NONE;
-    bed.io.write.kind = FAULT_NONE;
+    fault_io_disarm(&bed.io);
     assert_ok(hri_store_flush(bed.store));
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
     hri_store_destroy(bed.store);

@@ -272,9 +272,7 @@ static void test_late_and_failed(void **state)
         }
         hri_frames_truncate(bed->frames, 0, 0);
     }
-    bed->io.read.kind = FAULT_ERROR;
-    bed->io.read.error = EIO;
-    bed->io.read.count = 1000000;
+    fault_io_arm(&bed->io, false, FAULT_ERROR, EIO, 0, 1000000);
     hri_frames_step_begin(bed->frames);
     assert_ok(begin(bed, f, 1, blocks, 5));
     assert_fails(hri_frames_fetch_wait(bed->frames, &f->fetch, 0), HR_ERR_IO, "lane 101");
@@ -282,11 +280,11 @@ static void test_late_and_failed(void **state)
         assert_null(f->where[i]);
         assert_null(hri_frames_peek(bed->frames, 1, blocks[i]));
     }
-    bed->io.read.kind = FAULT_FLIP;
+    fault_io_arm(&bed->io, false, FAULT_FLIP, 0, 0, 1000000);
     hri_frames_step_begin(bed->frames);
     assert_ok(begin(bed, f, 1, blocks, 5));
     assert_int_equal(hri_frames_fetch_wait(bed->frames, &f->fetch, 0), HR_ERR_CORRUPT);
-    bed->io.read.kind = FAULT_NONE;
+    fault_io_disarm(&bed->io);
     hri_frames_step_begin(bed->frames);
     assert_ok(begin(bed, f, 1, blocks, 5));
     assert_ok(hri_frames_fetch_wait(bed->frames, &f->fetch, 0));
