@@ -231,6 +231,7 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
     io->dtype = s->dtype;
     io->rope = l->rope;
     io->horizon_tokens = 8192;
+    io->positions_max = s->tokens_max;
     io->blocks_max = s->blocks_max;
     io->kernels = s->runtime->kernels;
     io->device = &s->runtime->device;
@@ -242,7 +243,7 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
 {
     struct hri_alloc *scratch = &s->runtime->alloc;
     l->heads = hri_calloc(scratch, s->n_kv, sizeof(struct hri_index_head *));
-    l->places = hri_calloc(scratch, s->n_kv, sizeof(struct hri_place *));
+    l->places = hri_calloc(scratch, s->n_kv, sizeof(struct hri_block_at *));
     if (l->heads == NULL || l->places == NULL) {
         return hri_alloc_status();
     }
@@ -254,7 +255,7 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
             return status;
         }
         if (l->indexed) {
-            l->places[h] = hri_array(scratch, s->blocks_max, sizeof(struct hri_place));
+            l->places[h] = hri_array(scratch, s->blocks_max, sizeof(struct hri_block_at));
             if (l->places[h] == NULL) {
                 return hri_alloc_status();
             }
@@ -312,14 +313,14 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
     st->part.l = hri_aligned(a, 64, s->g * sizeof(float));
     st->part.o = hri_aligned(a, 64, (size_t)s->g * s->dv * sizeof(float));
     st->items = hri_array(a, n, sizeof *st->items);
-    st->resident = hri_calloc(a, s->blocks_max + 1, 1);
+    st->place = hri_calloc(a, s->blocks_max + 1, 1);
     st->address = hri_array(a, n, sizeof *st->address);
     st->where = hri_array(a, n, sizeof *st->where);
     st->reads = hri_array(a, n, sizeof *st->reads);
     st->read_block = hri_array(a, n, sizeof *st->read_block);
     st->late = hri_array(a, n, sizeof *st->late);
     st->select_scratch = hri_aligned(a, 64, select_bytes > 0 ? select_bytes : 64);
-    if (!st->q || !st->part.m || !st->part.l || !st->part.o || !st->items || !st->resident ||
+    if (!st->q || !st->part.m || !st->part.l || !st->part.o || !st->items || !st->place ||
         !st->address || !st->where || !st->reads || !st->read_block || !st->late ||
         !st->select_scratch) {
         return hri_alloc_status();
@@ -335,7 +336,7 @@ static void step_destroy(hr_sequence_t *s, struct hri_head_step *st)
     hri_free(a, st->part.l);
     hri_free(a, st->part.o);
     hri_free(a, st->items);
-    hri_free(a, st->resident);
+    hri_free(a, st->place);
     hri_free(a, st->address);
     hri_free(a, (void *)st->where);
     hri_free(a, st->reads);
@@ -423,7 +424,8 @@ static hr_status_t frames_create(hr_sequence_t *s)
 
 static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
 {
-    if (status != HR_ERR_BUDGET || strstr(hr_last_error(), "it needs at least") != NULL) {
+    if (status != HR_ERR_BUDGET || strstr(hr_last_error(), "it needs at least") != NULL ||
+        strncmp(hr_last_error(), "device tier", 11) != 0) {
         return status;
     }
     struct hri_layer none = {0};

@@ -60,7 +60,7 @@ struct hr_runtime {
     void *user_context;
 };
 
-struct hri_place { /* where a block's bytes lie in its layer's block lane */
+struct hri_block_at { /* where a block's bytes lie in its layer's block lane */
     uint32_t cell, offset;
 };
 
@@ -80,7 +80,7 @@ struct hri_layer {
     unsigned char *sink;           /* [n_kv][n_sink][row_bytes] */
     unsigned char *tail;           /* [n_kv][tail_max][row_bytes] */
     struct hri_index_head **heads; /* [n_kv], NULL unless indexed or selecting rows */
-    struct hri_place **places;     /* [n_kv][blocks_max] */
+    struct hri_block_at **places;  /* [n_kv][blocks_max] */
 };
 
 /* One kv-head's part of a step. */
@@ -90,7 +90,7 @@ struct hri_head_step {
     struct hri_select_in in;
     struct hri_select_out out;
     uint32_t *items;
-    uint8_t *resident;
+    uint8_t *place; /* [blocks_max] enum hri_place */
     struct hri_block_address *address;
     const void **where;
     struct hri_read *reads;

@@ -53,7 +53,8 @@ static void rows_to_float(const struct segment *g, uint32_t head, struct group_s
 }
 
 /* Puts each block into one cell, never across two, so that a block is one read: best fit among a few open cells. */
-static void blocks_pack(const hr_sequence_t *s, struct group_slot *slot, struct hri_place *places)
+static void blocks_pack(const hr_sequence_t *s, struct group_slot *slot,
+                        struct hri_block_at *places)
 {
     uint32_t open[OPEN_CELLS], used[OPEN_CELLS], n_open = 0;
     slot->n_cells = 0;
@@ -71,7 +72,7 @@ static void blocks_pack(const hr_sequence_t *s, struct group_slot *slot, struct 
             open[best] = slot->n_cells++;
             used[best] = 0;
         }
-        places[b] = (struct hri_place){.cell = open[best], .offset = used[best]};
+        places[b] = (struct hri_block_at){.cell = open[best], .offset = used[best]};
         used[best] += bytes;
     }
 }
@@ -100,7 +101,7 @@ static void block_encode(const struct segment *g, struct group_slot *slot,
 }
 
 static void blocks_encode(const struct segment *g, struct group_slot *slot, uint32_t head,
-                          const struct hri_place *places, uint32_t first_block)
+                          const struct hri_block_at *places, uint32_t first_block)
 {
     const hr_sequence_t *s = g->s;
     const uint32_t *rows = slot->order;
@@ -135,7 +136,7 @@ static void group_task(void *context, unsigned task, unsigned worker)
         hri_error_get(slot->message, sizeof slot->message);
         return;
     }
-    struct hri_place *places = g->layer->places[head] + first_block;
+    struct hri_block_at *places = g->layer->places[head] + first_block;
     blocks_pack(s, slot, places);
     blocks_encode(g, slot, head, places, first_block);
 }
@@ -279,5 +280,8 @@ hr_status_t hr_sequence_settle(hr_sequence_t *s, uint32_t layer)
                              s == NULL ? "no sequence" : "no such layer");
     }
     struct hri_layer *l = &s->layers[layer];
-    return l->indexed ? hri_settle(s, l, s->decode_segment, true) : HR_OK;
+    uint64_t before = s->time_ns[HRI_INDEX];
+    hr_status_t status = l->indexed ? hri_settle(s, l, s->decode_segment, true) : HR_OK;
+    s->time_ns[HRI_INDEX] = before; /* asked for by itself: no part of the next step's time */
+    return status;
 }

@@ -63,12 +63,21 @@ static void near_attend(const struct step *st, uint32_t head)
     }
 }
 
-static void resident_fill(const struct step *st, uint32_t head, struct hri_head_step *hs)
+/* What each block would cost: nothing from a frame, its bytes from host memory, a cell from the file. */
+static void places_fill(const struct step *st, uint32_t head, struct hri_head_step *hs)
 {
-    uint32_t n = hri_index_blocks(st->layer->heads[head]),
-             lane = st->layer_index * st->s->n_kv + head;
+    const hr_sequence_t *s = st->s;
+    const struct hri_block_at *places = st->layer->places[head];
+    uint32_t n = hri_index_blocks(st->layer->heads[head]), lane = st->layer_index * s->n_kv + head;
     for (uint32_t b = 0; b < n; b++) {
-        hs->resident[b] = hri_frames_peek(st->s->frames, lane, b) != NULL;
+        if (hri_frames_peek(s->frames, lane, b) != NULL) {
+            hs->place[b] = HRI_PLACE_FRAME;
+        } else if (s->runtime->file_bytes > 0 &&
+                   hri_lane_where(st->layer->block_lane, places[b].cell) == HR_TIER_FILE) {
+            hs->place[b] = HRI_PLACE_FILE;
+        } else {
+            hs->place[b] = HRI_PLACE_HOST;
+        }
     }
 }
 
@@ -97,8 +106,9 @@ static void select_task(void *context, unsigned head, unsigned worker)
         .scratch = hs->select_scratch,
     };
     if (st->layer->indexed) {
-        resident_fill(st, head, hs);
-        hs->in.resident = hs->resident;
+        places_fill(st, head, hs);
+        hs->in.place = hs->place;
+        hs->in.cell_bytes = s->block_cell_bytes;
     }
     hs->status = hri_index_select(st->layer->heads[head], &hs->in, &hs->out);
 }
@@ -111,7 +121,7 @@ static hr_status_t blocks_fetch(struct step *st, uint32_t head)
     struct hri_head_step *hs = &s->steps[head];
     for (uint32_t i = 0; i < hs->out.n_items; i++) {
         uint32_t b = hs->items[i];
-        const struct hri_place *place = &st->layer->places[head][b];
+        const struct hri_block_at *place = &st->layer->places[head][b];
         hs->address[i] = (struct hri_block_address){
             .block = b,
             .cell = place->cell,
