@@ -360,6 +360,24 @@ static uint64_t time_left_ns(const struct hri_disk *disk)
     return left;
 }
 
+/*
+ * Time in which nobody looked (the caller was busy, the process was stopped) says nothing about the
+ * disk: what a look took beyond what was expected does not count against the requests.
+ */
+static void look(struct hri_disk *disk, uint64_t expected_ns)
+{
+    uint64_t now = hri_now_ns(), gap = now - disk->looked_ns;
+    disk->looked_ns = now;
+    if (gap < expected_ns + disk->timeout_ns / 4)
+        return;
+    for (uint32_t i = 0; i < disk->options.depth; i++) {
+        if (disk->slots[i] == NULL)
+            continue;
+        uint64_t moved = disk->slots[i]->progress_ns + gap - expected_ns;
+        disk->slots[i]->progress_ns = moved < now ? moved : now;
+    }
+}
+
 static struct hri_disk_request *take_finished(struct hri_disk *disk)
 {
     struct hri_disk_request *list = disk->finished;
@@ -381,13 +399,15 @@ struct hri_disk_request *hri_disk_reap(struct hri_disk *disk, uint64_t wait_ns)
     if (disk->n_in_flight == 0)
         return take_finished(disk);
     uint64_t end_ns = hri_now_ns() + wait_ns;
+    look(disk, 0);
     for (;;) {
         uint64_t now = hri_now_ns();
         uint64_t rest_ns = now < end_ns ? end_ns - now : 0;
         uint64_t left_ns = rest_ns > 0 ? time_left_ns(disk) : 0;
         struct hri_ring_result results[HRI_DISK_RESULTS_MAX];
-        int n = disk->engine->reap(disk->state, results, HRI_DISK_RESULTS_MAX,
-                                   rest_ns < left_ns ? rest_ns : left_ns);
+        uint64_t round_ns = rest_ns < left_ns ? rest_ns : left_ns;
+        int n = disk->engine->reap(disk->state, results, HRI_DISK_RESULTS_MAX, round_ns);
+        look(disk, round_ns);
         for (int i = 0; i < n; i++)
             take_result(disk, &results[i]);
         if (disk->again != NULL)

@@ -37,7 +37,7 @@ struct hri_disk {
     const struct hri_disk_engine *engine;
     void *state;
     struct hri_disk_options options;
-    uint64_t timeout_ns;
+    uint64_t timeout_ns, looked_ns;
     struct hri_disk_request **slots; /* [depth], NULL: free */
     uint32_t *generations;           /* [depth]; a result with another one is a stray */
     uint32_t *free_slots;            /* [depth] stack */

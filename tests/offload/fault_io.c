@@ -264,6 +264,10 @@ static int fault_ring_reap(void *ctx, void *ring_opaque, struct hri_ring_result 
     struct fault_io *io = ctx;
     struct fault_ring *ring = ring_opaque;
     uint32_t n_ask = n_max;
+    if (io->hide_reaps > 0) {
+        io->hide_reaps--;
+        return 0;
+    }
     if (io->shuffle && n_ask > (uint32_t)(FAULT_HELD_MAX - ring->n_held) / 2)
         n_ask = (uint32_t)(FAULT_HELD_MAX - ring->n_held) / 2;
     int n = hri_io_real()->ring_reap(NULL, ring->real, results, n_ask), n_kept = 0;

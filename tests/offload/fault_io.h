@@ -38,6 +38,7 @@ struct fault_io {
     bool refuse_direct_io; /* transfers on a direct descriptor are EINVAL */
     uint64_t free_bytes;   /* 0: the truth */
     bool shuffle;          /* ring results come late, out of order, and some twice */
+    int hide_reaps;        /* so many looks at a ring see nothing */
     /* counted */
     _Atomic long n_reads, n_writes, n_faults;
     long n_allocates;

@@ -255,6 +255,26 @@ static void test_lost_completion(void **state)
     }
 }
 
+/* A caller that was busy for longer than the hard timeout is no reason to give the disk up. */
+static void test_busy_caller(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < 2; m++) {
+        struct bed bed;
+        if (!bed_make(&bed, modes[m], 0))
+            continue;
+        bed_fill(&bed);
+        struct model_batch batch;
+        uint32_t n_failed;
+        model_batch_begin(bed.store, &batch, &bed.lane, 1, &bed.rng, 5);
+        assert_int_equal(usleep(400000), 0);
+        bed.io.hide_reaps = 2;
+        hri_store_read_poll(bed.store, &batch.batch);
+        assert_ok(model_batch_end(bed.store, &batch, &n_failed));
+        hri_store_destroy(bed.store);
+    }
+}
+
 static void test_lost_write(void **state)
 {
     (void)state;
@@ -496,6 +516,7 @@ int main(void)
         cmocka_unit_test(test_destroy_after_failed_writes),
         cmocka_unit_test(test_shuffled_completions),
         cmocka_unit_test(test_lost_completion),
+        cmocka_unit_test(test_busy_caller),
         cmocka_unit_test(test_lost_write),
         cmocka_unit_test(test_create_faults),
         cmocka_unit_test(test_create_fallbacks),
