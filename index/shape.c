@@ -32,7 +32,7 @@ uint64_t hri_shape_bytes(const struct hri_index_options *o, uint32_t n_blocks)
     uint64_t rank_c = rank_c_of(o), rank_d = rank_d_of(o);
     return rank_c * (o->k_dim + sizeof(float)) +
            rank_d * (o->k_dim + o->v_dim + 2 * sizeof(float)) + o->v_dim * sizeof(float) +
-           n_blocks * sizeof(uint16_t);
+           n_blocks * (sizeof(uint16_t) + 1);
 }
 
 hr_status_t hri_shape_create(struct hri_index_head *head)
@@ -49,10 +49,11 @@ hr_status_t hri_shape_create(struct hri_index_head *head)
     s->u_scale = hri_calloc(o->device, rank_d, sizeof(float));
     s->v_mean = hri_calloc(o->device, o->v_dim, sizeof(float));
     s->spread = hri_array(o->device, o->blocks_max, sizeof(uint16_t));
+    s->peak = hri_array(o->device, o->blocks_max, 1);
     s->joint = hri_aligned_zero(o->scratch, 64, width * width * sizeof(float));
     s->v_sum = hri_calloc(o->scratch, o->v_dim, sizeof(double));
     if (!s->f || !s->f_scale || !s->w || !s->u || !s->w_scale || !s->u_scale || !s->v_mean ||
-        !s->spread || !s->joint || !s->v_sum) {
+        !s->spread || !s->peak || !s->joint || !s->v_sum) {
         hri_shape_destroy(head);
         return hri_alloc_status();
     }
@@ -73,6 +74,7 @@ void hri_shape_destroy(struct hri_index_head *head)
     hri_free(device, s->u_scale);
     hri_free(device, s->v_mean);
     hri_free(device, s->spread);
+    hri_free(device, s->peak);
     hri_free(scratch, s->joint);
     hri_free(scratch, s->v_sum);
     *s = (struct hri_shape){0};
@@ -151,9 +153,16 @@ static void write_spreads(struct hri_index_head *head, uint32_t first_block,
 {
     uint32_t dk = head->options.k_dim;
     for (uint32_t b = 0; b < n_blocks; b++) {
-        double sum = 0;
-        for (size_t i = 0; i < (size_t)block_rows[b] * dk; i++)
-            sum += (double)turned[i] * turned[i];
+        double sum = 0, most = 0;
+        for (uint32_t i = 0; i < block_rows[b]; i++) {
+            double square = 0;
+            for (uint32_t j = 0; j < dk; j++)
+                square += (double)turned[(size_t)i * dk + j] * turned[(size_t)i * dk + j];
+            sum += square;
+            most = fmax(most, square);
+        }
+        double peak = sum > 0 ? 16 * sqrt(most * block_rows[b] / sum) : 0;
+        head->shape.peak[first_block + b] = (uint8_t)fmin(isfinite(peak) ? peak : 0, 255);
         sum = sum < SPREAD_MAX ? sum : SPREAD_MAX;
         head->shape.spread[first_block + b] = hri_bf16_from_f32((float)(sum / block_rows[b]));
         head->shape.spread_sum += sum;

@@ -55,6 +55,8 @@ struct hri_shape {
     int8_t *u;                /* [rank_d][v_dim] */
     float *w_scale, *u_scale; /* [rank_d] */
     uint16_t *spread;         /* [blocks_max] bfloat16 */
+    uint8_t *peak;            /* [blocks_max] sqrt of the farthest row's |P (k - m)|^2 over the
+                               * block's spread, in steps of 1/16: how much of an outlier it has */
     float *v_mean;            /* [v_dim] mean of all values, and how far they lie around it */
     double v_variance;
     /* Statistics (not on the device) */
