@@ -200,7 +200,7 @@ static int measure(struct decode *d, struct hrb_result *result)
         return hrb_failed(result, "%s", *d->reason ? d->reason : "stopped");
     struct hr_sequence_stats stats = {.struct_size = sizeof stats};
     run_step(d, HR_ATTEND_RECIPE); /* leaves its report */
-    hr_sequence_stats(d->sequence, &stats);
+    hr_sequence_stats_get(d->sequence, &stats);
     result->value = pair.a_median * 1e3;
     result->limit = pair.b_median * 1e3;
     result->value_p99 = pair.a_p99 * 1e3;

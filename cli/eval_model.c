@@ -161,8 +161,8 @@ static void keep_stats(struct pass *pass)
         struct cli_eval_item *item = &pass->items[i];
         item->cache.struct_size = sizeof item->cache;
         item->tiers.struct_size = sizeof item->tiers;
-        hr_sequence_stats(pass->caches[1 + i].sequence, &item->cache);
-        hr_runtime_stats(pass->caches[1 + i].runtime, &item->tiers);
+        hr_sequence_stats_get(pass->caches[1 + i].sequence, &item->cache);
+        hr_runtime_stats_get(pass->caches[1 + i].runtime, &item->tiers);
     }
 }
 

@@ -80,9 +80,9 @@ void cli_run_report(const struct cli_run *run)
     cli_model_print(file, &run->model);
     print_recipe_line(file, run);
     print_text_line(file, run, &session);
-    if (hr_sequence_stats(run->cache.sequence, &sequence) == HR_OK)
+    if (hr_sequence_stats_get(run->cache.sequence, &sequence) == HR_OK)
         print_cache_line(file, run, &sequence);
-    if (hr_runtime_stats(run->cache.runtime, &runtime) == HR_OK) {
+    if (hr_runtime_stats_get(run->cache.runtime, &runtime) == HR_OK) {
         fputc('\n', file);
         cli_tiers_print(file, &runtime);
         fprintf(file, "%-10s %12s %12s   peak resident memory; weights are %s of it\n", "process",
@@ -134,7 +134,7 @@ static void add_times(cJSON *json, const struct cli_run *run)
 static void add_cache(cJSON *json, const struct cli_run *run)
 {
     struct hr_sequence_stats s = {.struct_size = sizeof s};
-    if (hr_sequence_stats(run->cache.sequence, &s) != HR_OK)
+    if (hr_sequence_stats_get(run->cache.sequence, &s) != HR_OK)
         return;
     cJSON *cache = cJSON_AddObjectToObject(json, "cache");
     cli_json_u64(cache, "exact_bytes", s.exact_bytes);
@@ -185,7 +185,7 @@ cJSON *cli_run_json(const struct cli_run *run)
     }
     add_times(json, run);
     add_cache(json, run);
-    if (hr_runtime_stats(run->cache.runtime, &stats) == HR_OK)
+    if (hr_runtime_stats_get(run->cache.runtime, &stats) == HR_OK)
         cJSON_AddItemToObject(json, "tiers", cli_tiers_json(&stats));
     cli_json_u64(json, "peak_resident_bytes", cli_peak_resident_bytes());
     cJSON_AddItemToObject(json, "step_mean", cli_tally_json(&run->tally));

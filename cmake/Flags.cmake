@@ -26,9 +26,9 @@ target_compile_definitions(hr_flags INTERFACE
     HR_HAVE_HWLOC=${HR_HAVE_HWLOC} HR_HAVE_ISAL=${HR_HAVE_ISAL} HR_HAVE_XXHASH=${HR_HAVE_XXHASH}
     HR_HAVE_CJSON=${HR_HAVE_CJSON} HR_HAVE_ZSTD=${HR_HAVE_ZSTD} HR_HAVE_BLAS=${HR_HAVE_BLAS}
     HR_HAVE_URING=${HR_HAVE_URING} HR_HAVE_FAISS=${HR_HAVE_FAISS} HR_HAVE_CUDA=${HR_HAVE_CUDA})
-# No -Wshadow in C++: gcc calls a function that is named like a struct hidden, as hr_runtime_stats is.
-set(hr_warnings -Wall -Wextra -Wpointer-arith -Wvla)
-set(hr_warnings_c ${hr_warnings} -Wshadow -Wstrict-prototypes -Wmissing-prototypes)
+# C and C++ share the headers; both are compiled with -Wshadow.
+set(hr_warnings -Wall -Wextra -Wshadow -Wpointer-arith -Wvla)
+set(hr_warnings_c ${hr_warnings} -Wstrict-prototypes -Wmissing-prototypes)
 if(HEADRACE_WERROR)
     list(APPEND hr_warnings -Werror)
     list(APPEND hr_warnings_c -Werror)

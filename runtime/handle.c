@@ -207,15 +207,15 @@ hr_status_t hr_runtime_destroy(hr_runtime_t *rt)
     return HR_OK;
 }
 
-hr_status_t hr_runtime_stats(const hr_runtime_t *rt, struct hr_runtime_stats *stats_out)
+hr_status_t hr_runtime_stats_get(const hr_runtime_t *rt, struct hr_runtime_stats *stats_out)
 {
     if (rt == NULL || stats_out == NULL) {
         return hri_error_set(HR_ERR_INVALID,
-                             "hr_runtime_stats: no runtime or no place for the figures");
+                             "hr_runtime_stats_get: no runtime or no place for the figures");
     }
     if (stats_out->struct_size != sizeof *stats_out) {
         return hri_error_set(HR_ERR_VERSION,
-                             "hr_runtime_stats: struct_size %zu where this library has %zu",
+                             "hr_runtime_stats_get: struct_size %zu where this library has %zu",
                              stats_out->struct_size, sizeof *stats_out);
     }
     struct hri_store_stats st;

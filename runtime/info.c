@@ -12,6 +12,9 @@
 #include <string.h>
 #include <sys/utsname.h>
 
+#ifndef HRI_BUILD_COMPILER /* set by the build; a build by hand does without */
+#define HRI_BUILD_COMPILER __VERSION__
+#endif
 #define INFO_BYTES_MAX  16384
 #define PROBE_BYTES_MAX 4096
 
@@ -116,7 +119,7 @@ static void put_build(struct text *t)
     put(t, "\"headrace\":{");
     put_string(t, "version", hr_version());
     put(t, ",");
-    put_string(t, "compiler", __VERSION__);
+    put_string(t, "compiler", HRI_BUILD_COMPILER);
 #ifdef HRI_BUILD_LIBRARIES
     put(t, ",");
     put_string(t, "libraries", HRI_BUILD_LIBRARIES);

@@ -527,15 +527,15 @@ uint32_t hr_sequence_length(const hr_sequence_t *s, uint32_t layer)
     return s != NULL && layer < s->n_layers ? s->layers[layer].n_tokens : 0;
 }
 
-hr_status_t hr_sequence_stats(const hr_sequence_t *s, struct hr_sequence_stats *out)
+hr_status_t hr_sequence_stats_get(const hr_sequence_t *s, struct hr_sequence_stats *out)
 {
     if (s == NULL || out == NULL) {
         return hri_error_set(HR_ERR_INVALID,
-                             "hr_sequence_stats: no sequence or no place for the figures");
+                             "hr_sequence_stats_get: no sequence or no place for the figures");
     }
     if (out->struct_size != sizeof *out) {
         return hri_error_set(HR_ERR_VERSION,
-                             "hr_sequence_stats: struct_size %zu where this library has %zu",
+                             "hr_sequence_stats_get: struct_size %zu where this library has %zu",
                              out->struct_size, sizeof *out);
     }
     struct hr_sequence_stats st = {.struct_size = sizeof st};

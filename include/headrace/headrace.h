@@ -41,22 +41,21 @@ extern "C" {
 #endif
 
 /* Limits. What exceeds them is refused by hr_sequence_create. */
-#define HR_LAYERS_MAX 1024
-#define HR_HEADS_MAX 1024
+#define HR_LAYERS_MAX   1024
+#define HR_HEADS_MAX    1024
 #define HR_HEAD_DIM_MIN 8
 #define HR_HEAD_DIM_MAX 256
-#define HR_GROUP_MAX 16        /* query heads per kv-head */
-#define HR_TOKENS_MAX (1u << 30)
-#define HR_TIERS 3             /* device, host, file */
-#define HR_LEVELS 4            /* summary, sketch, int8 rows, exact rows */
-#define HR_STAGES 6            /* append, store, index, select, fetch, attend */
+#define HR_GROUP_MAX    16 /* query heads per kv-head */
+#define HR_TOKENS_MAX   (1u << 30)
+#define HR_TIERS        3 /* device, host, file */
+#define HR_LEVELS       4 /* summary, sketch, int8 rows, exact rows */
+#define HR_STAGES       6 /* append, store, index, select, fetch, attend */
 
 typedef struct hr_runtime hr_runtime_t;
 typedef struct hr_sequence hr_sequence_t;
-typedef void *hr_stream_t;     /* NULL on the CPU backend: work is done when the call returns */
+typedef void *hr_stream_t; /* NULL on the CPU backend: work is done when the call returns */
 
 HR_API const char *hr_version(void);
-
 
 /* ---------------------------------------------------------------------------------------------------------------- tensors */
 
@@ -72,7 +71,8 @@ struct hr_tensor {
     int64_t strides[3];
 };
 /* A contiguous tensor over data. */
-HR_API struct hr_tensor hr_tensor_make(void *data, hr_dtype_t dtype, uint32_t n_tokens, uint32_t n_heads, uint32_t dim);
+HR_API struct hr_tensor hr_tensor_make(void *data, hr_dtype_t dtype, uint32_t n_tokens,
+                                       uint32_t n_heads, uint32_t dim);
 
 /* ---------------------------------------------------------------------------------------------------------------- runtime */
 
@@ -84,15 +84,18 @@ typedef enum hr_io_mode { HR_IO_AUTO, HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THRE
 
 struct hr_runtime_options {
     size_t struct_size;
-    uint64_t device_bytes;     /* budget of the device tier: windows, summaries, frames. Default 256 MiB */
-    uint64_t host_bytes;       /* budget of the host tier. Default 1 GiB */
-    const char *file_dir;      /* folder for the file tier, NULL: no file tier, host memory is then the only copy */
-    uint64_t file_bytes;       /* cap on the file's physical bytes; required with file_dir */
+    uint64_t
+        device_bytes; /* budget of the device tier: windows, summaries, frames. Default 256 MiB */
+    uint64_t host_bytes; /* budget of the host tier. Default 1 GiB */
+    const char *
+        file_dir; /* folder for the file tier, NULL: no file tier, host memory is then the only copy */
+    uint64_t file_bytes; /* cap on the file's physical bytes; required with file_dir */
     hr_io_mode_t io_mode;
-    uint32_t n_threads;        /* workers including the caller; 0: one per core */
-    hr_log_fn log;             /* NULL: silent */
+    uint32_t n_threads; /* workers including the caller; 0: one per core */
+    hr_log_fn log;      /* NULL: silent */
     void *log_context;
-    const char *cpu_level;     /* NULL: best; "ref", "avx2", "avx512". The variable HEADRACE_CPU overrides NULL */
+    const char *
+        cpu_level; /* NULL: best; "ref", "avx2", "avx512". The variable HEADRACE_CPU overrides NULL */
     /* Allocation hooks for all memory but the tiers' mapped regions; NULL: malloc family. */
     void *(*alloc)(void *context, size_t bytes, size_t alignment);
     void (*free)(void *context, void *pointer);
@@ -100,43 +103,50 @@ struct hr_runtime_options {
 };
 HR_API void hr_runtime_options_init(struct hr_runtime_options *options);
 /* HR_ERR_INVALID, HR_ERR_NOMEM, HR_ERR_IO (folder, disk), HR_ERR_BUDGET (file_bytes larger than the free disk), HR_ERR_VERSION. */
-HR_API hr_status_t hr_runtime_create(const struct hr_runtime_options *options, hr_runtime_t **runtime_out);
+HR_API hr_status_t hr_runtime_create(const struct hr_runtime_options *options,
+                                     hr_runtime_t **runtime_out);
 /* All its sequences must be destroyed first (HR_ERR_STATE otherwise, nothing is freed). NULL is legal. */
 HR_API hr_status_t hr_runtime_destroy(hr_runtime_t *runtime);
 
 /* --------------------------------------------------------------------------------------------------------------- sequence */
 
 typedef enum hr_rope_layout {
-    HR_ROPE_NONE = 0,          /* keys are not rotated, or how they are is not known */
-    HR_ROPE_HALF = 1,          /* dimension i pairs with i + n_rot/2 (NeoX, Llama in HF order) */
-    HR_ROPE_INTERLEAVED = 2    /* dimension 2i pairs with 2i + 1 (Llama in GGUF order) */
+    HR_ROPE_NONE = 0,       /* keys are not rotated, or how they are is not known */
+    HR_ROPE_HALF = 1,       /* dimension i pairs with i + n_rot/2 (NeoX, Llama in HF order) */
+    HR_ROPE_INTERLEAVED = 2 /* dimension 2i pairs with 2i + 1 (Llama in GGUF order) */
 } hr_rope_layout_t;
 
 struct hr_rope {
     hr_rope_layout_t layout;
-    uint32_t n_rot;            /* rotated dimensions, the first n_rot of the head; even */
-    const float *frequencies;  /* [n_rot/2] radians per position (after any scaling); copied */
+    uint32_t n_rot;           /* rotated dimensions, the first n_rot of the head; even */
+    const float *frequencies; /* [n_rot/2] radians per position (after any scaling); copied */
 };
 
 struct hr_sequence_options {
     size_t struct_size;
     uint32_t n_layers, n_q_heads, n_kv_heads;
-    uint32_t k_dim, v_dim;     /* may differ; each a multiple of 8 in [HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX] */
-    hr_dtype_t dtype;          /* how rows are kept exactly. Default BF16 */
-    float scale;               /* of the logits; 0: 1/sqrt(k_dim) */
-    float soft_cap;            /* logits become cap * tanh(logit / cap); 0: none */
-    const uint32_t *sliding_window; /* [n_layers] tokens seen per layer including the current one, 0 = all; NULL: all 0; copied */
-    const struct hr_rope *rope;     /* [n_layers] or NULL (none); copied */
-    const float *log_n;        /* [n_layers][n_q_heads] w: logits times 1 + w ln(n), n = tokens visible; NULL: none; copied */
-    uint32_t tokens_max;       /* the sequence never grows beyond; sizes tables and the file */
-    const char *recipe;        /* "headrace", "full", "quest:page=32", ...; NULL: "headrace" */
-    double moved;              /* budget of a step: bytes selected per layer as a share of the body's exact bytes, (0, 1]. Default 0.01 */
-    double tolerance;          /* 0: spend the budget; else stop when the predicted relative output error is below it */
+    uint32_t k_dim,
+        v_dim;        /* may differ; each a multiple of 8 in [HR_HEAD_DIM_MIN, HR_HEAD_DIM_MAX] */
+    hr_dtype_t dtype; /* how rows are kept exactly. Default BF16 */
+    float scale;      /* of the logits; 0: 1/sqrt(k_dim) */
+    float soft_cap;   /* logits become cap * tanh(logit / cap); 0: none */
+    const uint32_t *
+        sliding_window; /* [n_layers] tokens seen per layer including the current one, 0 = all; NULL: all 0; copied */
+    const struct hr_rope *rope; /* [n_layers] or NULL (none); copied */
+    const float *
+        log_n; /* [n_layers][n_q_heads] w: logits times 1 + w ln(n), n = tokens visible; NULL: none; copied */
+    uint32_t tokens_max; /* the sequence never grows beyond; sizes tables and the file */
+    const char *recipe;  /* "headrace", "full", "quest:page=32", ...; NULL: "headrace" */
+    double
+        moved; /* budget of a step: bytes selected per layer as a share of the body's exact bytes, (0, 1]. Default 0.01 */
+    double
+        tolerance; /* 0: spend the budget; else stop when the predicted relative output error is below it */
     uint64_t seed;
 };
 HR_API void hr_sequence_options_init(struct hr_sequence_options *options);
 /* HR_ERR_INVALID (the message names the field), HR_ERR_BUDGET (the message names the tier and the least it needs). */
-HR_API hr_status_t hr_sequence_create(hr_runtime_t *runtime, const struct hr_sequence_options *options,
+HR_API hr_status_t hr_sequence_create(hr_runtime_t *runtime,
+                                      const struct hr_sequence_options *options,
                                       hr_sequence_t **sequence_out);
 HR_API void hr_sequence_destroy(hr_sequence_t *sequence);
 /* Tokens held by a layer; 0 if the layer does not exist. */
@@ -145,34 +155,37 @@ HR_API uint32_t hr_sequence_length(const hr_sequence_t *sequence, uint32_t layer
 /* Adds n_tokens rows to a layer. k: [n_tokens][n_kv_heads][k_dim], v: [n_tokens][n_kv_heads][v_dim].
  * HR_ERR_SHAPE, HR_ERR_DTYPE, HR_ERR_NONFINITE (the message has token, head, dimension), HR_ERR_FULL (tokens_max),
  * HR_ERR_BUDGET, HR_ERR_IO. After an error the layer is as it was. */
-HR_API hr_status_t hr_sequence_append(hr_sequence_t *sequence, uint32_t layer, const struct hr_tensor *k,
-                                      const struct hr_tensor *v, hr_stream_t stream);
+HR_API hr_status_t hr_sequence_append(hr_sequence_t *sequence, uint32_t layer,
+                                      const struct hr_tensor *k, const struct hr_tensor *v,
+                                      hr_stream_t stream);
 
 typedef enum hr_attend_mode {
-    HR_ATTEND_AUTO = 0,        /* one query: the recipe; more: exact */
+    HR_ATTEND_AUTO = 0, /* one query: the recipe; more: exact */
     HR_ATTEND_EXACT = 1,
-    HR_ATTEND_RECIPE = 2       /* each query by the recipe, rows after it unseen */
+    HR_ATTEND_RECIPE = 2 /* each query by the recipe, rows after it unseen */
 } hr_attend_mode_t;
 
 struct hr_attend_options {
     size_t struct_size;
     hr_attend_mode_t mode;
-    int check_exact;           /* also attend exactly and put the true error in the report (reads everything) */
+    int check_exact; /* also attend exactly and put the true error in the report (reads everything) */
 };
 HR_API void hr_attend_options_init(struct hr_attend_options *options);
 
 struct hr_attend_report {
-    uint64_t rows_by_level[HR_LEVELS];  /* rows of the body known at each level, summed over kv-heads */
+    uint64_t
+        rows_by_level[HR_LEVELS]; /* rows of the body known at each level, summed over kv-heads */
     uint64_t bytes_by_level[HR_LEVELS]; /* bytes read by the attention at each level */
     uint64_t rows_device;               /* sink and window rows (exact) */
     uint64_t blocks_total, blocks_hit, blocks_fetched, blocks_estimated, blocks_late;
-    uint64_t bytes_from_host, bytes_from_file; /* moved to the device tier by this call; whole reads are counted */
-    uint64_t bytes_selected;            /* of what was refined, hit or moved */
-    uint64_t body_bytes;                /* the body's exact K+V bytes: the denominator of "moved" */
-    uint64_t ios;                       /* reads of the file */
-    double predicted_error;             /* relative error of the output, mean over query heads; 0 when exact */
+    uint64_t bytes_from_host,
+        bytes_from_file;     /* moved to the device tier by this call; whole reads are counted */
+    uint64_t bytes_selected; /* of what was refined, hit or moved */
+    uint64_t body_bytes;     /* the body's exact K+V bytes: the denominator of "moved" */
+    uint64_t ios;            /* reads of the file */
+    double predicted_error;  /* relative error of the output, mean over query heads; 0 when exact */
     double predicted_error_max;
-    double true_error;                  /* with check_exact, mean over query heads; else -1 */
+    double true_error; /* with check_exact, mean over query heads; else -1 */
     double true_error_max;
     uint64_t time_ns[HR_STAGES];
 };
@@ -184,9 +197,11 @@ HR_API const char *hr_tier_name(unsigned tier);
  * q, out: [n_tokens][n_q_heads][k_dim / v_dim]; query head h reads kv-head h / (n_q_heads / n_kv_heads).
  * options and report_out may be NULL. HR_ERR_SHAPE, HR_ERR_DTYPE, HR_ERR_NONFINITE, HR_ERR_STATE (more queries than
  * rows), HR_ERR_IO, HR_ERR_CORRUPT (the message names the tokens lost). */
-HR_API hr_status_t hr_sequence_attend(hr_sequence_t *sequence, uint32_t layer, const struct hr_tensor *q,
-                                      const struct hr_attend_options *options, struct hr_tensor *out,
-                                      struct hr_attend_report *report_out, hr_stream_t stream);
+HR_API hr_status_t hr_sequence_attend(hr_sequence_t *sequence, uint32_t layer,
+                                      const struct hr_tensor *q,
+                                      const struct hr_attend_options *options,
+                                      struct hr_tensor *out, struct hr_attend_report *report_out,
+                                      hr_stream_t stream);
 
 /* One item of a batch; sequences may have any lengths and shapes. q, out as above. */
 struct hr_batch_item {
@@ -212,23 +227,27 @@ struct hr_tier_stats {
 struct hr_runtime_stats {
     size_t struct_size;
     struct hr_tier_stats tier[HR_TIERS];
-    uint64_t scratch_bytes, scratch_bytes_peak; /* working memory outside the tiers (counted, not capped) */
-    uint64_t allocations;                       /* calls of the allocator so far: a decode step adds none */
+    uint64_t scratch_bytes,
+        scratch_bytes_peak; /* working memory outside the tiers (counted, not capped) */
+    uint64_t allocations;   /* calls of the allocator so far: a decode step adds none */
     uint64_t file_reads, file_writes, file_bytes_read, file_bytes_written;
-    const char *io_mode;                        /* "uring", "uring-plain", "threads", "none" */
+    const char *io_mode; /* "uring", "uring-plain", "threads", "none" */
     const char *cpu_level;
 };
 struct hr_sequence_stats {
     size_t struct_size;
-    uint64_t summary_bytes, sketch_bytes, window_bytes, frame_bytes; /* on the device, this sequence */
+    uint64_t summary_bytes, sketch_bytes, window_bytes,
+        frame_bytes;            /* on the device, this sequence */
     uint64_t exact_bytes;       /* K+V bytes of all rows in the sequence's dtype */
     uint64_t body_bytes;        /* of the rows in blocks */
     uint64_t body_rows, blocks; /* summed over layers and kv-heads */
     uint64_t host_bytes, file_bytes;
-    uint64_t index_ns;          /* time spent grouping, so far */
+    uint64_t index_ns; /* time spent grouping, so far */
 };
-HR_API hr_status_t hr_runtime_stats(const hr_runtime_t *runtime, struct hr_runtime_stats *stats_out);
-HR_API hr_status_t hr_sequence_stats(const hr_sequence_t *sequence, struct hr_sequence_stats *stats_out);
+HR_API hr_status_t hr_runtime_stats_get(const hr_runtime_t *runtime,
+                                        struct hr_runtime_stats *stats_out);
+HR_API hr_status_t hr_sequence_stats_get(const hr_sequence_t *sequence,
+                                         struct hr_sequence_stats *stats_out);
 
 /* What this build and machine can do, as one JSON text (features found by probing; file_dir may be NULL).
  * The caller frees it with hr_text_free. */

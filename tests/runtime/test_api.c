@@ -116,7 +116,7 @@ static void test_sequence_options(void **state)
         assert_null(seq);
     }
     struct hr_runtime_stats st = {.struct_size = sizeof st};
-    assert_int_equal(hr_runtime_stats(rt, &st), HR_OK);
+    assert_int_equal(hr_runtime_stats_get(rt, &st), HR_OK);
     assert_int_equal(st.tier[HR_TIER_DEVICE].bytes_held, 0);
     assert_int_equal(hr_runtime_destroy(rt), HR_OK);
 }

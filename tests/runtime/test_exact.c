@@ -65,7 +65,7 @@ static void run_begin(struct run *run, const struct shape *shape, const struct t
 static void run_end(struct run *run)
 {
     struct hr_runtime_stats st = {.struct_size = sizeof st};
-    assert_int_equal(hr_runtime_stats(run->runtime, &st), HR_OK);
+    assert_int_equal(hr_runtime_stats_get(run->runtime, &st), HR_OK);
     for (int t = 0; t < HR_TIERS; t++) {
         assert_true(st.tier[t].bytes_peak <= st.tier[t].bytes_cap);
     }

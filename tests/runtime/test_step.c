@@ -137,7 +137,7 @@ static double decode_error(const char *recipe, double moved, uint32_t prefill, u
         }
     }
     struct hr_runtime_stats st = {.struct_size = sizeof st};
-    assert_int_equal(hr_runtime_stats(rt, &st), HR_OK);
+    assert_int_equal(hr_runtime_stats_get(rt, &st), HR_OK);
     for (int i = 0; i < HR_TIERS; i++) {
         assert_true(st.tier[i].bytes_peak <= st.tier[i].bytes_cap);
     }
@@ -253,14 +253,14 @@ static void test_steps_do_not_allocate(void **state)
                                 after = {.struct_size = sizeof after};
         for (uint32_t p = 700; p < 1400; p++) {
             if (p == 1040) { /* every buffer has seen its largest use */
-                assert_int_equal(hr_runtime_stats(rt, &before), HR_OK);
+                assert_int_equal(hr_runtime_stats_get(rt, &before), HR_OK);
             }
             for (uint32_t layer = 0; layer < 2; layer++) {
                 append(seq, &t, &shape, layer, p, 1);
                 attend(seq, &t, &shape, layer, p, 1, out, &r);
             }
         }
-        assert_int_equal(hr_runtime_stats(rt, &after), HR_OK);
+        assert_int_equal(hr_runtime_stats_get(rt, &after), HR_OK);
         if (after.allocations != before.allocations) {
             fail_msg("%s: %llu allocations in 360 steps", recipes[i],
                      (unsigned long long)(after.allocations - before.allocations));
