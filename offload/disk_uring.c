@@ -14,6 +14,15 @@ struct uring {
     bool unsubmitted;
 };
 
+/* gettid costs a system call, and this is asked at every request. */
+static pid_t thread_id(void)
+{
+    static _Thread_local pid_t id;
+    if (id == 0)
+        id = gettid();
+    return id;
+}
+
 static hr_status_t uring_create(struct hri_disk *disk, bool plain, void **state_out)
 {
     const struct hri_disk_options *options = &disk->options;
@@ -24,7 +33,7 @@ static hr_status_t uring_create(struct hri_disk *disk, bool plain, void **state_
         return hri_alloc_status();
     uring->io = options->io;
     uring->options = (struct hri_ring_options){options->fd, options->depth, plain};
-    uring->owner = gettid();
+    uring->owner = thread_id();
     int error = options->io->ring_create(options->io->ctx, &uring->options, &uring->ring);
     if (error < 0) {
         hri_free(options->alloc, uring);
@@ -100,7 +109,7 @@ static int uring_set_buffer(void *state, uint32_t slot, void *base, size_t bytes
 static bool uring_foreign(const void *state)
 {
     const struct uring *uring = state;
-    return uring->owner != gettid();
+    return uring->owner != thread_id();
 }
 
 static int uring_remake(void *state)
@@ -112,7 +121,7 @@ static int uring_remake(void *state)
         return error;
     uring->io->ring_destroy(uring->io->ctx, uring->ring);
     uring->ring = ring;
-    uring->owner = gettid();
+    uring->owner = thread_id();
     uring->unsubmitted = false;
     return 0;
 }
