@@ -26,7 +26,7 @@ check)
     ;;
 run)
     shift
-    exec "$venv/bin/python" "$here/llama_cpp.py" "$@"
+    exec "$venv/bin/python" "$here/run_llama_cpp.py" "$@"
     ;;
 *)
     sed -n '2,6s/^# \{0,1\}//p' "$0" >&2

@@ -1,4 +1,4 @@
-"""Prefill and greedy decoding with llama.cpp: llama_cpp.py MODEL TEXT TOKENS DECODE THREADS -> one JSON object."""
+"""Prefill and greedy decoding with llama.cpp: run_llama_cpp.py MODEL TEXT TOKENS DECODE THREADS -> one JSON object."""
 import json
 import sys
 import time
@@ -6,7 +6,21 @@ import time
 import llama_cpp
 
 
+def without_amx():
+    """Its AMX path ends in an illegal instruction (tile registers that were not configured) on the processors that have AMX."""
+    binding = llama_cpp.llama_cpp
+    defaults = binding.llama_model_default_params
+
+    def params():
+        p = defaults()
+        p.use_extra_bufts = False
+        return p
+
+    binding.llama_model_default_params = params
+
+
 def main():
+    without_amx()
     model, text, n_tokens, n_decode, threads = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
     llm = llama_cpp.Llama(model_path=model, n_ctx=n_tokens + n_decode + 8, n_batch=512, n_threads=threads,
                           n_threads_batch=threads, logits_all=False, verbose=False)
