@@ -163,6 +163,7 @@ static int run_fio(struct file_bench *b, const char *rw, const char *more, doubl
                           rw,
                           more,
                           "--direct=1",
+                          "--refill_buffers=1", /* repeating data reads faster on some disks */
                           "--ioengine=io_uring",
                           "--registerfiles=1",
                           "--fixedbufs=1",
