@@ -249,9 +249,12 @@ static void lift_tails(const struct hri_index_head *head, struct hri_step *step)
         const float *weight = step->weight + g * step->stride;
         float inverse = 1 / step->total[g];
         for (uint32_t b = 0; b < n; b++) {
-            float variance = step->variance[g] * hri_block_spread(head, b);
             uint8_t rows = head->block_rows[b];
-            float factor = tail_factor(variance, head->shape.peak[b] / 16.0f, head->log_rows[rows]);
+            float variance = step->variance[g] * hri_f32_from_bf16(head->shape.spread[b]);
+            float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[rows];
+            if (OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance <= log_rows * log_rows)
+                continue; /* most blocks */
+            float factor = tail_factor(variance, peak, log_rows);
             if (factor > 1)
                 step->ranked[b].key +=
                     (factor - 1) * doubt_of(weight[b] * inverse, variance, rows) / rows;

@@ -19,7 +19,7 @@ headrace=$root/build/release/bin/headrace
 tiers=$cache/demo-tiers
 mkdir -p "$tiers"
 job="--tokens-context 7500 --recipe headrace --moved 1% --device-bytes 24MiB --host-bytes 64MiB"
-job="$job --file-bytes 512MiB --seed 1"
+job="$job --file-bytes 512MiB --seed 1 --check-dense"
 
 # shellcheck disable=SC2086 # the job is a list of words
 if model=$(sh tools/fetch_model.sh); then
