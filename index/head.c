@@ -227,7 +227,8 @@ void hri_index_centers(const struct hri_index_head *head, uint32_t block, float 
         hri_summary_centers(head, block, k_center, v_center);
         return;
     }
-    memset(k_center, 0, head->options.k_dim * sizeof(float));
+    if (k_center != NULL)
+        memset(k_center, 0, head->options.k_dim * sizeof(float));
     memset(v_center, 0, head->options.v_dim * sizeof(float));
 }
 

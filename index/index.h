@@ -99,7 +99,8 @@ uint32_t hri_index_blocks(const struct hri_index_head *head);
 uint32_t hri_index_block_rows(const struct hri_index_head *head, uint32_t block);
 uint64_t hri_index_summary_bytes(
     const struct hri_index_head *head); /* held for the blocks there are, shared parts included */
-/* Centres as the summary gives them (dequantised), for codes that are differences from them. */
+/* Centres as the summary gives them (dequantised), for codes that are differences from them.
+ * k_center may be NULL. */
 void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center,
                        float *v_center);
 /* Steps of a block's int8 codes (kept beside the summary). */

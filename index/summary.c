@@ -83,9 +83,11 @@ void hri_summary_centers(const struct hri_index_head *head, uint32_t b, float *k
 {
     const struct hri_summary *s = &head->summary;
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
-    hri_centroid_unpack(s->k_codes, dk, b, s->k_scale[b], k_center);
-    for (uint32_t j = 0; j < dk; j++)
-        k_center[j] += s->k_mean[j];
+    if (k_center != NULL) {
+        hri_centroid_unpack(s->k_codes, dk, b, s->k_scale[b], k_center);
+        for (uint32_t j = 0; j < dk; j++)
+            k_center[j] += s->k_mean[j];
+    }
     for (uint32_t j = 0; j < dv; j++)
         v_center[j] = s->v_scale[b] * s->v_codes[(size_t)b * dv + j];
 }

@@ -220,10 +220,10 @@ static void block_attend(const struct step *st, uint32_t head, uint32_t item)
         s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, &hs->part);
         return;
     }
-    float dots[HR_GROUP_MAX], k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
+    float dots[HR_GROUP_MAX], v_center[HR_HEAD_DIM_MAX];
     struct hri_block_i8 b = {.codes = hs->where[item], .k_dot = dots, .v_center = v_center, .n = n};
     hri_index_block_dots(index, &hs->in, block, dots);
-    hri_index_centers(index, block, k_center, v_center);
+    hri_index_centers(index, block, NULL, v_center);
     hri_index_steps(index, block, &b.k_step, &b.v_step);
     s->runtime->kernels->attend_block_i8(hs->q, s->g, s->dk, s->dv, &b, s->soft_cap, &hs->part);
 }
