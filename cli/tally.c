@@ -9,36 +9,6 @@
 
 #define TEXT 32
 
-static double larger(double a, double b)
-{
-    return a > b ? a : b;
-}
-
-static void add_report(struct hr_attend_report *sum, const struct hr_attend_report *r)
-{
-    for (unsigned i = 0; i < HR_LEVELS; i++) {
-        sum->rows_by_level[i] += r->rows_by_level[i];
-        sum->bytes_by_level[i] += r->bytes_by_level[i];
-    }
-    sum->rows_device += r->rows_device;
-    sum->blocks_total += r->blocks_total;
-    sum->blocks_hit += r->blocks_hit;
-    sum->blocks_fetched += r->blocks_fetched;
-    sum->blocks_estimated += r->blocks_estimated;
-    sum->blocks_late += r->blocks_late;
-    sum->bytes_from_host += r->bytes_from_host;
-    sum->bytes_from_file += r->bytes_from_file;
-    sum->bytes_selected += r->bytes_selected;
-    sum->body_bytes += r->body_bytes;
-    sum->ios += r->ios;
-    sum->predicted_error += r->predicted_error;
-    sum->predicted_error_max = larger(sum->predicted_error_max, r->predicted_error_max);
-    sum->true_error += r->true_error;
-    sum->true_error_max = larger(sum->true_error_max, r->true_error_max);
-    for (unsigned i = 0; i < HR_STAGES; i++)
-        sum->time_ns[i] += r->time_ns[i];
-}
-
 void cli_step_without_prefill(struct hre_step_report *step)
 {
     enum { STAGE_APPEND = 0, STAGE_INDEX = 2 }; /* the order of hr_stage_name */
@@ -49,7 +19,7 @@ void cli_step_without_prefill(struct hre_step_report *step)
 void cli_tally_add(struct cli_tally *tally, const struct hre_step_report *step)
 {
     tally->steps++;
-    add_report(&tally->sum, &step->sum);
+    hre_report_add(&tally->sum, &step->sum);
     tally->total_ns += step->total_ns;
     tally->linear_ns += step->linear_ns;
     tally->append_ns += step->append_ns;

@@ -125,6 +125,9 @@ void hre_prefill_options_init(struct hre_prefill_options *options);
 hr_status_t hre_session_prefill(hre_session_t *session, const uint32_t *ids, uint32_t n,
                                 const struct hre_prefill_options *options, float *logits_last_out);
 
+/* sum += r: counts, bytes, times and mean errors added up, _max: the larger. */
+void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report *r);
+
 /* What one decode step did, over all layers. */
 struct hre_step_report {
     struct hr_attend_report

@@ -158,7 +158,7 @@ static void fill_ropes(struct hre_session *s, const struct hre_pass *pass)
 
 /* ---------------------------------------------------------------------------------- attention */
 
-static void add_report(struct hr_attend_report *sum, const struct hr_attend_report *r)
+void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report *r)
 {
     for (int i = 0; i < HR_LEVELS; i++) {
         sum->rows_by_level[i] += r->rows_by_level[i];
@@ -220,7 +220,7 @@ static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t
         return hre_fail_library(status, "attending");
     }
     if (pass->sum) {
-        add_report(pass->sum, &report);
+        hre_report_add(pass->sum, &report);
     }
     return HR_OK;
 }

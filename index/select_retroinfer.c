@@ -55,14 +55,7 @@ static hr_status_t group(struct hri_index_head *head, struct hri_segment *segmen
 
 static hr_status_t summarise(struct hri_index_head *head, const struct hri_segment *segment)
 {
-    uint32_t first = 0;
-    if (!head->summary.has_mean)
-        hri_summary_set_mean(head, segment->k, segment->n);
-    for (uint32_t b = 0; b < segment->n_blocks; b++) {
-        hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first,
-                          segment->block_rows[b], segment->workspace);
-        first += segment->block_rows[b];
-    }
+    hri_summary_add(head, segment);
     return HR_OK;
 }
 

@@ -78,6 +78,18 @@ void hri_summary_write(struct hri_index_head *head, uint32_t b, const float *k, 
                                                        s->v_codes + (size_t)b * dv, dv);
 }
 
+void hri_summary_add(struct hri_index_head *head, const struct hri_segment *segment)
+{
+    uint32_t first = 0;
+    if (!head->summary.has_mean)
+        hri_summary_set_mean(head, segment->k, segment->n);
+    for (uint32_t b = 0; b < segment->n_blocks; b++) {
+        hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first,
+                          segment->block_rows[b], segment->workspace);
+        first += segment->block_rows[b];
+    }
+}
+
 void hri_summary_centers(const struct hri_index_head *head, uint32_t b, float *k_center,
                          float *v_center)
 {

@@ -9,6 +9,7 @@
 #define HRI_INDEX_SUMMARY_H
 
 #include "index/index.h"
+#include "index/selector_ops.h"
 
 /* -- centroids and value means -- */
 struct hri_summary {
@@ -28,6 +29,8 @@ void hri_summary_set_mean(struct hri_index_head *head, const float *k, uint32_t 
 /* Codes the mean key and value of rows[n] as block b. work: float [k_dim + v_dim]. */
 void hri_summary_write(struct hri_index_head *head, uint32_t b, const float *k, const float *v,
                        const uint32_t *rows, uint32_t n, float *work);
+/* The summaries of a grouped segment's blocks, after those there are; the first segment sets the mean. */
+void hri_summary_add(struct hri_index_head *head, const struct hri_segment *segment);
 void hri_summary_centers(const struct hri_index_head *head, uint32_t b, float *k_center,
                          float *v_center);
 /* dots[g][b] = q_g . centre of block b, for all blocks; stride = blocks up to 16. */

@@ -143,6 +143,40 @@ struct hri_op_list {
     struct hri_op *first, *last;
 };
 
+static inline void hri_op_list_add(struct hri_op_list *list, struct hri_op *op)
+{
+    op->next = NULL;
+    op->prev = list->last;
+    if (list->last != NULL)
+        list->last->next = op;
+    else
+        list->first = op;
+    list->last = op;
+}
+
+static inline void hri_op_list_add_first(struct hri_op_list *list, struct hri_op *op)
+{
+    op->prev = NULL;
+    op->next = list->first;
+    if (list->first != NULL)
+        list->first->prev = op;
+    else
+        list->last = op;
+    list->first = op;
+}
+
+static inline void hri_op_list_remove(struct hri_op_list *list, struct hri_op *op)
+{
+    if (op->prev != NULL)
+        op->prev->next = op->next;
+    else
+        list->first = op->next;
+    if (op->next != NULL)
+        op->next->prev = op->prev;
+    else
+        list->last = op->prev;
+}
+
 struct hri_store {
     struct hri_alloc *alloc;
     struct hri_log *log;

@@ -24,40 +24,6 @@ static const char *text_of(int error)
 
 /* ---------------------------------------------------------------------------------------- queue */
 
-static void queue_add(struct hri_op_list *list, struct hri_op *op)
-{
-    op->next = NULL;
-    op->prev = list->last;
-    if (list->last != NULL)
-        list->last->next = op;
-    else
-        list->first = op;
-    list->last = op;
-}
-
-static void queue_add_first(struct hri_op_list *list, struct hri_op *op)
-{
-    op->prev = NULL;
-    op->next = list->first;
-    if (list->first != NULL)
-        list->first->prev = op;
-    else
-        list->last = op;
-    list->first = op;
-}
-
-static void queue_remove(struct hri_op_list *list, struct hri_op *op)
-{
-    if (op->prev != NULL)
-        op->prev->next = op->next;
-    else
-        list->first = op->next;
-    if (op->next != NULL)
-        op->next->prev = op->prev;
-    else
-        list->last = op->prev;
-}
-
 static void free_op(struct hri_store *store, struct hri_op *op)
 {
     if (op->bounce != NULL && !op->request.abandoned)
@@ -159,7 +125,7 @@ static struct hri_op *new_op(struct hri_store *store, struct hri_lane *lane, uin
     op->bounce = NULL;
     op->request.abandoned = false;
     lane->n_reads++;
-    queue_add(&store->queue, op);
+    hri_op_list_add(&store->queue, op);
     return op;
 }
 
@@ -288,7 +254,7 @@ static bool submit(struct hri_store *store, struct hri_op *op)
         fill_request(op, 0, op->n_cells);
     else
         return false;
-    queue_remove(&store->queue, op);
+    hri_op_list_remove(&store->queue, op);
     op->state = HRI_OP_FLYING;
     bool room = hri_disk_submit(store->read_disk, &op->request);
     HRI_ASSERT(room);
@@ -369,7 +335,7 @@ static void next_solo(struct hri_store *store, struct hri_op *op)
     op->bad_mask &= op->bad_mask - 1;
     op->state = HRI_OP_AGAIN;
     store->counts.retries++;
-    queue_add_first(&store->queue, op);
+    hri_op_list_add_first(&store->queue, op);
 }
 
 static void solo_arrived(struct hri_store *store, struct hri_op *op)
@@ -420,7 +386,7 @@ static void fail_stuck(struct hri_store *store)
 {
     while (store->queue.first != NULL && hri_disk_in_flight(store->read_disk) == 0) {
         struct hri_op *op = store->queue.first;
-        queue_remove(&store->queue, op);
+        hri_op_list_remove(&store->queue, op);
         end_all_cells(store, op, ENOBUFS);
         submit_queue(store);
     }
@@ -577,7 +543,7 @@ static void drop_queued(struct hri_store *store, struct hri_op *op)
 {
     for (uint32_t i = 0; i < op->n_cells; i++)
         op->lane->cells[op->first_cell + i].flags &= (uint16_t)~HRI_CELL_READING;
-    queue_remove(&store->queue, op);
+    hri_op_list_remove(&store->queue, op);
     free_op(store, op);
 }
 

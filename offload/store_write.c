@@ -10,29 +10,6 @@
 
 #define WAIT_NS 1000000000u
 
-static void list_add(struct hri_op_list *list, struct hri_op *op)
-{
-    op->next = NULL;
-    op->prev = list->last;
-    if (list->last != NULL)
-        list->last->next = op;
-    else
-        list->first = op;
-    list->last = op;
-}
-
-static void list_remove(struct hri_op_list *list, struct hri_op *op)
-{
-    if (op->prev != NULL)
-        op->prev->next = op->next;
-    else
-        list->first = op->next;
-    if (op->next != NULL)
-        op->next->prev = op->prev;
-    else
-        list->last = op->prev;
-}
-
 static void free_op(struct hri_store *store, struct hri_op *op)
 {
     op->state = HRI_OP_FREE;
@@ -75,7 +52,7 @@ static void take_finished(struct hri_store *store, struct hri_op *op)
     if (op->request.error != 0) {
         store->write_error = op->request.error;
         op->state = HRI_OP_FAILED;
-        list_add(&store->failed, op);
+        hri_op_list_add(&store->failed, op);
         return;
     }
     for (uint32_t i = 0; i < op->n_cells; i++)
@@ -176,7 +153,7 @@ void hri_write_forget(struct hri_store *store, struct hri_lane *lane, uint32_t n
         while (op->n_cells > 0 && op->first_cell + op->n_cells > n_cells)
             release_cell(store, op, --op->n_cells);
         if (op->n_cells == 0) {
-            list_remove(&store->failed, op);
+            hri_op_list_remove(&store->failed, op);
             free_op(store, op);
         }
     }
@@ -190,7 +167,7 @@ hr_status_t hri_write_retry_failed(struct hri_store *store)
     store->failed = (struct hri_op_list){NULL, NULL};
     while (again.first != NULL) {
         struct hri_op *op = again.first;
-        list_remove(&again, op);
+        hri_op_list_remove(&again, op);
         submit(store, op);
         store->counts.retries++;
     }

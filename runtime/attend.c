@@ -183,13 +183,11 @@ static void score_visit(void *context, const struct hri_tiles *tiles)
     hri_pool_run(c->s->runtime->pool, score_task, c, c->s->n_kv);
 }
 
-hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer,
-                           struct hr_attend_report *report)
+hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer)
 {
     struct scores c = {.s = s, .layer = layer};
     struct hr_attend_report unseen = {
         0}; /* an oracle's reading is not what it would move; only the selection counts */
-    (void)report;
     return hri_stream_rows(s, layer, s->n_sink, layer->body_end, score_visit, &c, &unseen);
 }
 

@@ -124,7 +124,6 @@ struct hr_sequence {
     uint64_t index_ns;
     float *row_scores;           /* [n_kv][G][tokens_max] for true top-k, else NULL */
     unsigned char *row_buffer;   /* [n_kv][items_max][row_bytes] for selectors of rows */
-    unsigned char *cell_buffer;  /* one log cell per kv-head, for rows read from the file */
     uint64_t time_ns[HR_STAGES]; /* of append/store/index since the last report */
     uint64_t serial;
 };
@@ -156,8 +155,7 @@ hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t 
 hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq,
                              uint32_t position, float *out, struct hr_attend_report *report);
 /* Logits of the body's rows for one query token, into s->row_scores. */
-hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer,
-                           struct hr_attend_report *report);
+hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer);
 
 /* Groups pending rows into blocks, in segments: while at least `least` wait and, with near, while the tail lacks any of them. */
 hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least, bool near);

@@ -222,12 +222,11 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
 {
     struct segment g = {.s = s, .layer = layer, .first = layer->body_end, .n = n};
     struct hr_attend_report unseen = {0};
-    uint32_t cells = hri_lane_cells(layer->block_lane), blocks = hri_index_blocks(layer->heads[0]);
+    uint32_t cells = hri_lane_cells(layer->block_lane);
     uint32_t before[HR_HEADS_MAX];
     for (uint32_t h = 0; h < s->n_kv; h++) {
         before[h] = hri_index_blocks(layer->heads[h]);
     }
-    (void)blocks;
     hr_status_t status = segment_memory(&g);
     if (status == HR_OK) {
         status = hri_stream_rows(s, layer, g.first, g.first + n, copy_visit, &g, &unseen);

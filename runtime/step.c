@@ -348,7 +348,7 @@ static hr_status_t select_move(struct step *st)
     hr_sequence_t *s = st->s;
     hr_status_t status = HR_OK;
     if (st->layer->heads != NULL && s->recipe.selector->needs_row_scores) {
-        status = hri_score_body(s, st->layer, st->report);
+        status = hri_score_body(s, st->layer);
     }
     if (status != HR_OK) {
         return status;
