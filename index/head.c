@@ -104,7 +104,7 @@ hr_status_t hri_index_head_create(const struct hri_index_options *options,
     status = create_tables(head);
     if (status != HR_OK)
         goto err_tables;
-    head->keeps_stats = head->ops == &hri_select_headrace_ops;
+    head->keeps_stats = options->recipe.selector->keeps_stats;
     if (head->keeps_stats)
         status = hri_qstats_init(&head->stats, options->kernels, options->scratch, options->k_dim,
                                  &options->rope);
@@ -146,6 +146,8 @@ void hri_index_observe(struct hri_index_head *head, const float *q, uint32_t n,
 {
     if (head->keeps_stats)
         hri_qstats_observe(&head->stats, q, n, head->options.g, first_position);
+    if (head->ops->observe)
+        head->ops->observe(head, q, n, first_position);
 }
 
 size_t hri_index_workspace_bytes(const struct hri_index_options *options, uint32_t n_rows_max)
@@ -172,6 +174,7 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
     struct hri_segment segment = {.k = k,
                                   .v = v,
                                   .n = n,
+                                  .first_row = head->n_rows,
                                   .position_end = position_end,
                                   .workspace = workspace,
                                   .order = order,
@@ -199,6 +202,45 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
     keep_rows(head, &segment);
     *n_blocks_out = segment.n_blocks;
     return HR_OK;
+}
+
+bool hri_index_prepares(const struct hri_recipe *recipe)
+{
+    return recipe->selector->ops->prepare != NULL;
+}
+
+hr_status_t hri_index_prepare(struct hri_index_head *const *heads, uint32_t n_heads, const float *k,
+                              const float *v, uint32_t n, uint32_t first_row)
+{
+    return heads[0]->ops->prepare ? heads[0]->ops->prepare(heads, n_heads, k, v, n, first_row)
+                                  : HR_OK;
+}
+
+bool hri_index_adds_rows(const struct hri_recipe *recipe)
+{
+    return recipe->selector->ops->add_rows != NULL;
+}
+
+hr_status_t hri_index_add_rows(struct hri_index_head *head, const float *k, const float *v,
+                               uint32_t n, uint32_t first_row, uint32_t position_end)
+{
+    HRI_ASSERT(head->ops->add_rows && first_row == head->n_rows);
+    hr_status_t status = head->ops->add_rows(head, k, v, n, first_row, position_end);
+    if (status == HR_OK)
+        head->n_rows += n;
+    return status;
+}
+
+void hri_index_truncate_rows(struct hri_index_head *head, uint32_t n_rows)
+{
+    HRI_ASSERT(head->ops->truncate_rows && n_rows <= head->n_rows);
+    head->ops->truncate_rows(head, n_rows);
+    head->n_rows = n_rows;
+}
+
+uint32_t hri_index_rows(const struct hri_index_head *head)
+{
+    return head->n_rows;
 }
 
 uint32_t hri_index_blocks(const struct hri_index_head *head)
@@ -261,16 +303,50 @@ size_t hri_index_step_scratch_bytes(const struct hri_index_options *options)
     return ops->scratch_bytes ? ops->scratch_bytes(options) : 64;
 }
 
-hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in,
-                             struct hri_select_out *out)
+static void out_clear(struct hri_select_out *out)
 {
     out->n_items = 0;
     out->bytes = 0;
+    out->all = false;
     out->capped = false;
     memset(out->predicted, 0, sizeof out->predicted);
-    if (head->n_blocks == 0 && head->options.recipe.selector->unit == HRI_UNIT_BLOCKS)
-        return HR_OK;
-    return head->ops->select(head, in, out);
+}
+
+static bool nothing_to_choose(const struct hri_index_head *head)
+{
+    return head->n_blocks == 0 && head->options.recipe.selector->unit == HRI_UNIT_BLOCKS;
+}
+
+hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in,
+                             struct hri_select_out *out)
+{
+    out_clear(out);
+    return nothing_to_choose(head) ? HR_OK : head->ops->select(head, in, out);
+}
+
+bool hri_index_selects_layers(const struct hri_recipe *recipe)
+{
+    return recipe->selector->ops->select_layer != NULL;
+}
+
+hr_status_t hri_index_select_layer(struct hri_index_head *const *heads, uint32_t n_heads,
+                                   const struct hri_select_in *in, struct hri_select_out *out)
+{
+    for (uint32_t h = 0; h < n_heads; h++)
+        out_clear(&out[h]);
+    return nothing_to_choose(heads[0]) ? HR_OK
+                                       : heads[0]->ops->select_layer(heads, n_heads, in, out);
+}
+
+bool hri_index_rebuilds_keys(const struct hri_recipe *recipe)
+{
+    return recipe->selector->ops->rebuild_keys != NULL;
+}
+
+void hri_index_rebuild_keys(struct hri_index_head *head, uint32_t block, float *k)
+{
+    HRI_ASSERT(block < head->n_blocks && head->block_rows[block] <= HRI_REBUILD_ROWS_MAX);
+    head->ops->rebuild_keys(head, block, k);
 }
 
 void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -286,9 +362,8 @@ void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in 
                         const struct hri_select_out *out, struct hri_partial *part,
                         uint32_t *estimated_blocks_out)
 {
-    uint32_t n = head->n_blocks && head->ops->estimate
-                     ? head->ops->estimate(head, in, out, NULL, 0, part)
-                     : 0;
+    uint32_t n =
+        head->n_rows && head->ops->estimate ? head->ops->estimate(head, in, out, NULL, 0, part) : 0;
     if (estimated_blocks_out)
         *estimated_blocks_out = n;
 }

@@ -15,6 +15,7 @@ struct hri_index_head {
     const struct hri_selector_ops *ops;
     struct hri_qstats stats;
     bool keeps_stats; /* the selector has a use for them */
+    void *state;      /* the selector's own */
 
     uint32_t n_blocks, n_rows;
     uint8_t *block_rows;    /* [blocks_max] device */

@@ -18,7 +18,8 @@
 #include <headrace/headrace.h>
 
 /* -- selectors and their parameters (a recipe string names one: "quest:page=32") -- */
-#define HRI_SELECTOR_PARAMS_MAX 16
+#define HRI_SELECTOR_PARAMS_MAX   24
+#define HRI_RECIPE_ARGUMENT_BYTES 128
 
 struct hri_param {
     const char *name, *meaning, *source;
@@ -33,7 +34,10 @@ struct hri_selector {
     const char *name, *summary, *source; /* one line; paper and section */
     enum hri_unit unit;
     enum hri_codec codec;
-    bool needs_row_scores;              /* true top-k: select gets the logits of all body rows */
+    bool needs_row_scores; /* true top-k: select gets the logits of all body rows */
+    bool weighs_rows;      /* rows come with a log weight of their own (importance sampling) */
+    bool keeps_stats;      /* query statistics (index/qstats.h) are gathered for it */
+    bool takes_argument;   /* "name:ARGUMENT" is passed on as it stands (a FAISS factory string) */
     const struct hri_param *params;     /* ends with name NULL */
     const struct hri_selector_ops *ops; /* index/selector_ops.h */
 };
@@ -42,7 +46,8 @@ const struct hri_selector *hri_selector_at(size_t i);
 
 struct hri_recipe {
     const struct hri_selector *selector;
-    double values[HRI_SELECTOR_PARAMS_MAX]; /* in the order of selector->params */
+    double values[HRI_SELECTOR_PARAMS_MAX];   /* in the order of selector->params */
+    char argument[HRI_RECIPE_ARGUMENT_BYTES]; /* of selectors that take one */
 };
 /* "name" or "name:key=value,key=value". Unknown names and keys: HR_ERR_NOTFOUND with the nearest
  * known one in the message. */
@@ -61,7 +66,10 @@ struct hri_index_options {
     struct hr_rope rope;     /* layout HR_ROPE_NONE: unknown */
     uint32_t horizon_tokens; /* positions ahead over which the metric is averaged */
     uint32_t positions_max;  /* no query will stand here or beyond (cuts the horizon); 0: unknown */
-    uint32_t blocks_max;
+    uint32_t blocks_max, rows_max;
+    uint32_t layer, head, n_layers, n_heads; /* which head of how many this is */
+    uint32_t n_sink;                         /* body row i is token n_sink + i */
+    float gate; /* 0..1 of the caller's table of heads: 1 retrieves, 0 streams; -1: no table */
     const struct hri_kernels *kernels;
     struct hri_alloc *device;  /* summaries (budgeted) */
     struct hri_alloc *scratch; /* statistics, the rest */
@@ -95,6 +103,19 @@ size_t hri_index_workspace_bytes(const struct hri_index_options *options, uint32
 hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
                           uint32_t position_end, void *workspace, uint32_t *order,
                           uint32_t *block_rows, uint32_t *n_blocks_out);
+/* For selectors that look at all heads of a layer before they group: called once per segment, before
+ * hri_index_add. k, v [n_heads][n][dim]. Nothing to do for the others (hri_index_prepares). */
+bool hri_index_prepares(const struct hri_recipe *recipe);
+hr_status_t hri_index_prepare(struct hri_index_head *const *heads, uint32_t n_heads, const float *k,
+                              const float *v, uint32_t n, uint32_t first_row);
+/* For selectors of rows that keep an index of them (hri_index_adds_rows): rows first_row.. of the
+ * body. position_end as above. After an error the head must be destroyed or truncated. */
+bool hri_index_adds_rows(const struct hri_recipe *recipe);
+hr_status_t hri_index_add_rows(struct hri_index_head *head, const float *k, const float *v,
+                               uint32_t n, uint32_t first_row, uint32_t position_end);
+/* Forgets rows >= n_rows. */
+void hri_index_truncate_rows(struct hri_index_head *head, uint32_t n_rows);
+uint32_t hri_index_rows(const struct hri_index_head *head);
 uint32_t hri_index_blocks(const struct hri_index_head *head);
 uint32_t hri_index_block_rows(const struct hri_index_head *head, uint32_t block);
 uint64_t hri_index_summary_bytes(
@@ -122,7 +143,10 @@ struct hri_select_in {
     const float *row_scores; /* [G][row_scores_stride] for needs_row_scores: logits of the body rows
                                 in token order */
     size_t row_scores_stride;
-    uint32_t n_rows; /* body rows */
+    uint32_t n_rows;   /* body rows */
+    uint32_t position; /* of the query */
+    /* [G][k_dim] a guess of this query made before its layer was reached, or NULL */
+    const float *early_q;
     /* [blocks], enum hri_place; NULL: all in host memory. A block of the file costs a whole cell. */
     const uint8_t *place;
     uint32_t cell_bytes;
@@ -132,13 +156,26 @@ struct hri_select_in {
 struct hri_select_out {
     uint32_t *items; /* the caller's, [items_max]: blocks, or row numbers of the body; best first */
     uint32_t items_max, n_items;
-    uint64_t bytes;                /* what they cost */
+    uint64_t bytes;        /* what they cost */
+    float *row_log_weight; /* [G][items_max], the caller's, with selector->weighs_rows: added to the
+                              logits of the rows */
+    bool all;              /* attend every row of this head exactly; items are ignored */
     float predicted[HR_GROUP_MAX]; /* relative output error per query head once they are refined */
     bool capped;                   /* tolerance mode: the budget ended it */
 };
 size_t hri_index_step_scratch_bytes(const struct hri_index_options *options);
 hr_status_t hri_index_select(struct hri_index_head *head, const struct hri_select_in *in,
                              struct hri_select_out *out);
+/* All kv-heads of a layer: some selectors share one budget or one choice between them. */
+hr_status_t hri_index_select_layer(struct hri_index_head *const *heads, uint32_t n_heads,
+                                   const struct hri_select_in *in, struct hri_select_out *out);
+/* True if the heads of a layer must be selected for together. */
+bool hri_index_selects_layers(const struct hri_recipe *recipe);
+/* Selectors that keep keys on the device in another form: k [rows][k_dim] of a block, to be used instead
+ * of those stored. Their blocks have at most HRI_REBUILD_ROWS_MAX rows. */
+#define HRI_REBUILD_ROWS_MAX 32
+bool hri_index_rebuilds_keys(const struct hri_recipe *recipe);
+void hri_index_rebuild_keys(struct hri_index_head *head, uint32_t block, float *k);
 /* q . k_center of a block, [G], as scored by the last select with this scratch. */
 void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,
                           uint32_t block, float *dots_out);

@@ -4,6 +4,7 @@
 #include "base/half.h"
 #include "index/group.h"
 #include "index/head.h"
+#include "index/params.h"
 #include "index/importance.h"
 
 #include <math.h>
@@ -277,7 +278,7 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
     lift_tails(head, step);
 }
 
-static hr_status_t select_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
+static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_select_in *in,
                                  struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
@@ -308,7 +309,7 @@ static hr_status_t select_blocks(const struct hri_index_head *head, const struct
     return HR_OK;
 }
 
-static uint32_t estimate(const struct hri_index_head *head, const struct hri_select_in *in,
+static uint32_t estimate(struct hri_index_head *head, const struct hri_select_in *in,
                          const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
                          struct hri_partial *part)
 {
@@ -323,7 +324,7 @@ static uint32_t estimate(const struct hri_index_head *head, const struct hri_sel
     return hri_step_estimate_marked(head, &step, part);
 }
 
-const struct hri_selector_ops hri_select_headrace_ops = {
+static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
     .create = create,
@@ -334,4 +335,28 @@ const struct hri_selector_ops hri_select_headrace_ops = {
     .scratch_bytes = hri_step_bytes,
     .select = select_blocks,
     .estimate = estimate,
+};
+
+static const struct hri_param params_headrace[] = {
+    PARAM_SINK(4),
+    PARAM_WINDOW(64),
+    PARAM_SEGMENT(8192),
+    PARAM_DECODE_SEGMENT(256),
+    PARAM_DENSE(""),
+    {"block", "mean tokens per block", "docs/algorithm.md", 18, 4, 64},
+    {"iterations", "k-means iterations", "docs/algorithm.md", 3, 1, 50},
+    {"reuse", "blocks that lie in frames and are refined beyond the budget, as a share of it",
+     "docs/algorithm.md", 1, 0, 8},
+    PARAM_END};
+
+const struct hri_selector hri_selector_headrace = {
+    .name = "headrace",
+    .summary = "blocks in the metric of the queries, second-order summaries, int8 rows where they "
+               "remove most error",
+    .source = "docs/algorithm.md",
+    .unit = HRI_UNIT_BLOCKS,
+    .codec = HRI_CODEC_I8,
+    .keeps_stats = true,
+    .params = params_headrace,
+    .ops = &ops,
 };

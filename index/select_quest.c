@@ -3,6 +3,7 @@
  * pages, so bounds are added over its query heads. What is not chosen is dropped. */
 #include "base/half.h"
 #include "index/head.h"
+#include "index/params.h"
 
 #include <math.h>
 #include <string.h>
@@ -54,7 +55,7 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     return HR_OK;
 }
 
-static hr_status_t select_pages(const struct hri_index_head *head, const struct hri_select_in *in,
+static hr_status_t select_pages(struct hri_index_head *head, const struct hri_select_in *in,
                                 struct hri_select_out *out)
 {
     struct hri_step step = hri_step_at(head, in);
@@ -73,7 +74,7 @@ static hr_status_t select_pages(const struct hri_index_head *head, const struct 
     return HR_OK;
 }
 
-const struct hri_selector_ops hri_select_quest_ops = {
+static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
     .create = hri_bounds_create,
@@ -82,4 +83,24 @@ const struct hri_selector_ops hri_select_quest_ops = {
     .summarise = summarise,
     .scratch_bytes = hri_step_bytes,
     .select = select_pages,
+};
+
+static const struct hri_param params_quest[] = {PARAM_SINK(4),
+                                                PARAM_WINDOW(64),
+                                                PARAM_SEGMENT(8192),
+                                                PARAM_DECODE_SEGMENT(256),
+                                                PARAM_DENSE("Quest, section 4.1 (there: 2)"),
+                                                {"page",
+                                                 "consecutive tokens per block (also: block)",
+                                                 "Quest, arXiv 2406.10774, section 4.1", 16, 4, 64},
+                                                PARAM_END};
+
+const struct hri_selector hri_selector_quest = {
+    .name = "quest",
+    .summary = "pages of consecutive tokens by an upper bound of their scores",
+    .source = "Quest, arXiv 2406.10774, section 3",
+    .unit = HRI_UNIT_BLOCKS,
+    .codec = HRI_CODEC_EXACT,
+    .params = params_quest,
+    .ops = &ops,
 };

@@ -8,6 +8,7 @@
  * summary each. */
 #include "index/group.h"
 #include "index/head.h"
+#include "index/params.h"
 
 #include <string.h>
 
@@ -60,8 +61,8 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
 }
 
 /* step->mark: 1 where the block is estimated. */
-static hr_status_t select_clusters(const struct hri_index_head *head,
-                                   const struct hri_select_in *in, struct hri_select_out *out)
+static hr_status_t select_clusters(struct hri_index_head *head, const struct hri_select_in *in,
+                                   struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
     struct hri_step step = hri_step_at(head, in);
@@ -90,7 +91,7 @@ static hr_status_t select_clusters(const struct hri_index_head *head,
     return HR_OK;
 }
 
-static uint32_t estimate(const struct hri_index_head *head, const struct hri_select_in *in,
+static uint32_t estimate(struct hri_index_head *head, const struct hri_select_in *in,
                          const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
                          struct hri_partial *part)
 {
@@ -101,7 +102,7 @@ static uint32_t estimate(const struct hri_index_head *head, const struct hri_sel
     return n;
 }
 
-const struct hri_selector_ops hri_select_retroinfer_ops = {
+static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
     .create = hri_summary_create,
@@ -112,4 +113,27 @@ const struct hri_selector_ops hri_select_retroinfer_ops = {
     .scratch_bytes = hri_step_bytes,
     .select = select_clusters,
     .estimate = estimate,
+};
+
+static const struct hri_param params_retroinfer[] = {
+    PARAM_SINK(4),
+    PARAM_WINDOW(64),
+    PARAM_SEGMENT(8192),
+    PARAM_DECODE_SEGMENT(256),
+    PARAM_DENSE(""),
+    {"block", "mean tokens per cluster", "RetroInfer, arXiv 2505.02922, section 4", 16, 4, 64},
+    {"estimate", "share of the clusters that is estimated; the rest is dropped",
+     "RetroInfer, section 4", 0.232, 0, 1},
+    {"iterations", "k-means iterations", "RetroInfer, section 4", 10, 1, 50},
+    PARAM_END};
+
+const struct hri_selector hri_selector_retroinfer = {
+    .name = "retroinfer",
+    .summary = "spherical k-means clusters; the best exactly, the next estimated by centroid and "
+               "mean value",
+    .source = "RetroInfer, arXiv 2505.02922, section 4",
+    .unit = HRI_UNIT_BLOCKS,
+    .codec = HRI_CODEC_EXACT,
+    .params = params_retroinfer,
+    .ops = &ops,
 };

@@ -2,18 +2,19 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "index/head.h"
+#include "index/params.h"
 
 #include <math.h>
 
-static hr_status_t select_nothing(const struct hri_index_head *head, const struct hri_select_in *in,
+static hr_status_t select_nothing(struct hri_index_head *head, const struct hri_select_in *in,
                                   struct hri_select_out *out)
 {
     (void)head, (void)in, (void)out;
     return HR_OK;
 }
 
-const struct hri_selector_ops hri_select_full_ops = {.select = select_nothing};
-const struct hri_selector_ops hri_select_window_ops = {.select = select_nothing};
+static const struct hri_selector_ops full_ops = {.select = select_nothing};
+static const struct hri_selector_ops window_ops = {.select = select_nothing};
 
 /* Ranks for all body rows; blocks hold at most block_rows_max of them. */
 static size_t topk_scratch_bytes(const struct hri_index_options *o)
@@ -22,7 +23,7 @@ static size_t topk_scratch_bytes(const struct hri_index_options *o)
     return rows * sizeof(struct hri_ranked) + 64;
 }
 
-static hr_status_t topk_select(const struct hri_index_head *head, const struct hri_select_in *in,
+static hr_status_t topk_select(struct hri_index_head *head, const struct hri_select_in *in,
                                struct hri_select_out *out)
 {
     const struct hri_kernels *kernels = head->options.kernels;
@@ -56,5 +57,48 @@ static hr_status_t topk_select(const struct hri_index_head *head, const struct h
     return HR_OK;
 }
 
-const struct hri_selector_ops hri_select_topk_ops = {.scratch_bytes = topk_scratch_bytes,
-                                                     .select = topk_select};
+static const struct hri_selector_ops topk_ops = {.scratch_bytes = topk_scratch_bytes,
+                                                 .select = topk_select};
+
+static const struct hri_param params_full[] = {PARAM_SINK(4), PARAM_WINDOW(64), PARAM_SEGMENT(8192),
+                                               PARAM_DECODE_SEGMENT(256), PARAM_END};
+
+static const struct hri_param params_window[] = {PARAM_SINK(4),       PARAM_WINDOW(64),
+                                                 PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(256),
+                                                 PARAM_DENSE(""),     PARAM_END};
+
+static const struct hri_param params_topk[] = {PARAM_SINK(4),       PARAM_WINDOW(64),
+                                               PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(256),
+                                               PARAM_DENSE(""),     PARAM_END};
+
+const struct hri_selector hri_selector_full = {
+    .name = "full",
+    .summary = "attends every row exactly",
+    .source = "the reference",
+    .unit = HRI_UNIT_ALL,
+    .codec = HRI_CODEC_EXACT,
+    .params = params_full,
+    .ops = &full_ops,
+};
+
+const struct hri_selector hri_selector_window = {
+    .name = "window",
+    .summary = "attends the first and the newest tokens, drops the rest",
+    .source = "StreamingLLM, arXiv 2309.17453",
+    .unit = HRI_UNIT_NONE,
+    .codec = HRI_CODEC_EXACT,
+    .params = params_window,
+    .ops = &window_ops,
+};
+
+const struct hri_selector hri_selector_exact_topk = {
+    .name = "exact-topk",
+    .summary = "attends the rows with the largest true scores: the oracle for selectors that drop "
+               "the rest",
+    .source = "docs/algorithm.md",
+    .unit = HRI_UNIT_ROWS,
+    .codec = HRI_CODEC_EXACT,
+    .needs_row_scores = true,
+    .params = params_topk,
+    .ops = &topk_ops,
+};

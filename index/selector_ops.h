@@ -13,6 +13,7 @@ struct hri_segment {
     const float *k; /* [n][k_dim] */
     const float *v; /* [n][v_dim] */
     uint32_t n;
+    uint32_t first_row; /* of the body; its token is n_sink + first_row */
     uint32_t position_end;
     uint32_t target, cap; /* mean and largest rows of a block */
     uint32_t blocks_max;  /* of this segment */
@@ -39,20 +40,38 @@ struct hri_selector_ops {
     hr_status_t (*summarise)(struct hri_index_head *head, const struct hri_segment *segment);
     /* Bytes of scratch a step needs. */
     size_t (*scratch_bytes)(const struct hri_index_options *options);
-    hr_status_t (*select)(const struct hri_index_head *head, const struct hri_select_in *in,
+    hr_status_t (*select)(struct hri_index_head *head, const struct hri_select_in *in,
                           struct hri_select_out *out);
+    /* All kv-heads of a layer at once, instead of select (in, out: one each); default: one by one.
+     * Runs on one thread. */
+    hr_status_t (*select_layer)(struct hri_index_head *const *heads, uint32_t n_heads,
+                                const struct hri_select_in *in, struct hri_select_out *out);
+    /* Queries as they pass, prefill and decode (hri_index_observe); default: not looked at. */
+    void (*observe)(struct hri_index_head *head, const float *q, uint32_t n,
+                    uint32_t first_position);
+    /* Once per segment, all heads of the layer, before group; may allocate. Default: nothing. */
+    hr_status_t (*prepare)(struct hri_index_head *const *heads, uint32_t n_heads, const float *k,
+                           const float *v, uint32_t n, uint32_t first_row);
+    /* Unit ROWS: more rows of the body (row numbers first_row..); may allocate. Default: the
+     * selector needs no index of rows, and rows leave the window one at a time. */
+    hr_status_t (*add_rows)(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
+                            uint32_t first_row, uint32_t position_end);
+    /* Forgets rows >= n_rows (a truncate); required with add_rows. */
+    void (*truncate_rows)(struct hri_index_head *head, uint32_t n_rows);
+    /* k [block's rows][k_dim]: keys as the device keeps them; default: as stored. */
+    void (*rebuild_keys)(struct hri_index_head *head, uint32_t block, float *k);
     /* Adds the estimate of all blocks not in out, or (out NULL) of the n blocks listed; returns how
      * many. Default: drops them. */
-    uint32_t (*estimate)(const struct hri_index_head *head, const struct hri_select_in *in,
+    uint32_t (*estimate)(struct hri_index_head *head, const struct hri_select_in *in,
                          const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
                          struct hri_partial *part);
 };
 
-extern const struct hri_selector_ops hri_select_full_ops;
-extern const struct hri_selector_ops hri_select_window_ops;
-extern const struct hri_selector_ops hri_select_topk_ops;
-extern const struct hri_selector_ops hri_select_quest_ops;
-extern const struct hri_selector_ops hri_select_retroinfer_ops;
-extern const struct hri_selector_ops hri_select_headrace_ops;
+extern const struct hri_selector hri_selector_full;
+extern const struct hri_selector hri_selector_window;
+extern const struct hri_selector hri_selector_exact_topk;
+extern const struct hri_selector hri_selector_quest;
+extern const struct hri_selector hri_selector_retroinfer;
+extern const struct hri_selector hri_selector_headrace;
 
 #endif

@@ -184,7 +184,7 @@ hr_status_t hr_sequence_append(hr_sequence_t *s, uint32_t layer, const struct hr
     if (l->body_end < s->n_sink) {
         l->body_end = end < s->n_sink ? end : s->n_sink;
     }
-    if (!l->indexed && !l->exact) {
+    if (!l->indexed && !l->adds_rows && !l->exact) {
         body_slide(s, l);
     }
     s->time_ns[HRI_STORE] += t2 - t1;

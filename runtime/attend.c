@@ -191,6 +191,44 @@ hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer)
     return hri_stream_rows(s, layer, s->n_sink, layer->body_end, score_visit, &c, &unseen);
 }
 
+/* -- the whole body for some heads of a step -- */
+
+struct body {
+    hr_sequence_t *s;
+    const uint8_t *only;
+    const struct hri_tiles *tiles;
+};
+
+static void body_task(void *context, unsigned head, unsigned worker)
+{
+    (void)worker;
+    const struct body *c = context;
+    hr_sequence_t *s = c->s;
+    struct hri_head_step *hs = &s->steps[head];
+    for (uint32_t i = 0; c->only[head] && i < c->tiles->n; i++) {
+        struct hri_rows rows = {.base = c->tiles->base[i * s->n_kv + head],
+                                .stride_bytes = s->row_bytes,
+                                .n = c->tiles->rows[i],
+                                .dtype = s->dtype};
+        s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, &hs->part);
+        hs->refined_rows += rows.n;
+    }
+}
+
+static void body_visit(void *context, const struct hri_tiles *tiles)
+{
+    struct body *c = context;
+    c->tiles = tiles;
+    hri_pool_run(c->s->runtime->pool, body_task, c, c->s->n_kv);
+}
+
+hr_status_t hri_attend_body(hr_sequence_t *s, struct hri_layer *layer, const uint8_t *only,
+                            struct hr_attend_report *report)
+{
+    struct body c = {.s = s, .only = only};
+    return hri_stream_heads(s, layer, s->n_sink, layer->body_end, only, body_visit, &c, report);
+}
+
 /* -- the public calls -- */
 
 void hr_attend_options_init(struct hr_attend_options *options)
@@ -227,7 +265,7 @@ static hr_status_t exact_pass(hr_sequence_t *s, struct hri_layer *l, const struc
     if (status != HR_OK) {
         return status;
     }
-    for (uint32_t h = 0; l->indexed && h < s->n_kv; h++) {
+    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
         hri_index_observe(l->heads[h], qf + (size_t)h * n * s->g * s->dk, n, position);
     }
     outputs_store(s, of, n, out, first);
@@ -246,7 +284,7 @@ static hr_status_t exact_many(hr_sequence_t *s, struct hri_layer *l, const struc
         }
     }
     report->time_ns[HRI_ATTEND] += hri_now_ns() - t0;
-    return l->indexed ? hri_settle(s, l, s->segment, false) : HR_OK;
+    return l->indexed || l->adds_rows ? hri_settle(s, l, s->segment, false) : HR_OK;
 }
 
 /* Relative distance of two outputs, per query head: mean and largest. */

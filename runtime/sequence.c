@@ -142,8 +142,9 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
     bool all = r->selector->unit == HRI_UNIT_ALL;
     s->n_sink = all ? 0 : (uint32_t)param_or(r, "sink", 4);
     s->n_window = all ? 0 : (uint32_t)param_or(r, "window", 64);
-    s->segment = blocks ? (uint32_t)param_or(r, "segment", 8192) : 0;
-    s->decode_segment = blocks ? (uint32_t)param_or(r, "decode_segment", 256) : 0;
+    bool grouped = blocks || hri_index_adds_rows(r);
+    s->segment = grouped ? (uint32_t)param_or(r, "segment", 8192) : 0;
+    s->decode_segment = grouped ? (uint32_t)param_or(r, "decode_segment", 256) : 0;
     s->tail_max = s->n_window + s->decode_segment + 2 * HRI_LOG_ROWS;
     s->log_cell_bytes =
         (uint32_t)hri_round_up((uint64_t)HRI_LOG_ROWS * s->row_bytes, HRI_PAGE_BYTES);
@@ -215,6 +216,7 @@ static hr_status_t layer_copy_options(hr_sequence_t *s, struct hri_layer *l, uin
     uint32_t dense = (uint32_t)param_or(&s->recipe, "dense", 0);
     l->exact = unit == HRI_UNIT_ALL || l->sliding != 0 || i < dense;
     l->indexed = unit == HRI_UNIT_BLOCKS && !l->exact;
+    l->adds_rows = hri_index_adds_rows(&s->recipe) && !l->exact;
     return HR_OK;
 }
 
@@ -233,6 +235,11 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
     io->horizon_tokens = 8192;
     io->positions_max = s->tokens_max;
     io->blocks_max = s->blocks_max;
+    io->rows_max = s->tokens_max;
+    io->n_layers = s->n_layers;
+    io->n_heads = s->n_kv;
+    io->n_sink = s->n_sink;
+    io->gate = -1.0f;
     io->kernels = s->runtime->kernels;
     io->device = &s->runtime->device;
     io->scratch = &s->runtime->alloc;
@@ -249,7 +256,10 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
     }
     struct hri_index_options io;
     index_options_fill(s, l, &io);
+    io.layer = (uint32_t)(l - s->layers);
     for (uint32_t h = 0; h < s->n_kv; h++) {
+        io.head = h;
+        io.gate = s->head_gates != NULL ? s->head_gates[io.layer * s->n_kv + h] : -1.0f;
         hr_status_t status = hri_index_head_create(&io, &l->heads[h]);
         if (status != HR_OK) {
             return status;
@@ -319,6 +329,12 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
     st->reads = hri_array(a, n, sizeof *st->reads);
     st->read_block = hri_array(a, n, sizeof *st->read_block);
     st->late = hri_array(a, n, sizeof *st->late);
+    if (s->recipe.selector->weighs_rows) {
+        st->row_log_weight = hri_array(a, (size_t)s->g * n, sizeof *st->row_log_weight);
+        if (st->row_log_weight == NULL) {
+            return hri_alloc_status();
+        }
+    }
     st->select_scratch = hri_aligned(a, 64, select_bytes > 0 ? select_bytes : 64);
     if (!st->q || !st->part.m || !st->part.l || !st->part.o || !st->items || !st->place ||
         !st->address || !st->where || !st->reads || !st->read_block || !st->late ||
@@ -342,6 +358,7 @@ static void step_destroy(hr_sequence_t *s, struct hri_head_step *st)
     hri_free(a, st->reads);
     hri_free(a, st->read_block);
     hri_free(a, st->late);
+    hri_free(a, st->row_log_weight);
     hri_free(a, st->select_scratch);
 }
 
@@ -361,6 +378,12 @@ static hr_status_t steps_create(hr_sequence_t *s)
         if (status != HR_OK) {
             return status;
         }
+    }
+    s->whole = hri_calloc(a, s->n_kv, 1);
+    s->ins = hri_calloc(a, s->n_kv, sizeof *s->ins);
+    s->outs = hri_calloc(a, s->n_kv, sizeof *s->outs);
+    if (s->whole == NULL || s->ins == NULL || s->outs == NULL) {
+        return hri_alloc_status();
     }
     if (s->recipe.selector->unit == HRI_UNIT_ROWS) {
         s->row_buffer = hri_aligned(a, 64, (size_t)s->n_kv * s->items_max * s->row_bytes);
@@ -446,6 +469,29 @@ static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
                          summaries, frames);
 }
 
+static hr_status_t head_gates_copy(hr_sequence_t *s, const struct hr_sequence_options *o)
+{
+    size_t n = (size_t)o->n_layers * o->n_kv_heads;
+    if (o->head_gates == NULL) {
+        return HR_OK;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (!(o->head_gates[i] >= 0.0f && o->head_gates[i] <= 1.0f)) {
+            return hri_error_set(HR_ERR_INVALID,
+                                 "sequence options: head_gates of layer %zu, kv-head %zu is %g; "
+                                 "0 to 1",
+                                 i / o->n_kv_heads, i % o->n_kv_heads, (double)o->head_gates[i]);
+        }
+    }
+    float *gates = hri_array(&s->runtime->alloc, n, sizeof *gates);
+    if (gates == NULL) {
+        return hri_alloc_status();
+    }
+    memcpy(gates, o->head_gates, n * sizeof *gates);
+    s->head_gates = gates;
+    return HR_OK;
+}
+
 hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_options *o,
                                hr_sequence_t **sequence_out)
 {
@@ -470,6 +516,10 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
         goto err;
     }
     shape_fill(s, o);
+    status = head_gates_copy(s, o);
+    if (status != HR_OK) {
+        goto err;
+    }
     if (s->log_cell_bytes > HRI_CELL_BYTES_MAX || s->block_cell_bytes > HRI_CELL_BYTES_MAX) {
         status = hri_error_set(HR_ERR_INVALID, "sequence options: rows of %u bytes are too large",
                                s->row_bytes);
@@ -518,6 +568,14 @@ void hr_sequence_destroy(hr_sequence_t *s)
     hri_free(&rt->alloc, s->layers);
     hri_free(&rt->alloc, s->row_scores);
     hri_free(&rt->alloc, s->row_buffer);
+    hri_free(&rt->alloc, s->whole);
+    hri_free(&rt->alloc, s->ins);
+    hri_free(&rt->alloc, s->outs);
+    union {
+        const float *in;
+        float *out;
+    } gates = {.in = s->head_gates};
+    hri_free(&rt->alloc, gates.out);
     hri_free(&rt->alloc, s);
     rt->n_sequences--;
 }

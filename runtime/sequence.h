@@ -70,8 +70,9 @@ struct hri_layer {
     uint32_t tail_first; /* first token the tail holds */
     uint32_t n_logged;   /* tokens in the log, a multiple of HRI_LOG_ROWS */
     uint32_t sliding;    /* tokens seen, 0: all */
-    bool indexed; /* the recipe works on blocks here (no sliding window, selector has blocks) */
-    bool exact;   /* the recipe attends everything here: full, or a sliding window */
+    bool indexed;   /* the recipe works on blocks here (no sliding window, selector has blocks) */
+    bool adds_rows; /* the selector chooses rows from an index of its own */
+    bool exact;     /* the recipe attends everything here: full, or a sliding window */
     struct hr_rope rope;
     float *rope_frequencies;
     const float *log_n; /* [n_q_heads] or NULL */
@@ -85,7 +86,8 @@ struct hri_layer {
 
 /* One kv-head's part of a step. */
 struct hri_head_step {
-    float *q; /* [G][k_dim], scaled */
+    float *q;              /* [G][k_dim], scaled */
+    float *row_log_weight; /* [G][items_max] or NULL */
     struct hri_partial part;
     struct hri_select_in in;
     struct hri_select_out out;
@@ -122,6 +124,10 @@ struct hr_sequence {
     uint32_t items_max;
     uint64_t body_rows; /* summed over layers and kv-heads */
     uint64_t index_ns;
+    uint8_t *whole;              /* [n_kv] heads whose every row this step attends */
+    struct hri_select_in *ins;   /* [n_kv] of a layer, for selectors of whole layers */
+    struct hri_select_out *outs; /* [n_kv] */
+    const float *head_gates;     /* [n_layers][n_kv] or NULL */
     float *row_scores;           /* [n_kv][G][tokens_max] for true top-k, else NULL */
     unsigned char *row_buffer;   /* [n_kv][items_max][row_bytes] for selectors of rows */
     uint64_t time_ns[HR_STAGES]; /* of append/store/index since the last report */
@@ -150,10 +156,17 @@ typedef void (*hri_tiles_fn)(void *context, const struct hri_tiles *tiles);
 /* Brings rows [first, end) of a layer past visit in token order, from the log (read ahead while visit works) and the tail. */
 hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t first, uint32_t end,
                             hri_tiles_fn visit, void *context, struct hr_attend_report *report);
+/* The same for the kv-heads with only[head] alone; the others' tiles are NULL. */
+hr_status_t hri_stream_heads(hr_sequence_t *s, struct hri_layer *layer, uint32_t first,
+                             uint32_t end, const uint8_t *only, hri_tiles_fn visit, void *context,
+                             struct hr_attend_report *report);
 
 /* Exact causal attention of nq query tokens, the first at `position`. q: [n_kv][nq][G][dk], scaled; out: [n_kv][nq][G][dv]. */
 hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq,
                              uint32_t position, float *out, struct hr_attend_report *report);
+/* Exact attention of a step's query over the body, for the kv-heads with only[head]; adds to the parts of s->steps. */
+hr_status_t hri_attend_body(hr_sequence_t *s, struct hri_layer *layer, const uint8_t *only,
+                            struct hr_attend_report *report);
 /* Logits of the body's rows for one query token, into s->row_scores. */
 hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer);
 

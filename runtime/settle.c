@@ -122,6 +122,21 @@ static void blocks_encode(const struct segment *g, struct group_slot *slot, uint
     }
 }
 
+/* Selectors of rows keep an index of their own: no blocks, nothing to store. */
+static void rows_task(void *context, unsigned task, unsigned worker)
+{
+    (void)worker;
+    struct segment *g = context;
+    struct group_slot *slot = &g->slots[task];
+    uint32_t head = g->head0 + task;
+    rows_to_float(g, head, slot);
+    slot->status = hri_index_add_rows(g->layer->heads[head], slot->k, slot->v, g->n,
+                                      g->first - g->s->n_sink, g->layer->n_tokens);
+    if (slot->status != HR_OK) {
+        hri_error_get(slot->message, sizeof slot->message);
+    }
+}
+
 static void group_task(void *context, unsigned task, unsigned worker)
 {
     (void)worker;
@@ -148,11 +163,14 @@ static hr_status_t segment_group(struct segment *g)
     uint32_t wave = s->runtime->n_workers;
     for (g->head0 = 0; g->head0 < s->n_kv; g->head0 += wave) {
         uint32_t n = s->n_kv - g->head0 < wave ? s->n_kv - g->head0 : wave;
-        hri_pool_run(s->runtime->pool, group_task, g, n);
+        hri_pool_run(s->runtime->pool, g->layer->indexed ? group_task : rows_task, g, n);
         for (uint32_t i = 0; i < n; i++) {
             struct group_slot *slot = &g->slots[i];
             if (slot->status != HR_OK) {
                 return hri_error_set(slot->status, "%s", slot->message);
+            }
+            if (!g->layer->indexed) {
+                continue;
             }
             uint32_t first_cell, head = g->head0 + i;
             hr_status_t status =
@@ -167,6 +185,29 @@ static hr_status_t segment_group(struct segment *g)
         }
     }
     return HR_OK;
+}
+
+/* Rows of all heads at once, for selectors that look across heads before they group. */
+static hr_status_t segment_prepare(struct segment *g)
+{
+    hr_sequence_t *s = g->s;
+    if (!hri_index_prepares(&s->recipe)) {
+        return HR_OK;
+    }
+    size_t k_floats = (size_t)g->n * s->dk, v_floats = (size_t)g->n * s->dv;
+    float *k = hri_aligned(&s->runtime->alloc, 64, s->n_kv * (k_floats + v_floats) * sizeof *k);
+    if (k == NULL) {
+        return hri_alloc_status();
+    }
+    float *v = k + s->n_kv * k_floats;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        struct group_slot slot = {.k = k + h * k_floats, .v = v + h * v_floats};
+        rows_to_float(g, h, &slot);
+    }
+    hr_status_t status =
+        hri_index_prepare(g->layer->heads, s->n_kv, k, v, g->n, g->first - s->n_sink);
+    hri_free(&s->runtime->alloc, k);
+    return status;
 }
 
 static size_t take(size_t *offset, size_t bytes)
@@ -222,7 +263,8 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
 {
     struct segment g = {.s = s, .layer = layer, .first = layer->body_end, .n = n};
     struct hr_attend_report unseen = {0};
-    uint32_t cells = hri_lane_cells(layer->block_lane);
+    uint32_t cells = layer->indexed ? hri_lane_cells(layer->block_lane) : 0;
+    uint32_t rows = hri_index_rows(layer->heads[0]);
     uint32_t before[HR_HEADS_MAX];
     for (uint32_t h = 0; h < s->n_kv; h++) {
         before[h] = hri_index_blocks(layer->heads[h]);
@@ -232,15 +274,24 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
         status = hri_stream_rows(s, layer, g.first, g.first + n, copy_visit, &g, &unseen);
     }
     if (status == HR_OK) {
+        status = segment_prepare(&g);
+    }
+    if (status == HR_OK) {
         status = segment_group(&g);
     }
     if (status != HR_OK) {
         char message[HRI_ERROR_BYTES_MAX];
         hri_error_get(message, sizeof message);
         for (uint32_t h = 0; h < s->n_kv; h++) {
-            hri_index_truncate(layer->heads[h], before[h]);
+            if (layer->indexed) {
+                hri_index_truncate(layer->heads[h], before[h]);
+            } else if (hri_index_rows(layer->heads[h]) > rows) {
+                hri_index_truncate_rows(layer->heads[h], rows);
+            }
         }
-        (void)hri_lane_truncate(layer->block_lane, cells);
+        if (layer->indexed) {
+            (void)hri_lane_truncate(layer->block_lane, cells);
+        }
         return hri_error_set(status, "layer %u: tokens %u to %u not indexed: %s",
                              (unsigned)(layer - s->layers), g.first, g.first + n - 1, message);
     }
@@ -280,7 +331,8 @@ hr_status_t hr_sequence_settle(hr_sequence_t *s, uint32_t layer)
     }
     struct hri_layer *l = &s->layers[layer];
     uint64_t before = s->time_ns[HRI_INDEX];
-    hr_status_t status = l->indexed ? hri_settle(s, l, s->decode_segment, true) : HR_OK;
+    hr_status_t status =
+        l->indexed || l->adds_rows ? hri_settle(s, l, s->decode_segment, true) : HR_OK;
     s->time_ns[HRI_INDEX] = before; /* asked for by itself: no part of the next step's time */
     return status;
 }

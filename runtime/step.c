@@ -81,14 +81,14 @@ static void places_fill(const struct step *st, uint32_t head, struct hri_head_st
     }
 }
 
-static void select_task(void *context, unsigned head, unsigned worker)
+/* What the selector is given: near attended, budget, places. */
+static void question_fill(const struct step *st, uint32_t head)
 {
-    (void)worker;
-    const struct step *st = context;
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
     near_attend(st, head);
-    hs->out = (struct hri_select_out){.items = hs->items, .items_max = s->items_max};
+    hs->out = (struct hri_select_out){
+        .items = hs->items, .items_max = s->items_max, .row_log_weight = hs->row_log_weight};
     hs->status = HR_OK;
     if (st->layer->heads == NULL) {
         return;
@@ -103,6 +103,7 @@ static void select_task(void *context, unsigned head, unsigned worker)
             s->row_scores != NULL ? s->row_scores + (size_t)head * s->g * s->tokens_max : NULL,
         .row_scores_stride = s->tokens_max,
         .n_rows = st->layer->body_end > s->n_sink ? st->layer->body_end - s->n_sink : 0,
+        .position = st->position,
         .scratch = hs->select_scratch,
     };
     if (st->layer->indexed) {
@@ -110,7 +111,39 @@ static void select_task(void *context, unsigned head, unsigned worker)
         hs->in.place = hs->place;
         hs->in.cell_bytes = s->block_cell_bytes;
     }
-    hs->status = hri_index_select(st->layer->heads[head], &hs->in, &hs->out);
+}
+
+static void question_task(void *context, unsigned head, unsigned worker)
+{
+    (void)worker;
+    question_fill(context, head);
+}
+
+static void select_task(void *context, unsigned head, unsigned worker)
+{
+    (void)worker;
+    const struct step *st = context;
+    struct hri_head_step *hs = &st->s->steps[head];
+    question_fill(st, head);
+    if (st->layer->heads != NULL) {
+        hs->status = hri_index_select(st->layer->heads[head], &hs->in, &hs->out);
+    }
+}
+
+/* Selectors that share one choice or one budget between the heads of a layer. */
+static hr_status_t layer_select(struct step *st)
+{
+    hr_sequence_t *s = st->s;
+    heads_run(st, question_task);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        s->ins[h] = s->steps[h].in;
+        s->outs[h] = s->steps[h].out;
+    }
+    hr_status_t status = hri_index_select_layer(st->layer->heads, s->n_kv, s->ins, s->outs);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        s->steps[h].out = s->outs[h];
+    }
+    return status;
 }
 
 /* -- fetch -- */
@@ -207,6 +240,27 @@ static hr_status_t fetch_wait(struct step *st, hr_status_t status)
 
 /* -- attend -- */
 
+/* Values as fetched, keys as the device keeps them. */
+static void rebuilt_attend(const struct step *st, uint32_t head, uint32_t item)
+{
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    struct hri_index_head *index = st->layer->heads[head];
+    uint32_t block = hs->items[item], n = hri_index_block_rows(index, block), width = s->dk + s->dv;
+    const unsigned char *row = hs->where[item];
+    float k[HRI_REBUILD_ROWS_MAX * HR_HEAD_DIM_MAX],
+        rows[HRI_REBUILD_ROWS_MAX * 2 * HR_HEAD_DIM_MAX];
+    hri_index_rebuild_keys(index, block, k);
+    for (uint32_t i = 0; i < n; i++, row += s->row_bytes) {
+        memcpy(rows + (size_t)i * width, k + (size_t)i * s->dk, s->dk * sizeof(float));
+        s->runtime->kernels->to_f32(rows + (size_t)i * width + s->dk,
+                                    row + s->dk * hr_dtype_bytes(s->dtype), s->dtype, s->dv);
+    }
+    struct hri_rows f32 = {
+        .base = rows, .stride_bytes = width * sizeof(float), .n = n, .dtype = HR_DTYPE_F32};
+    s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, f32, s->soft_cap, &hs->part);
+}
+
 static void block_attend(const struct step *st, uint32_t head, uint32_t item)
 {
     const hr_sequence_t *s = st->s;
@@ -214,6 +268,10 @@ static void block_attend(const struct step *st, uint32_t head, uint32_t item)
     struct hri_index_head *index = st->layer->heads[head];
     uint32_t block = hs->items[item], n = hri_index_block_rows(index, block);
     hs->refined_rows += n;
+    if (hri_index_rebuilds_keys(&s->recipe)) {
+        rebuilt_attend(st, head, item);
+        return;
+    }
     if (s->recipe.selector->codec == HRI_CODEC_EXACT) {
         struct hri_rows rows = {
             .base = hs->where[item], .stride_bytes = s->row_bytes, .n = n, .dtype = s->dtype};
@@ -265,15 +323,58 @@ static void land_task(void *context, unsigned head, unsigned worker)
     hs->n_late = n_never;
 }
 
+/* Importance sampling: every row's logit is shifted by what the selector says. */
+static void weighted_rows_attend(const struct step *st, uint32_t head)
+{
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    float o_mean[HR_HEAD_DIM_MAX * HR_GROUP_MAX], wide[HR_HEAD_DIM_MAX], logit[HR_GROUP_MAX];
+    for (uint32_t i = 0; i < hs->out.n_items; i++) {
+        struct hri_rows row = {
+            .base = hs->where[i], .stride_bytes = s->row_bytes, .n = 1, .dtype = s->dtype};
+        s->runtime->kernels->score_rows(hs->q, s->g, s->dk, row, s->soft_cap, logit, 1);
+        s->runtime->kernels->to_f32(
+            wide, (const unsigned char *)hs->where[i] + s->dk * hr_dtype_bytes(s->dtype), s->dtype,
+            s->dv);
+        for (uint32_t g = 0; g < s->g; g++) {
+            logit[g] += hs->row_log_weight[(size_t)g * s->items_max + i];
+            memcpy(o_mean + (size_t)g * s->dv, wide, s->dv * sizeof(float));
+        }
+        hri_partial_add(&hs->part, s->g, s->dv, logit, o_mean);
+    }
+}
+
 static void rows_task(void *context, unsigned head, unsigned worker)
 {
     (void)worker;
     const struct step *st = context;
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
-    s->runtime->kernels->attend_gather(hs->q, s->g, s->dk, s->dv, hs->where, hs->out.n_items,
-                                       s->dtype, s->soft_cap, &hs->part);
-    hs->refined_rows = hs->out.n_items;
+    hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
+    if (hs->out.row_log_weight != NULL) {
+        weighted_rows_attend(st, head);
+    } else {
+        s->runtime->kernels->attend_gather(hs->q, s->g, s->dk, s->dv, hs->where, hs->out.n_items,
+                                           s->dtype, s->soft_cap, &hs->part);
+    }
+    hs->refined_rows += hs->out.n_items;
+}
+
+/* Heads that attend everything: rows stream past, as in a prefill. */
+static hr_status_t whole_heads(struct step *st)
+{
+    hr_sequence_t *s = st->s;
+    bool any = false;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        struct hri_head_step *hs = &s->steps[h];
+        s->whole[h] = hs->out.all;
+        any |= hs->out.all;
+        if (hs->out.all) {
+            hs->out.n_items = 0;
+            hs->out.bytes = (uint64_t)hs->in.n_rows * s->row_bytes;
+        }
+    }
+    return any ? hri_attend_body(s, st->layer, s->whole, st->report) : HR_OK;
 }
 
 /* -- the report -- */
@@ -319,7 +420,7 @@ static hr_status_t step_begin(struct step *st, const float *q)
 {
     hr_sequence_t *s = st->s;
     struct hri_layer *l = st->layer;
-    if (l->indexed) {
+    if (l->indexed || l->adds_rows) {
         hr_status_t status = hri_settle(s, l, s->decode_segment, true);
         if (status != HR_OK) {
             return status;
@@ -353,10 +454,14 @@ static hr_status_t select_move(struct step *st)
     if (status != HR_OK) {
         return status;
     }
-    heads_run(st, select_task);
+    if (st->layer->heads != NULL && hri_index_selects_layers(&s->recipe)) {
+        status = layer_select(st);
+    } else {
+        heads_run(st, select_task);
+    }
     for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
         status = s->steps[h].status;
-        if (st->layer->indexed) {
+        if (st->layer->heads != NULL) {
             hri_index_observe(st->layer->heads[h], s->steps[h].q, 1, st->position);
         }
     }
@@ -383,6 +488,11 @@ hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uin
     move_ends(&st, HRI_SELECT);
 
     if (st.layer->heads != NULL) {
+        status = whole_heads(&st);
+        if (status != HR_OK) {
+            return status;
+        }
+        move_ends(&st, HRI_ATTEND);
         status = fetch_begin(&st);
         move_ends(&st, HRI_FETCH);
         if (st.layer->indexed && status == HR_OK) {

@@ -17,6 +17,7 @@ struct stream {
     struct hri_layer *layer;
     uint32_t first, end; /* tokens asked from the log */
     uint32_t pages_max;  /* of a chunk */
+    const uint8_t *only; /* [n_kv] heads that are wanted; NULL: all */
     struct chunk chunk[2];
 };
 
@@ -64,6 +65,10 @@ static hr_status_t chunk_begin(struct stream *st, struct chunk *c, uint32_t page
     memset(&c->batch, 0, sizeof c->batch);
     c->batch.reads = c->reads;
     for (uint32_t i = 0; i < n_cells; i++) {
+        if (st->only != NULL && !st->only[i % s->n_kv]) {
+            c->tiles.base[i] = NULL;
+            continue;
+        }
         const void *host = hri_lane_peek(st->layer->log_lane, first_cell + i);
         c->tiles.base[i] = host;
         if (host != NULL) {
@@ -88,7 +93,9 @@ static hr_status_t chunk_begin(struct stream *st, struct chunk *c, uint32_t page
         c->tiles.token[i] = token + skip;
         c->tiles.rows[i] = end - token - skip;
         for (uint32_t h = 0; h < s->n_kv && skip > 0; h++) {
-            c->tiles.base[i * s->n_kv + h] += (size_t)skip * s->row_bytes;
+            if (c->tiles.base[i * s->n_kv + h] != NULL) {
+                c->tiles.base[i * s->n_kv + h] += (size_t)skip * s->row_bytes;
+            }
         }
     }
     return c->batch.n_reads > 0 ? hri_store_read_begin(s->runtime->store, &c->batch) : HR_OK;
@@ -172,9 +179,16 @@ static void visit_tail(struct stream *st, uint32_t first, uint32_t end, hri_tile
 hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t first, uint32_t end,
                             hri_tiles_fn visit, void *context, struct hr_attend_report *report)
 {
+    return hri_stream_heads(s, layer, first, end, NULL, visit, context, report);
+}
+
+hr_status_t hri_stream_heads(hr_sequence_t *s, struct hri_layer *layer, uint32_t first,
+                             uint32_t end, const uint8_t *only, hri_tiles_fn visit, void *context,
+                             struct hr_attend_report *report)
+{
     uint32_t split = layer->tail_first > first ? layer->tail_first : first;
     split = split < end ? split : end;
-    struct stream st = {.s = s, .layer = layer, .first = first, .end = split};
+    struct stream st = {.s = s, .layer = layer, .first = first, .end = split, .only = only};
     hr_status_t status = stream_init(&st);
     if (status == HR_OK && first < split) {
         status = stream_log(&st, visit, context, report);

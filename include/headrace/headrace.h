@@ -142,6 +142,8 @@ struct hr_sequence_options {
     double
         tolerance; /* 0: spend the budget; else stop when the predicted relative output error is below it */
     uint64_t seed;
+    const float *head_gates; /* [n_layers][n_kv_heads] 0..1 for recipes that split heads: 1 retrieves
+                                (everything), 0 streams (sink and window); NULL: none; copied */
 };
 HR_API void hr_sequence_options_init(struct hr_sequence_options *options);
 /* HR_ERR_INVALID (the message names the field), HR_ERR_BUDGET (the message names the tier and the least it needs). */
