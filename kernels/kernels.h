@@ -59,6 +59,35 @@ struct hri_centroids {
     uint32_t n;
 };
 
+/* Sketched rows, level 1: the first n4 rotated dimensions of a row's residual with 4 bits, the next
+ * n2 with 2 bits, the others with none. n4: a multiple of 8, n2: a multiple of 16, n4 + n2 at most
+ * HR_HEAD_DIM_MAX. Rows are interleaved by 16: group j holds rows 16j..16j+15.
+ *   codes: [groups][lines][64], lines = n4/8 + n2/16, the 4-bit lines first; 64-byte aligned.
+ *     4-bit line l: lane r (row r of the group) has bytes 4r..4r+3; byte t holds dimension
+ *                   8l + t in its low nibble and 8l + 4 + t in its high nibble.
+ *     2-bit line l: byte t of lane r holds in bits 2s..2s+1 dimension n4 + 16l + 4s + t, s = 0..3.
+ * A shift and a mask of one line give 16 lanes x 4 dimensions, as vpdpbusd wants them.
+ * A code c stands for (c - 7.5) * step (4 bits) or (c - 1.5) * step (2 bits); the steps, one per
+ * dimension, are the caller's. Lanes of rows not there yet may hold any codes. */
+struct hri_sketch_rows {
+    const uint8_t *codes;
+    uint32_t n4, n2;
+};
+
+static inline size_t hri_sketch_group_bytes(uint32_t n4, uint32_t n2)
+{
+    return ((size_t)n4 / 8 + n2 / 16) * 64;
+}
+
+/* A group of query heads prepared for the scores of sketched rows: what a row's codes add to its
+ * logit is scale4 * sum c q4 + scale2 * sum c q2 + offset, where the offset takes the 7.5 and 1.5
+ * out of the codes; it is made from the rounded query, so that the constants cancel exactly. */
+struct hri_sketch_query {
+    _Alignas(64) int8_t q4[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
+    _Alignas(64) int8_t q2[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
+    float scale4[HR_GROUP_MAX], scale2[HR_GROUP_MAX], offset[HR_GROUP_MAX];
+};
+
 struct hri_kernels {
     enum hri_kernel_level level;
     const char *name;
@@ -131,6 +160,34 @@ struct hri_kernels {
     /* y[i] = exp(x[i] - shift), returns the sum; x may equal y. Relative error <= 1e-6. */
     float (*exp_sum)(const float *x, float shift, float *y, uint32_t n);
     float (*max)(const float *x, uint32_t n); /* -INFINITY for n = 0 */
+
+    /* -- level 1 -- */
+    /* out[gh][16 groups[i] + r] = what row r of each listed group adds to the logit of query head
+     * gh, all 16 lanes; other entries of out are not touched. */
+    void (*score_sketch)(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
+                         const uint32_t *groups, uint32_t n_groups, float *out, size_t out_stride);
+    /* acc[gh][i] += sum over the listed groups' rows of w[gh][row] * (c_i - 7.5 or 1.5), i < n4 +
+     * n2; w is indexed by row like the scores. The caller multiplies by the steps. Groups whose
+     * weights are all 0 cost nothing; lanes without a row must weigh 0. */
+    void (*sum_sketch)(struct hri_sketch_rows s, uint32_t g, const uint32_t *groups,
+                       uint32_t n_groups, const float *w, size_t w_stride,
+                       float *acc /* [G][n4+n2] */);
+    /* Writes rows first_row..first_row + n - 1 into their lanes, the other lanes stay:
+     * c = z * inv_step + 7.5 (or 1.5), to nearest even, cut to 0..15 (or 3). z: rotated residuals,
+     * row stride z_stride >= n4 + n2 floats; a NaN becomes 0. */
+    void (*pack_sketch)(const float *z, size_t z_stride, uint32_t n,
+                        const float *inv_step /* [n4+n2] */, uint32_t n4, uint32_t n2,
+                        uint8_t *codes, uint32_t first_row);
+
+    /* -- level 2, rows from anywhere: codes[i] -> int8 [dk + dv] -- */
+    /* out[gh][i] = k_step[i] * (q_gh . c_i[0..dk)) */
+    void (*score_gather_i8)(const float *q /* [G][dk] */, uint32_t g, uint32_t dk,
+                            const int8_t *const *codes, const float *k_step, uint32_t n, float *out,
+                            size_t out_stride);
+    /* o[gh][j] += sum_i w[gh][i] * v_step[i] * c_i[dk + j], j < dv */
+    void (*sum_gather_i8)(const float *w, size_t w_stride, uint32_t g, uint32_t dk, uint32_t dv,
+                          const int8_t *const *codes, const float *v_step, uint32_t n,
+                          float *o /* [G][dv] */);
 };
 
 /* The table of a level, or of the best this CPU has when it lacks that level. Never NULL. */
@@ -162,5 +219,12 @@ void hri_centroid_unpack(const uint8_t *codes, uint32_t dk, uint32_t b, float st
                          float *centroid_out);
 /* Bytes of packed centroids for n blocks. */
 size_t hri_centroids_bytes(uint32_t n, uint32_t dk);
+
+/* Prepares g queries: x[gh][i] = rotated query_i * step_i, i < n4 + n2, so that the row's part of
+ * the logit is sum x_i (c_i - 7.5 or 1.5). */
+void hri_sketch_query_make(struct hri_sketch_query *q, const float *x, uint32_t g, uint32_t n4,
+                           uint32_t n2);
+/* Reads row `row` back: out[i] = c_i - 7.5 or c_i - 1.5, i < n4 + n2. */
+void hri_sketch_unpack(const uint8_t *codes, uint32_t n4, uint32_t n2, uint32_t row, float *out);
 
 #endif

@@ -68,7 +68,21 @@ static inline size_t hri_element_bytes(hr_dtype_t dtype)
                                     const uint16_t *max, uint32_t n, float *out,                   \
                                     size_t out_stride);                                            \
     float hri_##level##_exp_sum(const float *x, float shift, float *y, uint32_t n);                \
-    float hri_##level##_max(const float *x, uint32_t n);
+    float hri_##level##_max(const float *x, uint32_t n);                                           \
+    void hri_##level##_score_sketch(const struct hri_sketch_query *q, uint32_t g,                  \
+                                    struct hri_sketch_rows s, const uint32_t *groups,              \
+                                    uint32_t n_groups, float *out, size_t out_stride);             \
+    void hri_##level##_sum_sketch(struct hri_sketch_rows s, uint32_t g, const uint32_t *groups,    \
+                                  uint32_t n_groups, const float *w, size_t w_stride, float *acc); \
+    void hri_##level##_pack_sketch(const float *z, size_t z_stride, uint32_t n,                    \
+                                   const float *inv_step, uint32_t n4, uint32_t n2,                \
+                                   uint8_t *codes, uint32_t first_row);                            \
+    void hri_##level##_score_gather_i8(const float *q, uint32_t g, uint32_t dk,                    \
+                                       const int8_t *const *codes, const float *k_step,            \
+                                       uint32_t n, float *out, size_t out_stride);                 \
+    void hri_##level##_sum_gather_i8(const float *w, size_t w_stride, uint32_t g, uint32_t dk,     \
+                                     uint32_t dv, const int8_t *const *codes, const float *v_step, \
+                                     uint32_t n, float *o);
 
 HRI_DECLARE_OPS(ref)
 HRI_DECLARE_OPS(avx2)
