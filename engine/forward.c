@@ -173,6 +173,7 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
     sum->bytes_from_host += r->bytes_from_host;
     sum->bytes_from_file += r->bytes_from_file;
     sum->bytes_selected += r->bytes_selected;
+    sum->bytes_hit += r->bytes_hit;
     sum->body_bytes += r->body_bytes;
     sum->ios += r->ios;
     sum->predicted_error += r->predicted_error;

@@ -130,15 +130,6 @@ static void tail_extend(hr_sequence_t *s, struct hri_layer *l, const struct sour
     }
 }
 
-/* Rows that a recipe without blocks keeps near slide by one at a time; nothing is grouped. */
-static void body_slide(const hr_sequence_t *s, struct hri_layer *l)
-{
-    uint32_t end = l->n_tokens > s->n_window ? l->n_tokens - s->n_window : 0;
-    if (end > l->body_end) {
-        l->body_end = end;
-    }
-}
-
 hr_status_t hr_sequence_append(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *k,
                                const struct hr_tensor *v, hr_stream_t stream)
 {
@@ -183,9 +174,6 @@ hr_status_t hr_sequence_append(hr_sequence_t *s, uint32_t layer, const struct hr
     l->n_tokens = end;
     if (l->body_end < s->n_sink) {
         l->body_end = end < s->n_sink ? end : s->n_sink;
-    }
-    if (!l->indexed && !l->adds_rows && !l->exact) {
-        body_slide(s, l);
     }
     s->time_ns[HRI_STORE] += t2 - t1;
     s->time_ns[HRI_APPEND] += hri_now_ns() - t2 + t1 - t0;

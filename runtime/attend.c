@@ -284,7 +284,7 @@ static hr_status_t exact_many(hr_sequence_t *s, struct hri_layer *l, const struc
         }
     }
     report->time_ns[HRI_ATTEND] += hri_now_ns() - t0;
-    return l->indexed || l->adds_rows ? hri_settle(s, l, s->segment, false) : HR_OK;
+    return l->exact ? HR_OK : hri_settle(s, l, s->segment, false);
 }
 
 /* Relative distance of two outputs, per query head: mean and largest. */
@@ -305,6 +305,48 @@ static void error_compare(const hr_sequence_t *s, const float *got, const float 
     }
     report->true_error = sum / s->n_q;
     report->true_error_max = largest;
+}
+
+/* -- what a caller may ask of the last query -- */
+
+static void refined_mark(const hr_sequence_t *s, const struct hri_layer *l, uint32_t head,
+                         uint8_t *refined)
+{
+    const struct hri_head_step *hs = &s->steps[head];
+    uint32_t body_first = s->n_sink < l->body_end ? s->n_sink : l->body_end;
+    memset(refined, 1, l->n_tokens);
+    if (l->heads == NULL || !hs->out.all) {
+        memset(refined + body_first, 0, l->body_end - body_first);
+    }
+    for (uint32_t i = 0; l->heads != NULL && i < hs->out.n_items; i++) {
+        uint32_t item = hs->items[i];
+        if (!l->indexed) {
+            refined[s->n_sink + item] = 1;
+            continue;
+        }
+        const struct hri_block_tokens *tokens = &l->block_tokens[head];
+        const uint32_t *token = tokens->token + tokens->first[item];
+        uint32_t n = hs->where[i] != NULL ? hri_index_block_rows(l->heads[head], item) : 0;
+        for (uint32_t j = 0; j < n; j++) {
+            refined[token[j]] = 1;
+        }
+    }
+}
+
+static void asked_fill(const hr_sequence_t *s, const struct hri_layer *l, bool exact,
+                       const struct hr_attend_options *o)
+{
+    for (uint32_t h = 0; o->predicted_out != NULL && h < s->n_q; h++) {
+        o->predicted_out[h] = exact ? 0.0f : s->steps[h / s->g].out.predicted[h % s->g];
+    }
+    for (uint32_t h = 0; o->refined_out != NULL && h < s->n_kv; h++) {
+        uint8_t *refined = o->refined_out + (size_t)h * l->n_tokens;
+        if (exact) {
+            memset(refined, 1, l->n_tokens);
+        } else {
+            refined_mark(s, l, h, refined);
+        }
+    }
 }
 
 static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
@@ -386,6 +428,11 @@ static hr_status_t attend_check(const hr_sequence_t *s, uint32_t layer, const st
         return hri_error_set(HR_ERR_INVALID, "attend options: mode %d does not exist",
                              (int)o->mode);
     }
+    if (o != NULL && o->refined_out != NULL && s->layers[layer].indexed &&
+        s->layers[layer].block_tokens == NULL) {
+        return hri_error_set(HR_ERR_INVALID,
+                             "attend options: refined_out needs a sequence with keep_tokens");
+    }
     uint32_t n = q != NULL ? q->shape[0] : 0;
     hr_status_t status = hri_tensor_check(q, "q", n, s->n_q, s->dk);
     if (status == HR_OK) {
@@ -423,6 +470,9 @@ hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr
     }
     if (exact && options != NULL && options->check_exact) {
         report.true_error = report.true_error_max = 0.0;
+    }
+    if (options != NULL && nq > 0) {
+        asked_fill(s, l, exact, options);
     }
     for (int i = 0; i < HR_STAGES; i++) {
         report.time_ns[i] += s->time_ns[i];

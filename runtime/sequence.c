@@ -142,9 +142,8 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
     bool all = r->selector->unit == HRI_UNIT_ALL;
     s->n_sink = all ? 0 : (uint32_t)param_or(r, "sink", 4);
     s->n_window = all ? 0 : (uint32_t)param_or(r, "window", 64);
-    bool grouped = blocks || hri_index_adds_rows(r);
-    s->segment = grouped ? (uint32_t)param_or(r, "segment", 8192) : 0;
-    s->decode_segment = grouped ? (uint32_t)param_or(r, "decode_segment", 256) : 0;
+    s->segment = all ? 0 : (uint32_t)param_or(r, "segment", 8192);
+    s->decode_segment = all ? 0 : (uint32_t)param_or(r, "decode_segment", 256);
     s->tail_max = s->n_window + s->decode_segment + 2 * HRI_LOG_ROWS;
     s->log_cell_bytes =
         (uint32_t)hri_round_up((uint64_t)HRI_LOG_ROWS * s->row_bytes, HRI_PAGE_BYTES);
@@ -175,8 +174,13 @@ static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
     for (uint32_t h = 0; l->places != NULL && h < s->n_kv; h++) {
         hri_free(scratch, l->places[h]);
     }
+    for (uint32_t h = 0; l->block_tokens != NULL && h < s->n_kv; h++) {
+        hri_free(scratch, l->block_tokens[h].token);
+        hri_free(scratch, l->block_tokens[h].first);
+    }
     hri_free(scratch, l->heads);
     hri_free(scratch, l->places);
+    hri_free(scratch, l->block_tokens);
     hri_free(scratch, l->rope_frequencies);
     union {
         const float *in;
@@ -274,6 +278,21 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
     return HR_OK;
 }
 
+static hr_status_t block_tokens_create(hr_sequence_t *s, struct hri_layer *l)
+{
+    struct hri_alloc *scratch = &s->runtime->alloc;
+    l->block_tokens = hri_calloc(scratch, s->n_kv, sizeof *l->block_tokens);
+    for (uint32_t h = 0; l->block_tokens != NULL && h < s->n_kv; h++) {
+        struct hri_block_tokens *t = &l->block_tokens[h];
+        t->token = hri_array(scratch, s->tokens_max, sizeof *t->token);
+        t->first = hri_array(scratch, s->blocks_max, sizeof *t->first);
+        if (t->token == NULL || t->first == NULL) {
+            return hri_alloc_status();
+        }
+    }
+    return l->block_tokens != NULL ? HR_OK : hri_alloc_status();
+}
+
 static hr_status_t layer_create(hr_sequence_t *s, uint32_t i, const struct hr_sequence_options *o)
 {
     struct hri_layer *l = &s->layers[i];
@@ -309,6 +328,9 @@ static hr_status_t layer_create(hr_sequence_t *s, uint32_t i, const struct hr_se
     }
     if (status == HR_OK && !l->exact && s->recipe.selector->unit != HRI_UNIT_NONE) {
         status = layer_index_create(s, l);
+    }
+    if (status == HR_OK && l->indexed && o->keep_tokens) {
+        status = block_tokens_create(s, l);
     }
     return status;
 }

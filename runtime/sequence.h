@@ -64,6 +64,12 @@ struct hri_block_at { /* where a block's bytes lie in its layer's block lane */
     uint32_t cell, offset;
 };
 
+/* Which tokens the blocks of a kv-head hold, kept on request. */
+struct hri_block_tokens {
+    uint32_t *token; /* [tokens_max] of the body's rows in the order of the blocks */
+    uint32_t *first; /* [blocks_max] a block's first row in token[] */
+};
+
 struct hri_layer {
     uint32_t n_tokens;   /* length */
     uint32_t body_end;   /* tokens [n_sink, body_end) are the body */
@@ -77,11 +83,12 @@ struct hri_layer {
     float *rope_frequencies;
     const float *log_n; /* [n_q_heads] or NULL */
     struct hri_lane *log_lane;
-    struct hri_lane *block_lane;   /* NULL unless indexed */
-    unsigned char *sink;           /* [n_kv][n_sink][row_bytes] */
-    unsigned char *tail;           /* [n_kv][tail_max][row_bytes] */
-    struct hri_index_head **heads; /* [n_kv], NULL unless indexed or selecting rows */
-    struct hri_block_at **places;  /* [n_kv][blocks_max] */
+    struct hri_lane *block_lane;           /* NULL unless indexed */
+    unsigned char *sink;                   /* [n_kv][n_sink][row_bytes] */
+    unsigned char *tail;                   /* [n_kv][tail_max][row_bytes] */
+    struct hri_index_head **heads;         /* [n_kv], NULL unless indexed or selecting rows */
+    struct hri_block_at **places;          /* [n_kv][blocks_max] */
+    struct hri_block_tokens *block_tokens; /* [n_kv] or NULL */
 };
 
 /* One kv-head's part of a step. */

@@ -137,6 +137,19 @@ static void rows_task(void *context, unsigned task, unsigned worker)
     }
 }
 
+static void block_tokens_note(const struct segment *g, const struct group_slot *slot,
+                              struct hri_block_tokens *tokens, uint32_t first_block)
+{
+    uint32_t first = g->first - g->s->n_sink;
+    for (uint32_t i = 0; i < g->n; i++) {
+        tokens->token[first + i] = g->first + slot->order[i];
+    }
+    for (uint32_t b = 0; b < slot->n_blocks; b++) {
+        tokens->first[first_block + b] = first;
+        first += slot->block_rows[b];
+    }
+}
+
 static void group_task(void *context, unsigned task, unsigned worker)
 {
     (void)worker;
@@ -154,6 +167,9 @@ static void group_task(void *context, unsigned task, unsigned worker)
     struct hri_block_at *places = g->layer->places[head] + first_block;
     blocks_pack(s, slot, places);
     blocks_encode(g, slot, head, places, first_block);
+    if (g->layer->block_tokens != NULL) {
+        block_tokens_note(g, slot, &g->layer->block_tokens[head], first_block);
+    }
 }
 
 /* Heads are grouped side by side, one per worker; their cells are appended by the owner of the store. */
@@ -261,6 +277,10 @@ static hr_status_t segment_memory(struct segment *g)
 
 static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t n)
 {
+    if (!layer->indexed && !layer->adds_rows) { /* nothing to group, but the window is everybody's */
+        layer->body_end += n;
+        return HR_OK;
+    }
     struct segment g = {.s = s, .layer = layer, .first = layer->body_end, .n = n};
     struct hr_attend_report unseen = {0};
     uint32_t cells = layer->indexed ? hri_lane_cells(layer->block_lane) : 0;
@@ -331,8 +351,7 @@ hr_status_t hr_sequence_settle(hr_sequence_t *s, uint32_t layer)
     }
     struct hri_layer *l = &s->layers[layer];
     uint64_t before = s->time_ns[HRI_INDEX];
-    hr_status_t status =
-        l->indexed || l->adds_rows ? hri_settle(s, l, s->decode_segment, true) : HR_OK;
+    hr_status_t status = l->exact ? HR_OK : hri_settle(s, l, s->decode_segment, true);
     s->time_ns[HRI_INDEX] = before; /* asked for by itself: no part of the next step's time */
     return status;
 }

@@ -168,7 +168,11 @@ static hr_status_t blocks_fetch(struct step *st, uint32_t head)
                                    .where = hs->where,
                                    .reads = hs->reads,
                                    .read_block = hs->read_block};
-    return hri_frames_fetch_begin(s->frames, &hs->fetch);
+    hr_status_t status = hri_frames_fetch_begin(s->frames, &hs->fetch);
+    for (uint32_t i = 0; i < hs->out.n_items; i++) {
+        st->report->bytes_hit += hs->where[i] != NULL ? hs->address[i].bytes : 0;
+    }
+    return status;
 }
 
 static hr_status_t rows_fetch(struct step *st, uint32_t head)
@@ -420,11 +424,9 @@ static hr_status_t step_begin(struct step *st, const float *q)
 {
     hr_sequence_t *s = st->s;
     struct hri_layer *l = st->layer;
-    if (l->indexed || l->adds_rows) {
-        hr_status_t status = hri_settle(s, l, s->decode_segment, true);
-        if (status != HR_OK) {
-            return status;
-        }
+    hr_status_t status = hri_settle(s, l, s->decode_segment, true);
+    if (status != HR_OK) {
+        return status;
     }
     if (st->position + 1 < l->body_end) {
         return hri_error_set(

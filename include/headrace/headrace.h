@@ -144,6 +144,8 @@ struct hr_sequence_options {
     uint64_t seed;
     const float *head_gates; /* [n_layers][n_kv_heads] 0..1 for recipes that split heads: 1 retrieves
                                 (everything), 0 streams (sink and window); NULL: none; copied */
+    int keep_tokens; /* remember which tokens each block holds, for refined_out of an attend: 4 bytes
+                        a row of working memory */
 };
 HR_API void hr_sequence_options_init(struct hr_sequence_options *options);
 /* HR_ERR_INVALID (the message names the field), HR_ERR_BUDGET (the message names the tier and the least it needs). */
@@ -171,6 +173,11 @@ struct hr_attend_options {
     size_t struct_size;
     hr_attend_mode_t mode;
     int check_exact; /* also attend exactly and put the true error in the report (reads everything) */
+    /* Of the last query of the call; the caller's, NULL: not asked for. */
+    float *predicted_out; /* [n_q_heads] relative error of the output, 0 where it is exact */
+    /* [n_kv_heads][length] 1: attended from the row's own K and V (sink and window, refined), 0: less than
+     * that. Recipes of blocks need keep_tokens. */
+    uint8_t *refined_out;
 };
 HR_API void hr_attend_options_init(struct hr_attend_options *options);
 
@@ -183,6 +190,7 @@ struct hr_attend_report {
     uint64_t bytes_from_host,
         bytes_from_file;     /* moved to the device tier by this call; whole reads are counted */
     uint64_t bytes_selected; /* of what was refined, hit or moved */
+    uint64_t bytes_hit;      /* of it, what lay in frames already */
     uint64_t body_bytes;     /* the body's exact K+V bytes: the denominator of "moved" */
     uint64_t ios;            /* reads of the file */
     double predicted_error;  /* relative error of the output, mean over query heads; 0 when exact */

@@ -232,6 +232,154 @@ static void test_window_is_window(void **state)
     text_free(&t);
 }
 
+/* Attention over the rows of a kv-head that are marked, in double. */
+static void attend_marked(const struct text *t, const uint8_t *marked, uint32_t n, uint32_t head,
+                          const float *q, double *out)
+{
+    const float *k = t->naive.k, *v = t->naive.v; /* rounded as the sequence has them */
+    double total = 0.0;
+    memset(out, 0, D * sizeof *out);
+    for (uint32_t i = 0; i < n; i++) {
+        size_t at = ((size_t)i * KV + head / (HEADS / KV)) * D;
+        double logit = 0.0;
+        for (uint32_t j = 0; j < D && marked[i]; j++) {
+            logit += (double)q[j] * k[at + j];
+        }
+        double weight = marked[i] ? exp(logit / sqrt(D)) : 0.0;
+        total += weight;
+        for (uint32_t j = 0; j < D; j++) {
+            out[j] += weight * v[at + j];
+        }
+    }
+    for (uint32_t j = 0; j < D; j++) {
+        out[j] /= total;
+    }
+}
+
+/* Which rows were refined: for recipes that drop the rest, attention over them alone is the output. */
+static void test_refined_rows_are_told(void **state)
+{
+    (void)state;
+    const char *const recipes[] = {"exact-topk", "quest", "window", "full"};
+    enum { N = 1500, PREFILL = 1100 };
+    struct text t;
+    text_make(&t, &shape, N, 21);
+    naive_append(&t.naive, t.k, t.v, N);
+    float *out = malloc((size_t)PREFILL * HEADS * D * sizeof(float)), predicted[HEADS];
+    uint8_t *refined = malloc((size_t)KV * N);
+    assert_true(out && refined);
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        hr_runtime_t *rt = runtime_make(32u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+        struct hr_sequence_options so;
+        hr_sequence_t *seq;
+        options_for(&shape, N, recipes[i], 0.05, &so);
+        so.keep_tokens = 1;
+        assert_int_equal(hr_sequence_create(rt, &so, &seq), HR_OK);
+        append(seq, &t, &shape, 0, 0, PREFILL);
+        attend(seq, &t, &shape, 0, 0, PREFILL, out, NULL);
+        for (uint32_t p = PREFILL; p < N; p++) {
+            struct hr_attend_options o;
+            struct hr_attend_report r;
+            append(seq, &t, &shape, 0, p, 1);
+            if (p % 7 != 0 && p != N - 1) {
+                continue;
+            }
+            struct hr_tensor q =
+                hr_tensor_make(t.q + (size_t)p * HEADS * D, HR_DTYPE_F32, 1, HEADS, D);
+            struct hr_tensor to = hr_tensor_make(out, HR_DTYPE_F32, 1, HEADS, D);
+            hr_attend_options_init(&o);
+            o.predicted_out = predicted;
+            o.refined_out = refined;
+            assert_int_equal(hr_sequence_attend(seq, 0, &q, &o, &to, &r, NULL), HR_OK);
+            assert_true(r.bytes_hit <= r.bytes_selected);
+            uint64_t marked = 0;
+            for (uint32_t row = 0; row < KV * (p + 1); row++) {
+                marked += refined[row];
+            }
+            assert_int_equal(marked, r.rows_by_level[2] + r.rows_by_level[3]);
+            for (uint32_t h = 0; h < HEADS; h++) {
+                double want[D];
+                attend_marked(&t, refined + (size_t)(h / (HEADS / KV)) * (p + 1), p + 1, h,
+                              t.q + ((size_t)p * HEADS + h) * D, want);
+                double e = error_max(out + (size_t)h * D, want, 1, D);
+                if (!(e < 1e-4)) {
+                    fail_msg("%s, token %u, head %u: error %g", recipes[i], p, h, e);
+                }
+                assert_true(predicted[h] == 0.0f);
+            }
+        }
+        hr_sequence_destroy(seq);
+        assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    }
+    free(out);
+    free(refined);
+    text_free(&t);
+}
+
+static void test_predicted_errors_are_told(void **state)
+{
+    (void)state;
+    enum { N = 1200 };
+    struct text t;
+    text_make(&t, &shape, N, 22);
+    hr_runtime_t *rt = runtime_make(32u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+    hr_sequence_t *seq = sequence_make(rt, &shape, N, "headrace", 0.02);
+    float out[HEADS * D], predicted[HEADS];
+    uint8_t refined[KV * N];
+    struct hr_tensor q =
+        hr_tensor_make(t.q + (size_t)(N - 1) * HEADS * D, HR_DTYPE_F32, 1, HEADS, D);
+    struct hr_tensor to = hr_tensor_make(out, HR_DTYPE_F32, 1, HEADS, D);
+    struct hr_attend_options o;
+    struct hr_attend_report r;
+    append(seq, &t, &shape, 0, 0, N);
+    hr_attend_options_init(&o);
+    o.predicted_out = predicted;
+    assert_int_equal(hr_sequence_attend(seq, 0, &q, &o, &to, &r, NULL), HR_OK);
+    double sum = 0.0;
+    for (uint32_t h = 0; h < HEADS; h++) {
+        assert_true(predicted[h] > 0.0f && predicted[h] <= (float)r.predicted_error_max);
+        sum += predicted[h];
+    }
+    assert_true(fabs(sum / HEADS - r.predicted_error) < 1e-6);
+    o.refined_out = refined;
+    assert_int_equal(hr_sequence_attend(seq, 0, &q, &o, &to, &r, NULL), HR_ERR_INVALID);
+    assert_non_null(strstr(hr_last_error(), "keep_tokens"));
+    hr_sequence_destroy(seq);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    text_free(&t);
+}
+
+/* The near rows are the same for every recipe at every length, so that recipes can be compared. */
+static void test_near_rows_are_everybodys(void **state)
+{
+    (void)state;
+    const char *const recipes[] = {"headrace", "quest", "exact-topk", "window"};
+    enum { N = 1500, PREFILL = 700 };
+    struct text t;
+    text_make(&t, &shape, N, 23);
+    uint64_t *near = malloc(N * sizeof *near);
+    float *out = malloc((size_t)PREFILL * HEADS * D * sizeof(float));
+    assert_true(near && out);
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        hr_runtime_t *rt = runtime_make(32u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+        hr_sequence_t *seq = sequence_make(rt, &shape, N, recipes[i], 0.02);
+        append(seq, &t, &shape, 0, 0, PREFILL);
+        attend(seq, &t, &shape, 0, 0, PREFILL, out, NULL);
+        for (uint32_t p = PREFILL; p < N; p++) {
+            struct hr_attend_report r;
+            append(seq, &t, &shape, 0, p, 1);
+            attend(seq, &t, &shape, 0, p, 1, out, &r);
+            assert_true(i == 0 || near[p] == r.rows_device);
+            near[p] = r.rows_device;
+        }
+        hr_sequence_destroy(seq);
+        assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    }
+    free(near);
+    free(out);
+    text_free(&t);
+}
+
 /* In the steady state of decoding nothing is allocated; segments reuse their memory. */
 static void test_steps_do_not_allocate(void **state)
 {
@@ -373,6 +521,9 @@ int main(void)
         cmocka_unit_test(test_from_the_file),
         cmocka_unit_test(test_prefill_or_decode),
         cmocka_unit_test(test_window_is_window),
+        cmocka_unit_test(test_refined_rows_are_told),
+        cmocka_unit_test(test_predicted_errors_are_told),
+        cmocka_unit_test(test_near_rows_are_everybodys),
         cmocka_unit_test(test_steps_do_not_allocate),
         cmocka_unit_test(test_edges),
         cmocka_unit_test(test_tolerance),
