@@ -230,6 +230,7 @@ static const struct {
     const char *brief;
 } subjects[] = {
     {"model", cli_eval_model, "recipes against dense attention on a model and a text"},
+    {"trace", cli_eval_trace, "recipes against full attention on recorded rows and queries"},
 };
 #define SUBJECTS (sizeof subjects / sizeof subjects[0])
 
@@ -256,5 +257,5 @@ int cli_eval(int argc, char **argv)
         if (strcmp(argv[1], subjects[i].name) == 0)
             return subjects[i].main(argc - 1, argv + 1);
     }
-    return cli_usage_error("eval", "unknown subject '%s'; there is: model", argv[1]);
+    return cli_usage_error("eval", "unknown subject '%s'; there are: model, trace", argv[1]);
 }

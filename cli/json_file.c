@@ -1,16 +1,12 @@
 #include "cli/json_file.h"
 
-#include <errno.h>
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "cli/args.h"
 #include "cli/out.h"
+#include "cli/whole_file.h"
 
 void cli_json_u64(cJSON *object, const char *name, unsigned long long value)
 {
@@ -25,116 +21,20 @@ void cli_json_real(cJSON *object, const char *name, double value)
         cJSON_AddNullToObject(object, name);
 }
 
-/* Devices and pipes are written in place: a file renamed over one would replace it. So is a link
- * that leads to no name, such as /dev/stderr when standard error is a deleted file. */
-static bool is_in_place(const char *path)
-{
-    struct stat st;
-    char resolved[PATH_MAX];
-    if (lstat(path, &st) == 0 && S_ISLNK(st.st_mode) && !realpath(path, resolved))
-        return true;
-    return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
-}
-
-/* Where a link leads (/dev/stderr is one): the file there is what must be replaced, not the
- * link. */
-static const char *followed(const char *path, char *resolved)
-{
-    return realpath(path, resolved) ? resolved : path;
-}
-
-/* A file of its own beside path; -1 with errno. */
-static int open_beside(const char *path, char *temp)
-{
-    if (snprintf(temp, PATH_MAX, "%s.XXXXXX", path) >= PATH_MAX) {
-        errno = ENAMETOOLONG;
-        return -1;
-    }
-    return mkstemp(temp);
-}
-
 int cli_json_check(const char *path)
 {
-    char temp[PATH_MAX], resolved[PATH_MAX];
-    struct stat st;
-    if (!path || strcmp(path, "-") == 0 || is_in_place(path))
-        return 0;
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-        return cli_fail("cannot write '%s': %s", path, strerror(EISDIR));
-    int fd = open_beside(followed(path, resolved), temp);
-    if (fd < 0)
-        return cli_fail("cannot write '%s': %s", path, strerror(errno));
-    close(fd);
-    unlink(temp);
-    return 0;
-}
-
-static int write_all(int fd, const char *text, size_t n)
-{
-    while (n) {
-        ssize_t wrote = write(fd, text, n);
-        if (wrote < 0 && errno == EINTR)
-            continue;
-        if (wrote <= 0)
-            return -1;
-        text += wrote;
-        n -= (size_t)wrote;
-    }
-    return 0;
-}
-
-static int write_renamed(const char *path, const char *text)
-{
-    char temp[PATH_MAX], resolved[PATH_MAX];
-    path = followed(path, resolved);
-    int fd = open_beside(path, temp);
-    if (fd < 0)
-        return -1;
-    mode_t mask = umask(0);
-    umask(mask);
-    if (write_all(fd, text, strlen(text)) < 0 || fchmod(fd, 0666 & ~mask) < 0 || fsync(fd) < 0)
-        goto err_unlink;
-    int failed = close(fd);
-    fd = -1;
-    if (failed || rename(temp, path) < 0)
-        goto err_unlink;
-    return 0;
-
-err_unlink:;
-    int error = errno;
-    if (fd >= 0)
-        close(fd);
-    unlink(temp);
-    errno = error;
-    return -1;
-}
-
-static int write_in_place(const char *path, const char *text)
-{
-    FILE *file = fopen(path, "w");
-    if (!file)
-        return -1;
-    bool failed = fputs(text, file) < 0;
-    return fclose(file) != 0 || failed ? -1 : 0;
+    return cli_whole_file_check(path);
 }
 
 int cli_json_write(const char *path, const cJSON *json)
 {
-    int code = 0;
     if (!path)
         return 0;
     char *body = cJSON_Print(json);
-    char *text = NULL;
-    if (!body || asprintf(&text, "%s\n", body) < 0) {
-        cJSON_free(body);
+    if (!body)
         return cli_fail("cannot write '%s': out of memory", path);
-    }
+    struct cli_bytes parts[] = {{body, strlen(body)}, {"\n", 1}};
+    int code = cli_whole_file_write(path, parts, 2);
     cJSON_free(body);
-    if (strcmp(path, "-") == 0) {
-        fputs(text, stdout); /* cli_out_close tells whether it arrived */
-    } else if ((is_in_place(path) ? write_in_place : write_renamed)(path, text) < 0) {
-        code = cli_fail("cannot write '%s': %s", path, strerror(errno));
-    }
-    free(text);
     return code;
 }

@@ -167,7 +167,7 @@ const char *cli_recipe_help(void)
 
 /* The library reads recipes when a sequence is made; a toy one costs nothing and asks it before
  * a model is opened. */
-int cli_recipe_check(const char *command, const char *recipe)
+static hr_status_t try_recipe(const char *recipe)
 {
     struct hr_runtime_options runtime_options;
     struct hr_sequence_options options;
@@ -177,19 +177,29 @@ int cli_recipe_check(const char *command, const char *recipe)
     runtime_options.n_threads = 1;
     hr_status_t status = hr_runtime_create(&runtime_options, &runtime);
     if (status != HR_OK)
-        return cli_fail_status("cache", status);
+        return status;
     hr_sequence_options_init(&options);
     options.n_layers = options.n_q_heads = options.n_kv_heads = 1;
     options.k_dim = options.v_dim = 64;
     options.tokens_max = 1024;
     options.recipe = recipe;
     status = hr_sequence_create(runtime, &options, &sequence);
-    int code = -1;
-    if (status == HR_ERR_NOTFOUND || status == HR_ERR_INVALID)
-        code = cli_usage_error(command, "%s", hr_last_error());
     hr_sequence_destroy(sequence);
     hr_runtime_destroy(runtime);
-    return code;
+    return status;
+}
+
+int cli_recipe_check(const char *command, const char *recipe)
+{
+    hr_status_t status = try_recipe(recipe);
+    if (status == HR_ERR_NOTFOUND || status == HR_ERR_INVALID)
+        return cli_usage_error(command, "%s", hr_last_error());
+    return -1;
+}
+
+bool cli_recipe_works(const char *recipe)
+{
+    return try_recipe(recipe) == HR_OK;
 }
 
 /* ------------------------------------------------------------------------------ signals, memory */

@@ -63,6 +63,8 @@ const char *cli_recipe_help(void);
 /* Refuses a recipe that the library does not know before a model is opened: -1, or the exit code
  * after a message. */
 int cli_recipe_check(const char *command, const char *recipe);
+/* Whether the library takes it, without messages. */
+bool cli_recipe_works(const char *recipe);
 
 /* SIGINT and SIGTERM end the work at the next token or chunk; a second one ends the process at
  * once. */
