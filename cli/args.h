@@ -34,7 +34,7 @@ struct cli_shares {
 };
 struct cli_names {
     size_t n;
-    char name[CLI_LIST_MAX][128];
+    char name[CLI_LIST_MAX][256];
 };
 
 struct cli_option {

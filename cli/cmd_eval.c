@@ -44,6 +44,7 @@ static int parse(int argc, char **argv, struct cli_eval_options *o)
                    "go on beyond the context the model was trained for"),
         CLI_HEADING("What to compare:"),
         CLI_OPTION("recipes", CLI_NAMES, &o->recipes, "A,B", cli_recipe_help()),
+        CLI_HEAD_GATES_OPTION(o->recipe),
         CLI_OPTION("moved", CLI_SHARES, &o->moved, "S,T",
                    "budgets: bytes a step may select, as shares of the body's exact bytes"),
         CLI_OPTION("tolerance", CLI_FRACTION, &o->recipe.tolerance, "X",
@@ -74,7 +75,8 @@ static int check(struct cli_eval_options *o)
     if (!o->file && strcmp(o->model, "tiny") != 0)
         return cli_usage_error(command.name, "--file is missing: there is nothing to read");
     for (size_t i = 0; i < o->recipes.n && code < 0; i++)
-        code = cli_recipe_check(command.name, o->recipes.name[i]);
+        code = cli_recipe_resolve(command.name, o->recipes.name[i], o->recipes.name[i],
+                                  sizeof o->recipes.name[i]);
     return code;
 }
 
@@ -185,12 +187,15 @@ static int eval_model(const struct cli_eval_options *o)
         return code;
     code = read_ids(&eval);
     if (code == 0)
+        code = cli_head_gates_read(o->recipe.head_gates_path, &eval.model, &eval.head_gates);
+    if (code == 0)
         code = plan(&eval);
     if (code == 0)
         code = run_passes(&eval);
     if (code == 0 && eval.items[0].scored)
         code = finish(&eval);
     free(eval.items);
+    free(eval.head_gates);
     free(eval.ids);
     cli_model_close(&eval.model);
     return code == 0 && cli_stop_signal() ? 128 + cli_stop_signal() : code;

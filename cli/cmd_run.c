@@ -51,6 +51,7 @@ static int parse(int argc, char **argv, struct cli_run_options *o)
                   "of the sampling, of tiny's own text, of grouping [0]"),
         CLI_HEADING("How to attend:"),
         CLI_OPTION("recipe", CLI_STRING, &o->recipe.name, "NAME", cli_recipe_help()),
+        CLI_HEAD_GATES_OPTION(o->recipe),
         CLI_OPTION("moved", CLI_SHARE, &o->recipe.moved, "SHARE",
                    "bytes a step may select, as a share of the body's exact bytes"),
         CLI_OPTION(
@@ -86,7 +87,9 @@ static int check(struct cli_run_options *o)
             command.name, "--top-p '%g' is not a number of more than 0 and at most 1", o->top_p);
     if (o->prompt.chat && !has_text)
         return cli_usage_error(command.name, "--chat needs --file or --prompt");
-    return cli_recipe_check(command.name, o->recipe.name);
+    code = cli_recipe_resolve(command.name, o->recipe.name, o->recipe_text, sizeof o->recipe_text);
+    o->recipe.name = o->recipe_text;
+    return code;
 }
 
 static int open_session(struct cli_run *run)
@@ -94,7 +97,9 @@ static int open_session(struct cli_run *run)
     const struct cli_run_options *o = run->options;
     struct hre_session_options options;
     size_t vocab = run->model.info->vocab;
-    int code = cli_cache_open(&run->model, &o->place, &o->recipe, run->tokens_max, &run->cache);
+    struct cli_recipe recipe = o->recipe;
+    recipe.head_gates = run->head_gates;
+    int code = cli_cache_open(&run->model, &o->place, &recipe, run->tokens_max, &run->cache);
     if (code == 0 && o->check_dense)
         code = cli_cache_open_dense(&run->model, &o->place, o->recipe.dtype, run->tokens_max,
                                     &run->dense_cache);
@@ -117,6 +122,9 @@ static int open_run(struct cli_run *run)
 {
     int code = cli_model_open(run->options->model, &run->options->place, &run->model);
     if (code == 0)
+        code = cli_head_gates_read(run->options->recipe.head_gates_path, &run->model,
+                                   &run->head_gates);
+    if (code == 0)
         code = cli_prompt_make(&run->model, &run->options->prompt, &run->prompt);
     if (code == 0)
         code = cli_run_fit(run);
@@ -134,6 +142,7 @@ static void close_run(struct cli_run *run)
     hre_bytes_fini(&run->text);
     free(run->logits);
     free(run->dense_logits);
+    free(run->head_gates);
     cJSON_Delete(run->steps);
     cli_model_close(&run->model);
 }

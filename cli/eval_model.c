@@ -29,6 +29,7 @@ static int open_caches(struct pass *pass)
 {
     const struct cli_eval_options *o = pass->eval->options;
     struct cli_recipe recipe = o->recipe;
+    recipe.head_gates = pass->eval->head_gates;
     int code = cli_cache_open_dense(&pass->eval->model, &o->place, recipe.dtype, pass->eval->n_ids,
                                     &pass->caches[0]);
     for (size_t i = 0; i < pass->n && code == 0; i++) {

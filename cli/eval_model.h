@@ -42,6 +42,7 @@ struct cli_eval {
     struct cli_model model;
     uint32_t *ids; /* [n_ids] context and scored tokens */
     uint32_t n_ids;
+    float *head_gates; /* of --head-gates, or NULL */
     struct cli_eval_item *items;
     size_t n_items;
     size_t items_per_pass;

@@ -23,6 +23,7 @@ static const struct {
 #if HR_HAVE_BENCH
     {"bench", cli_bench, "measure the hot paths beside the machine's limits and their peers"},
 #endif
+    {"recipe", cli_recipe, "list the recipes there are and show their parameters"},
     {"info", cli_info, "what this build and this machine can do"},
 };
 #define COMMANDS (sizeof commands / sizeof commands[0])

@@ -16,6 +16,7 @@ struct cli_run_options {
     const char *model;
     struct cli_prompt_options prompt;
     struct cli_recipe recipe;
+    char recipe_text[512]; /* behind recipe.name */
     struct cli_place place;
     uint64_t tokens;
     double temperature, top_p;
@@ -36,6 +37,7 @@ struct cli_run {
     uint32_t tokens_max;
     struct cli_cache cache, dense_cache;
     hre_session_t *session;
+    float *head_gates; /* of --head-gates, or NULL */
     float *logits, *dense_logits; /* [vocab]; the second NULL without --check-dense */
     struct hre_bytes text;        /* what was generated */
     uint32_t prefilled, generated;

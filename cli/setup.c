@@ -9,6 +9,7 @@
 
 #include "cli/json_file.h"
 #include "cli/out.h"
+#include "cli/text_file.h"
 
 int cli_fail_engine(const char *what, hr_status_t status)
 {
@@ -112,6 +113,7 @@ static int open_cache(const struct cli_model *model,
     options.tolerance = recipe->tolerance;
     options.dtype = dtype_of(recipe->dtype);
     options.seed = recipe->seed;
+    options.head_gates = recipe->head_gates;
     options.tokens_max = tokens_max;
     status = hr_sequence_create(cache.runtime, &options, &cache.sequence);
     if (status != HR_OK) {
@@ -155,16 +157,19 @@ void cli_cache_close(struct cli_cache *cache)
 
 const char *cli_recipe_help(void)
 {
-    static char text[1024];
+    static char text[2048];
     size_t at = 0;
     for (size_t i = 0; hr_recipe_name(i) && at < sizeof text; i++)
         at +=
             (size_t)snprintf(text + at, sizeof text - at, "%s%s", i ? ", " : "", hr_recipe_name(i));
     if (at < sizeof text)
-        snprintf(text + at, sizeof text - at, "; with parameters as in quest:page=32");
+        snprintf(text + at, sizeof text - at,
+                 "; with parameters as in quest:page=32, or @FILE with a recipe in it "
+                 "('headrace recipe list')");
     return text;
 }
 
+<<<<<<< HEAD
 /* The library reads recipes when a sequence is made; a toy one costs nothing and asks it before
  * a model is opened. */
 static hr_status_t try_recipe(const char *recipe)
@@ -200,6 +205,56 @@ int cli_recipe_check(const char *command, const char *recipe)
 bool cli_recipe_works(const char *recipe)
 {
     return try_recipe(recipe) == HR_OK;
+=======
+int cli_recipe_check(const char *command, const char *recipe)
+{
+    return hr_recipe_check(recipe) == HR_OK ? -1 : cli_usage_error(command, "%s", hr_last_error());
+}
+
+int cli_recipe_resolve(const char *command, const char *given, char *text, size_t text_bytes)
+{
+    if (*given != '@') {
+        if (strlen(given) >= text_bytes)
+            return cli_usage_error(command, "recipe '%.40s...' is longer than %zu characters", given,
+                                   text_bytes - 1);
+        memmove(text, given, strlen(given) + 1);
+        return cli_recipe_check(command, text);
+    }
+    char *file = NULL, path[512];
+    size_t n_bytes;
+    snprintf(path, sizeof path, "%s", given + 1);
+    int code = cli_text_read(path, &file, &n_bytes);
+    if (code)
+        return code;
+    hr_status_t status = hr_recipe_parse_file(path, file, n_bytes, text, text_bytes);
+    free(file);
+    return status == HR_OK ? -1 : cli_fail("%s", hr_last_error());
+}
+
+int cli_head_gates_read(const char *path, const struct cli_model *model, float **gates_out)
+{
+    const struct hre_model_info *info = model->info;
+    char *text = NULL;
+    size_t n_bytes;
+    *gates_out = NULL;
+    if (!path)
+        return 0;
+    int code = cli_text_read(path, &text, &n_bytes);
+    if (code)
+        return code;
+    float *gates = malloc((size_t)info->n_layers * info->n_kv_heads * sizeof *gates);
+    if (!gates) {
+        code = cli_fail("out of memory");
+    } else if (hr_parse_head_gates(path, text, n_bytes, info->n_layers, info->n_kv_heads, gates) !=
+               HR_OK) {
+        code = cli_fail("%s", hr_last_error());
+        free(gates);
+    } else {
+        *gates_out = gates;
+    }
+    free(text);
+    return code;
+>>>>>>> 607dd2a (recipes: arkvale, duoattention, rlkv; headrace recipe list and show; recipe files; tables of head gates)
 }
 
 /* ------------------------------------------------------------------------------ signals, memory */

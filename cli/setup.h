@@ -35,6 +35,8 @@ struct cli_recipe {
     const char *dtype; /* "f32", "f16", "bf16": how rows are kept exactly */
     double moved, tolerance;
     uint64_t seed;
+    const char *head_gates_path; /* table of gates, or NULL */
+    float *head_gates;           /* [n_layers][n_kv_heads] read from it, or NULL */
 };
 #define CLI_RECIPE_DEFAULTS                                                                        \
     {                                                                                              \
@@ -65,6 +67,18 @@ const char *cli_recipe_help(void);
 int cli_recipe_check(const char *command, const char *recipe);
 /* Whether the library takes it, without messages. */
 bool cli_recipe_works(const char *recipe);
+
+/* "@FILE" becomes the recipe in that file, anything else itself; checked. -1, or the exit code after a
+ * message. text may be given. */
+int cli_recipe_resolve(const char *command, const char *given, char *text, size_t text_bytes);
+
+/* Reads a table of head gates for this model; path NULL: *gates_out is NULL. 0, or an exit code after a message. The
+ * caller frees *gates_out. */
+int cli_head_gates_read(const char *path, const struct cli_model *model, float **gates_out);
+#define CLI_HEAD_GATES_OPTION(recipe_)                                                             \
+    CLI_OPTION("head-gates", CLI_STRING, &(recipe_).head_gates_path, "FILE",                       \
+               "which heads retrieve, for recipes that split them: a line per layer, a gate from " \
+               "0 to 1 per kv-head (TSV; DuoAttention's full_attention_heads.tsv as it is)")
 
 /* SIGINT and SIGTERM end the work at the next token or chunk; a second one ends the process at
  * once. */

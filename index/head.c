@@ -33,13 +33,14 @@ uint32_t hri_index_block_rows_max(const struct hri_recipe *recipe, uint32_t k_di
     return 4 * whole >= 7 * target ? whole : 2 * target;
 }
 
-/* Every segment has at most ceil(rows / target) blocks. */
+/* Every segment has at most ceil(rows / target) blocks, or clusters, of which a large one is cut. */
 uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim,
                                 uint32_t n_rows, uint32_t n_segments)
 {
-    (void)k_dim, (void)v_dim;
     uint32_t target = hri_index_target_rows(recipe);
     uint64_t bound = (uint64_t)n_rows / target + (n_segments ? n_segments : 1);
+    if (recipe->selector->splits_clusters)
+        bound += n_rows / hri_index_block_rows_max(recipe, k_dim, v_dim);
     return bound < n_rows ? (uint32_t)bound : n_rows;
 }
 
@@ -101,6 +102,13 @@ hr_status_t hri_index_head_create(const struct hri_index_options *options,
         return hri_alloc_status();
     head->options = *options;
     head->ops = options->recipe.selector->ops;
+    if (options->recipe.selector->needs_gates && !(options->gate >= 0)) {
+        status = hri_error_set(HR_ERR_INVALID,
+                               "recipe %s needs a table that says which heads retrieve: "
+                               "hr_sequence_options.head_gates, or --head-gates FILE of the tool",
+                               options->recipe.selector->name);
+        goto err_tables;
+    }
     status = create_tables(head);
     if (status != HR_OK)
         goto err_tables;
@@ -182,6 +190,8 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
     segment.target = hri_index_target_rows(&o->recipe);
     segment.cap = hri_index_block_rows_max(&o->recipe, o->k_dim, o->v_dim);
     segment.blocks_max = hri_group_blocks_max(n, segment.target);
+    if (o->recipe.selector->splits_clusters)
+        segment.blocks_max += n / segment.cap;
     if (n == 0) {
         *n_blocks_out = 0;
         return HR_OK;
@@ -265,6 +275,10 @@ void hri_index_centers(const struct hri_index_head *head, uint32_t block, float 
                        float *v_center)
 {
     HRI_ASSERT(block < head->n_blocks);
+    if (head->ops->centers) {
+        head->ops->centers(head, block, k_center, v_center);
+        return;
+    }
     if (head->summary.k_codes) {
         hri_summary_centers(head, block, k_center, v_center);
         return;
@@ -340,7 +354,8 @@ hr_status_t hri_index_select_layer(struct hri_index_head *const *heads, uint32_t
 
 bool hri_index_rebuilds_keys(const struct hri_recipe *recipe)
 {
-    return recipe->selector->ops->rebuild_keys != NULL;
+    const struct hri_selector_ops *ops = recipe->selector->ops;
+    return ops->rebuild_keys && (!ops->rebuilds || ops->rebuilds(recipe));
 }
 
 void hri_index_rebuild_keys(struct hri_index_head *head, uint32_t block, float *k)

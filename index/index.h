@@ -38,6 +38,9 @@ struct hri_selector {
     bool weighs_rows;      /* rows come with a log weight of their own (importance sampling) */
     bool keeps_stats;      /* query statistics (index/qstats.h) are gathered for it */
     bool takes_argument;   /* "name:ARGUMENT" is passed on as it stands (a FAISS factory string) */
+    bool needs_gates;      /* which heads retrieve comes from the caller's table */
+    bool wants_early_q;    /* a guess of the query, made a layer before (in->early_q) */
+    bool splits_clusters;  /* clusters have any size; one larger than a block is several blocks */
     const struct hri_param *params;     /* ends with name NULL */
     const struct hri_selector_ops *ops; /* index/selector_ops.h */
 };
@@ -53,6 +56,11 @@ struct hri_recipe {
  * known one in the message. */
 hr_status_t hri_recipe_parse(const char *text, struct hri_recipe *recipe_out);
 double hri_recipe_value(const struct hri_recipe *recipe, const char *key);
+/* Parameters with a large range count something (tokens, rows, layers, iterations); the others are shares. */
+static inline bool hri_param_counts(const struct hri_param *param)
+{
+    return param->max > 8;
+}
 /* Every selector has the parameters "sink" and "window" (tokens), "segment" (tokens grouped
  * together at prefill) and "decode_segment" (while decoding); those with blocks have "block"
  * (target rows per block). */
@@ -70,6 +78,7 @@ struct hri_index_options {
     uint32_t layer, head, n_layers, n_heads; /* which head of how many this is */
     uint32_t n_sink;                         /* body row i is token n_sink + i */
     float gate; /* 0..1 of the caller's table of heads: 1 retrieves, 0 streams; -1: no table */
+    const float *gates; /* [n_layers][n_heads] that table, kept by the caller; or NULL */
     const struct hri_kernels *kernels;
     struct hri_alloc *device;  /* summaries (budgeted) */
     struct hri_alloc *scratch; /* statistics, the rest */

@@ -109,10 +109,7 @@ static hr_status_t set_param(struct hri_recipe *recipe, char *item)
     if (value < p->min || value > p->max)
         return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, allowed is %g to %g",
                              recipe->selector->name, p->name, value, p->min, p->max);
-    /* Parameters with a large range count something (tokens, rows, layers, iterations); the others
-     * are shares. */
-    bool counts = p->max > 8;
-    if (counts && value != floor(value))
+    if (hri_param_counts(p) && value != floor(value))
         return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, it must be a whole number",
                              recipe->selector->name, p->name, value);
     recipe->values[i] = value;

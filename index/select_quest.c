@@ -3,6 +3,7 @@
  * pages, so bounds are added over its query heads. What is not chosen is dropped. */
 #include "base/half.h"
 #include "index/head.h"
+#include "index/pages.h"
 #include "index/params.h"
 
 #include <math.h>
@@ -55,25 +56,6 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     return HR_OK;
 }
 
-static hr_status_t select_pages(struct hri_index_head *head, const struct hri_select_in *in,
-                                struct hri_select_out *out)
-{
-    struct hri_step step = hri_step_at(head, in);
-    head->options.kernels->score_bounds(in->q, head->options.g, head->options.k_dim,
-                                        head->bounds.min, head->bounds.max, head->n_blocks,
-                                        step.dots, step.stride);
-    for (uint32_t b = 0; b < head->n_blocks; b++) {
-        float sum = 0;
-        for (uint32_t g = 0; g < head->options.g; g++)
-            sum += step.dots[g * step.stride + b];
-        step.ranked[b] = (struct hri_ranked){sum, b};
-    }
-    struct hri_take take = {
-        .ranked = step.ranked, .n = head->n_blocks, .budget_bytes = in->budget_bytes};
-    hri_take_blocks(head, in, &take, out);
-    return HR_OK;
-}
-
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -82,7 +64,7 @@ static const struct hri_selector_ops ops = {
     .workspace_bytes = workspace_bytes,
     .summarise = summarise,
     .scratch_bytes = hri_step_bytes,
-    .select = select_pages,
+    .select = hri_bounds_select,
 };
 
 static const struct hri_param params_quest[] = {PARAM_SINK(4),

@@ -58,8 +58,13 @@ struct hri_selector_ops {
                             uint32_t first_row, uint32_t position_end);
     /* Forgets rows >= n_rows (a truncate); required with add_rows. */
     void (*truncate_rows)(struct hri_index_head *head, uint32_t n_rows);
-    /* k [block's rows][k_dim]: keys as the device keeps them; default: as stored. */
+    /* k [block's rows][k_dim]: keys as the device keeps them; default: as stored. Where it is there, stored
+     * rows have no keys: a row is its value. rebuilds (NULL: always) says whether this recipe does it. */
     void (*rebuild_keys)(struct hri_index_head *head, uint32_t block, float *k);
+    bool (*rebuilds)(const struct hri_recipe *recipe);
+    /* Mean key and value of a block as the summary has them; default: those of head->summary, or 0. */
+    void (*centers)(const struct hri_index_head *head, uint32_t block, float *k_center,
+                    float *v_center);
     /* Adds the estimate of all blocks not in out, or (out NULL) of the n blocks listed; returns how
      * many. Default: drops them. */
     uint32_t (*estimate)(struct hri_index_head *head, const struct hri_select_in *in,
@@ -71,7 +76,10 @@ extern const struct hri_selector hri_selector_full;
 extern const struct hri_selector hri_selector_window;
 extern const struct hri_selector hri_selector_exact_topk;
 extern const struct hri_selector hri_selector_quest;
+extern const struct hri_selector hri_selector_arkvale;
 extern const struct hri_selector hri_selector_retroinfer;
+extern const struct hri_selector hri_selector_duoattention;
+extern const struct hri_selector hri_selector_rlkv;
 extern const struct hri_selector hri_selector_headrace;
 
 #endif

@@ -2,8 +2,9 @@
 #include "index/selector_ops.h"
 
 static const struct hri_selector *const selectors[] = {
-    &hri_selector_full,  &hri_selector_window,     &hri_selector_exact_topk,
-    &hri_selector_quest, &hri_selector_retroinfer, &hri_selector_headrace,
+    &hri_selector_full,         &hri_selector_window,  &hri_selector_exact_topk,
+    &hri_selector_quest,        &hri_selector_arkvale, &hri_selector_retroinfer,
+    &hri_selector_duoattention, &hri_selector_rlkv,    &hri_selector_headrace,
 };
 
 const struct hri_selector *hri_selector_at(size_t i)

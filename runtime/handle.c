@@ -36,12 +36,6 @@ const char *hr_tier_name(unsigned tier)
     return tier < HR_TIERS ? names[tier] : "?";
 }
 
-const char *hr_recipe_name(size_t index)
-{
-    const struct hri_selector *selector = hri_selector_at(index);
-    return selector != NULL ? selector->name : NULL;
-}
-
 void hr_runtime_options_init(struct hr_runtime_options *options)
 {
     memset(options, 0, sizeof *options);

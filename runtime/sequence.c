@@ -244,6 +244,7 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
     io->n_heads = s->n_kv;
     io->n_sink = s->n_sink;
     io->gate = -1.0f;
+    io->gates = s->head_gates;
     io->kernels = s->runtime->kernels;
     io->device = &s->runtime->device;
     io->scratch = &s->runtime->alloc;

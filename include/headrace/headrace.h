@@ -267,6 +267,30 @@ HR_API void hr_text_free(char *text);
 /* Recipes known to this build: names, NULL after the last. */
 HR_API const char *hr_recipe_name(size_t index);
 
+/* What a recipe is. Texts are static. */
+struct hr_recipe_info {
+    const char *name, *summary, *source; /* one line; where the rule was published */
+    uint32_t n_params;
+    int needs_gates;    /* hr_sequence_options.head_gates must be given */
+    int takes_argument; /* "name:ARGUMENT" */
+};
+struct hr_recipe_param {
+    const char *name, *meaning, *source; /* source: who proposed it, "" where that is plain */
+    double value_default, min, max;
+    int whole; /* takes whole numbers only */
+};
+/* HR_ERR_NOTFOUND past the last. */
+HR_API hr_status_t hr_recipe_describe(size_t index, struct hr_recipe_info *info_out);
+HR_API hr_status_t hr_recipe_param(size_t index, uint32_t param, struct hr_recipe_param *param_out);
+/* Whether a recipe text such as "quest:page=32" is right: what hr_sequence_create says about it. */
+HR_API hr_status_t hr_recipe_check(const char *recipe);
+
+/* Reads a recipe file: lines "key = value", "# comment" and blank ones; "recipe = NAME" is required, the other keys
+ * are the recipe's parameters, "argument = TEXT" is for recipes that take one. The result is a recipe text. Errors
+ * name `path` (of the message only) and the line. text need not end with 0. */
+HR_API hr_status_t hr_recipe_parse_file(const char *path, const char *text, size_t n_bytes,
+                                        char *recipe_out, size_t recipe_bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -39,6 +39,15 @@ HR_API hr_status_t hr_parse_real(const char *text, double *real_out);
 /* A duration: "250ns", "15us", "2ms", "1.5s", "3min"; a bare number is an error, zero is fine. */
 HR_API hr_status_t hr_parse_duration_ns(const char *text, uint64_t *ns_out);
 
+/*
+ * A table of head gates: one line per layer, one number per kv-head, separated by tabs, blanks or commas;
+ * empty lines and lines that begin with '#' are passed over. Numbers from -0.01 to 1.01 are
+ * clipped to 0..1 (trained gates overshoot a little); others are refused, as are a wrong number of lines
+ * or columns. Messages name `path` (used for nothing else) and the line. gates_out [n_layers][n_heads].
+ */
+HR_API hr_status_t hr_parse_head_gates(const char *path, const char *text, size_t n_bytes,
+                                       uint32_t n_layers, uint32_t n_heads, float *gates_out);
+
 /* Writes "24 MiB", "1.50 GiB", "512 B" into text (at least 16 bytes); returns text. */
 HR_API char *hr_format_bytes(uint64_t bytes, char *text, size_t text_bytes);
 
