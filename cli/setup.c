@@ -169,46 +169,14 @@ const char *cli_recipe_help(void)
     return text;
 }
 
-<<<<<<< HEAD
-/* The library reads recipes when a sequence is made; a toy one costs nothing and asks it before
- * a model is opened. */
-static hr_status_t try_recipe(const char *recipe)
-{
-    struct hr_runtime_options runtime_options;
-    struct hr_sequence_options options;
-    hr_runtime_t *runtime = NULL;
-    hr_sequence_t *sequence = NULL;
-    hr_runtime_options_init(&runtime_options);
-    runtime_options.n_threads = 1;
-    hr_status_t status = hr_runtime_create(&runtime_options, &runtime);
-    if (status != HR_OK)
-        return status;
-    hr_sequence_options_init(&options);
-    options.n_layers = options.n_q_heads = options.n_kv_heads = 1;
-    options.k_dim = options.v_dim = 64;
-    options.tokens_max = 1024;
-    options.recipe = recipe;
-    status = hr_sequence_create(runtime, &options, &sequence);
-    hr_sequence_destroy(sequence);
-    hr_runtime_destroy(runtime);
-    return status;
-}
-
 int cli_recipe_check(const char *command, const char *recipe)
 {
-    hr_status_t status = try_recipe(recipe);
-    if (status == HR_ERR_NOTFOUND || status == HR_ERR_INVALID)
-        return cli_usage_error(command, "%s", hr_last_error());
-    return -1;
+    return hr_recipe_check(recipe) == HR_OK ? -1 : cli_usage_error(command, "%s", hr_last_error());
 }
 
 bool cli_recipe_works(const char *recipe)
 {
-    return try_recipe(recipe) == HR_OK;
-=======
-int cli_recipe_check(const char *command, const char *recipe)
-{
-    return hr_recipe_check(recipe) == HR_OK ? -1 : cli_usage_error(command, "%s", hr_last_error());
+    return hr_recipe_check(recipe) == HR_OK;
 }
 
 int cli_recipe_resolve(const char *command, const char *given, char *text, size_t text_bytes)
@@ -254,7 +222,6 @@ int cli_head_gates_read(const char *path, const struct cli_model *model, float *
     }
     free(text);
     return code;
->>>>>>> 607dd2a (recipes: arkvale, duoattention, rlkv; headrace recipe list and show; recipe files; tables of head gates)
 }
 
 /* ------------------------------------------------------------------------------ signals, memory */
