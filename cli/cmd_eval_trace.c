@@ -62,13 +62,14 @@ static int parse(int argc, char **argv, struct cli_trace_options *o)
                           &o->folders);
 }
 
-static int check(const struct cli_trace_options *o)
+static int check(struct cli_trace_options *o)
 {
     int code = -1;
     if (o->folders.n == 0)
         return cli_usage_error(command.name, "no trace folder is named");
     for (size_t i = 0; i < o->recipes.n && code < 0; i++)
-        code = cli_recipe_check(command.name, o->recipes.name[i]);
+        code = cli_recipe_resolve(command.name, o->recipes.name[i], o->recipes.name[i],
+                                  sizeof o->recipes.name[i]);
     int to_stdout = (o->json && strcmp(o->json, "-") == 0) + (o->csv && strcmp(o->csv, "-") == 0) +
                     (o->html && strcmp(o->html, "-") == 0);
     if (code < 0 && to_stdout > 1)
