@@ -10,6 +10,8 @@
 
 HRB_SUBJECT(hrb_attention_read); /* variant: query heads per kv-head, + 100 for bf16 rows */
 HRB_SUBJECT(hrb_summary_score);  /* variant: query heads per kv-head */
+HRB_SUBJECT(hrb_sketch_score);   /* variant: 100 or 200 (1 or 2 bits) + query heads */
+HRB_SUBJECT(hrb_sketch_full);    /* variant: share of the sketches in percent */
 HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read */
 HRB_SUBJECT(hrb_decode_step);    /* variant: tokens */
 HRB_SUBJECT(hrb_engine);         /* variant: 0 prefill, else tokens before decoding */

@@ -173,7 +173,7 @@ struct hri_kernels {
                        uint32_t n_groups, const float *w, size_t w_stride,
                        float *acc /* [G][n4+n2] */);
     /* Writes rows first_row..first_row + n - 1 into their lanes, the other lanes stay:
-     * c = z * inv_step + 7.5 (or 1.5), to nearest even, cut to 0..15 (or 3). z: rotated residuals,
+     * c = fma(z, inv_step, 7.5 or 1.5), to nearest even, cut to 0..15 (or 3). z: rotated residuals,
      * row stride z_stride >= n4 + n2 floats; a NaN becomes 0. */
     void (*pack_sketch)(const float *z, size_t z_stride, uint32_t n,
                         const float *inv_step /* [n4+n2] */, uint32_t n4, uint32_t n2,

@@ -9,13 +9,6 @@
 #define PREFETCH_FAR_BYTES  8192
 #define PREFETCH_NEAR_BYTES 384
 
-HRI_INLINE __m256i query_bytes(const int8_t *p)
-{
-    int32_t word;
-    memcpy(&word, p, sizeof word);
-    return _mm256_set1_epi32(word);
-}
-
 HRI_INLINE void store_scores(__m256i sum, const struct query_i8 *q, const float *step, float *out)
 {
     sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(q->excess));

@@ -9,20 +9,6 @@
 #define PREFETCH_FAR_BYTES  8192
 #define PREFETCH_NEAR_BYTES 384
 
-HRI_INLINE __m512i query_bytes(const int8_t *p)
-{
-    int32_t word;
-    memcpy(&word, p, sizeof word);
-    return _mm512_set1_epi32(word);
-}
-
-/* The intrinsic, but gcc 12 copies the sums to other registers and back around it. */
-HRI_INLINE __m512i add_products(__m512i sum, __m512i codes, __m512i query)
-{
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(query));
-    return sum;
-}
-
 HRI_INLINE void store_scores(__m512i high, __m512i low, const struct query_i8 *q, const float *step,
                              float *out)
 {

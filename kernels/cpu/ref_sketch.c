@@ -53,13 +53,12 @@ void hri_ref_sum_sketch(struct hri_sketch_rows s, uint32_t g, const uint32_t *gr
         sum_head(s, groups, n_groups, w + gh * w_stride, acc + (size_t)gh * (s.n4 + s.n2));
 }
 
-/* The code as the vector levels find it: two roundings, and a NaN is 0. */
+/* One rounding before the last, like the vector levels, so that codes are equal. */
 static uint8_t code_of(float z, float inv_step, float middle, float most)
 {
-    const float scaled = z * inv_step;
-    float x = scaled + middle;
+    float x = fmaf(z, inv_step, middle);
 
-    x = x > 0.0f ? x : 0.0f;
+    x = x > 0.0f ? x : 0.0f; /* a NaN becomes 0 */
     return (uint8_t)lrintf(x < most ? x : most);
 }
 

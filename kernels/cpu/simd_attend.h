@@ -6,49 +6,6 @@
 #include "kernels/cpu/simd_rows.h"
 #include "kernels/cpu/simd_softmax.h"
 
-/* The tiles of a run of rows or of a list of rows, one after the other: this tile's pointers, then
- * the next one's. */
-struct row_cursor {
-    const char *base; /* NULL: list */
-    size_t stride_bytes;
-    const void *const *list;
-    uint32_t n, at, step;
-    struct row_tile tile;
-    const void *pointers[2 * TILE_ROWS_MAX];
-};
-
-HRI_INLINE void cursor_init(struct row_cursor *cursor, const void *base, size_t stride_bytes,
-                            uint32_t n, enum element element, uint32_t width)
-{
-    cursor->base = base;
-    cursor->stride_bytes = stride_bytes;
-    cursor->list = NULL;
-    cursor->n = n;
-    cursor->at = 0;
-    cursor->step = tile_rows(width, element);
-    cursor->tile.element = element;
-}
-
-HRI_INLINE bool cursor_next(struct row_cursor *cursor)
-{
-    if (cursor->at >= cursor->n)
-        return false;
-    const uint32_t left = cursor->n - cursor->at;
-    const uint32_t last = left - 1;
-    const uint32_t filled = left <= cursor->step ? (left + 3) & ~3u : 2 * cursor->step;
-
-    for (uint32_t j = 0; j < filled; j++) {
-        size_t row = cursor->at + (j < last ? j : last);
-        cursor->pointers[j] =
-            cursor->base ? cursor->base + row * cursor->stride_bytes : cursor->list[row];
-    }
-    cursor->tile.rows = cursor->pointers;
-    cursor->tile.next = left > cursor->step ? cursor->pointers + cursor->step : NULL;
-    cursor->tile.n = left < cursor->step ? left : cursor->step;
-    cursor->at += cursor->tile.n;
-    return true;
-}
-
 /* x[i][n..] up to whole vectors = value. */
 HRI_INLINE void fill_tails(float *x, uint32_t g, uint32_t n, float value)
 {

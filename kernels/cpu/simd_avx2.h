@@ -223,4 +223,12 @@ HRI_INLINE void vf_transpose(vf r[VN])
         r[i] = t[i];
 }
 
+/* Four bytes of a query in every lane. */
+HRI_INLINE __m256i query_bytes(const int8_t *p)
+{
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return _mm256_set1_epi32(word);
+}
+
 #endif

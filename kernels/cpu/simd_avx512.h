@@ -235,4 +235,19 @@ HRI_INLINE void vf_transpose(vf r[VN])
         r[i] = t[i];
 }
 
+/* Four bytes of a query in every lane. */
+HRI_INLINE __m512i query_bytes(const int8_t *p)
+{
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+
+/* The intrinsic, but gcc 12 copies the sums to other registers and back around it. */
+HRI_INLINE __m512i add_products(__m512i sum, __m512i codes, __m512i query)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(query));
+    return sum;
+}
+
 #endif

@@ -78,8 +78,7 @@ static void check_pack(uint32_t n4, uint32_t n2, uint32_t first, uint32_t n, uin
                 const int code = code_at(codes, n4, n2, row, i), most = i < n4 ? 15 : 3;
                 int want = code_at(before, n4, n2, row, i);
                 if (written) {
-                    float x = z[(row - first) * stride + i] * inverse[i];
-                    x += i < n4 ? 7.5f : 1.5f;
+                    float x = fmaf(z[(row - first) * stride + i], inverse[i], i < n4 ? 7.5f : 1.5f);
                     want = !(x > 0.0f) ? 0 : x > (float)most ? most : (int)nearbyintf(x);
                 }
                 if (code != want)

@@ -1,0 +1,166 @@
+/* Scores of sketched rows with vpmaddubsw: half a line is 8 rows, a shift and a mask give 4
+ * dimensions of each as bytes, and products are added in 16 bits for as many lines as fit: 8 pairs
+ * of 4-bit codes (2 x 15 x 127 each) or 42 pairs of 2-bit codes (2 x 3 x 127). */
+#include "kernels/cpu/simd_avx2.h"
+
+#define SKETCH_HEADS 2
+#define VI_BYTES     32
+typedef __m256i vi;
+
+HRI_INLINE vi vi_load(const void *p)
+{
+    return _mm256_load_si256(p);
+}
+HRI_INLINE vi vi_set(int x)
+{
+    return _mm256_set1_epi16((int16_t)x);
+}
+HRI_INLINE vi vi_and(vi a, vi b)
+{
+    return _mm256_and_si256(a, b);
+}
+HRI_INLINE vi vi_shift_byte(vi a)
+{
+    return _mm256_srli_epi16(a, 8);
+}
+HRI_INLINE vi vi_turn(vi a)
+{
+    return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                      0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+}
+HRI_INLINE vi vi_add_pairs(vi sum, vi a, vi b)
+{
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum)); /* see add_products */
+    return sum;
+}
+HRI_INLINE __m128i vi_fold(vi a)
+{
+    return _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+}
+
+#include "kernels/cpu/simd_sketch.h"
+
+/* Lines whose products of two bytes fit 16 bits. */
+#define LINES_4BIT 4u
+#define LINES_2BIT 10u
+
+#define QUERIES 4
+
+/* Lines of one width in a group, and the queries' bytes for them. */
+struct part {
+    const int8_t (*bytes)[HR_HEAD_DIM_MAX];
+    const float *scale;
+    size_t offset; /* of the lines in the group */
+    uint32_t lines;
+};
+
+/* sum + products of bytes, added in pairs. The empty instruction keeps gcc from adding products
+ * among themselves first, for which it runs out of registers. */
+HRI_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i query)
+{
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, query));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
+/* total[i][half] += scale[i] * sum of `lines` lines from line `first`. */
+HRI_INLINE void add_lines(const int queries, const int bits, const struct part *part,
+                          const uint8_t *codes, uint32_t first, uint32_t lines,
+                          vf total[QUERIES][2])
+{
+    const __m256i mask = _mm256_set1_epi8((1 << bits) - 1), one = _mm256_set1_epi16(1);
+    __m256i sum[QUERIES][2];
+
+    HRI_UNROLL
+    for (int i = 0; i < queries; i++)
+        sum[i][0] = sum[i][1] = _mm256_setzero_si256();
+    for (uint32_t l = first; l < first + lines; l++) {
+        const __m256i x = _mm256_load_si256((const void *)(codes + (size_t)l * 64));
+        const __m256i y = _mm256_load_si256((const void *)(codes + (size_t)l * 64 + 32));
+        HRI_UNROLL
+        for (int s = 0; s < 8 / bits; s++) {
+            const __m256i a = _mm256_and_si256(_mm256_srli_epi16(x, bits * s), mask);
+            const __m256i b = _mm256_and_si256(_mm256_srli_epi16(y, bits * s), mask);
+            HRI_UNROLL
+            for (int i = 0; i < queries; i++) {
+                const __m256i q = query_bytes(part->bytes[i] + (l * (8 / bits) + (uint32_t)s) * 4);
+                sum[i][0] = add_products(sum[i][0], a, q);
+                sum[i][1] = add_products(sum[i][1], b, q);
+            }
+        }
+    }
+    HRI_UNROLL
+    for (int i = 0; i < queries; i++) {
+        HRI_UNROLL
+        for (int h = 0; h < 2; h++)
+            total[i][h] = vf_fma(_mm256_cvtepi32_ps(_mm256_madd_epi16(sum[i][h], one)),
+                                 vf_set(part->scale[i]), total[i][h]);
+    }
+}
+
+HRI_INLINE void score_group(const int queries, const struct part *four, const struct part *two,
+                            const float *offset, const uint8_t *codes, float *out,
+                            size_t out_stride)
+{
+    vf total[QUERIES][2];
+
+    HRI_UNROLL
+    for (int i = 0; i < queries; i++)
+        total[i][0] = total[i][1] = vf_set(offset[i]);
+    for (uint32_t l = 0; l < four->lines; l += LINES_4BIT)
+        add_lines(queries, 4, four, codes, l,
+                  four->lines - l < LINES_4BIT ? four->lines - l : LINES_4BIT, total);
+    codes += two->offset;
+    for (uint32_t l = 0; l < two->lines; l += LINES_2BIT)
+        add_lines(queries, 2, two, codes, l,
+                  two->lines - l < LINES_2BIT ? two->lines - l : LINES_2BIT, total);
+    HRI_UNROLL
+    for (int i = 0; i < queries; i++) {
+        vf_store(out + i * out_stride, total[i][0]);
+        vf_store(out + i * out_stride + 8, total[i][1]);
+    }
+}
+
+/* Some queries from the i-th, a few groups. */
+HRI_INLINE void score_groups(const int queries, const struct hri_sketch_query *q, uint32_t i,
+                             struct hri_sketch_rows s, const uint32_t *groups, uint32_t n,
+                             float *out, size_t out_stride)
+{
+    const struct part four = {q->q4 + i, q->scale4 + i, 0, s.n4 / 8};
+    const struct part two = {q->q2 + i, q->scale2 + i, (size_t)s.n4 * 8, s.n2 / 16};
+    const size_t bytes = hri_sketch_group_bytes(s.n4, s.n2);
+
+    out += i * out_stride;
+    for (uint32_t j = 0; j < n; j++)
+        score_group(queries, &four, &two, q->offset + i, s.codes + groups[j] * bytes,
+                    out + (size_t)16 * groups[j], out_stride);
+}
+
+/* Groups that stay in the first level while all queries use them. */
+#define TILE_GROUPS 8u
+/* How far ahead they are asked for. */
+#define AHEAD_GROUPS 8u
+
+void hri_avx2_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
+                           const uint32_t *groups, uint32_t n_groups, float *out, size_t out_stride)
+{
+    const size_t bytes = hri_sketch_group_bytes(s.n4, s.n2);
+
+    for (uint32_t j = 0; j < n_groups; j += TILE_GROUPS) {
+        const uint32_t n = n_groups - j < TILE_GROUPS ? n_groups - j : TILE_GROUPS;
+        const uint32_t *list = groups + j;
+        uint32_t i = 0;
+
+        for (uint32_t a = AHEAD_GROUPS; a < AHEAD_GROUPS + TILE_GROUPS && j + a < n_groups; a++)
+            prefetch_near(s.codes + list[a] * bytes, bytes);
+        for (; i + 4 <= g; i += 4)
+            score_groups(4, q, i, s, list, n, out, out_stride);
+        if (g - i == 3)
+            score_groups(3, q, i, s, list, n, out, out_stride);
+        else if (g - i == 2)
+            score_groups(2, q, i, s, list, n, out, out_stride);
+        else if (g - i == 1)
+            score_groups(1, q, i, s, list, n, out, out_stride);
+    }
+}
