@@ -447,7 +447,7 @@ static hr_status_t frames_create(hr_sequence_t *s)
     uint64_t fixed = hri_frames_bytes(&fo);
     fo.n_frames = 1024;
     uint64_t each = (hri_frames_bytes(&fo) - fixed) / 1024 + 1;
-    uint64_t need = (uint64_t)s->n_kv * (s->items_max / 2 + 1);
+    uint64_t need = (uint64_t)s->n_kv * (s->items_max + 1);
     double want = FRAME_STEPS * s->moved * s->tokens_max * s->row_bytes * s->n_kv * s->n_layers /
                   fo.frame_bytes;
     uint64_t fit = left > fixed ? (left - fixed) / each : 0;
@@ -482,7 +482,7 @@ static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
     uint64_t summaries =
         s->recipe.selector->unit == HRI_UNIT_BLOCKS ? heads * hri_index_device_bytes(&io) : 0;
     uint64_t frames =
-        (uint64_t)s->n_kv * (s->items_max / 2 + 1) * s->block_rows_max * s->code_bytes;
+        (uint64_t)s->n_kv * (s->items_max + 1) * s->block_rows_max * s->code_bytes;
     return hri_error_set(status,
                          "device tier: %" PRIu64
                          " bytes are not enough for this sequence; it needs at least about %" PRIu64

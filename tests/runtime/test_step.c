@@ -380,6 +380,39 @@ static void test_near_rows_are_everybodys(void **state)
     text_free(&t);
 }
 
+/* One layer, and rows that lie alone: blocks of few rows, so that a step takes more of them than frames
+ * of full blocks would hold. */
+static void test_many_small_blocks(void **state)
+{
+    (void)state;
+    enum { N = 4000 };
+    struct shape one = shape;
+    struct text t;
+    struct random random = {.state = 77};
+    one.n_layers = 1;
+    text_make(&t, &one, N, 31);
+    for (uint32_t i = 0; i < N; i += 9) { /* keys of their own, each liked by its query */
+        for (uint32_t j = 0; j < KV * D; j++) {
+            t.k[(size_t)i * KV * D + j] = (float)(4.0 * random_normal(&random));
+        }
+    }
+    const double moved[] = {0.0025, 0.005, 0.01, 0.04};
+    for (size_t m = 0; m < sizeof moved / sizeof *moved; m++) {
+        hr_runtime_t *rt = runtime_make(64u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+        hr_sequence_t *seq = sequence_make(rt, &one, N, "headrace:block=32", moved[m]);
+        float out[HEADS * D];
+        append(seq, &t, &one, 0, 0, N - 100);
+        for (uint32_t p = N - 100; p < N; p++) {
+            struct hr_attend_report r;
+            append(seq, &t, &one, 0, p, 1);
+            attend(seq, &t, &one, 0, p, 1, out, &r);
+        }
+        hr_sequence_destroy(seq);
+        assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    }
+    text_free(&t);
+}
+
 /* In the steady state of decoding nothing is allocated; segments reuse their memory. */
 static void test_steps_do_not_allocate(void **state)
 {
@@ -524,6 +557,7 @@ int main(void)
         cmocka_unit_test(test_refined_rows_are_told),
         cmocka_unit_test(test_predicted_errors_are_told),
         cmocka_unit_test(test_near_rows_are_everybodys),
+        cmocka_unit_test(test_many_small_blocks),
         cmocka_unit_test(test_steps_do_not_allocate),
         cmocka_unit_test(test_edges),
         cmocka_unit_test(test_tolerance),
