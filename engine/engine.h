@@ -112,6 +112,11 @@ struct hre_prefill_options {
      * NULL: none. */
     void (*all_logits)(void *context, uint32_t first_position, uint32_t n, const float *logits);
     void *all_logits_context;
+    /* What attention gets, layer by layer and chunk by chunk: q [n][n_q_heads][k_dim] and k
+     * [n][n_kv_heads][k_dim] rotated, v [n][n_kv_heads][v_dim], gone after the call. NULL: none. */
+    void (*rows)(void *context, uint32_t layer, uint32_t first_position, uint32_t n, const float *q,
+                 const float *k, const float *v);
+    void *rows_context;
     int settle; /* after the last token, index all sequences (else the first recipe step does) */
 };
 void hre_prefill_options_init(struct hre_prefill_options *options);

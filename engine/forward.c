@@ -289,6 +289,10 @@ static hr_status_t run_layer(struct hre_session *s, struct hre_pass *pass, uint3
 
     run_rows(&job, norm_item);
     project(s, layer, pass->n, n_queries);
+    if (pass->watch) {
+        pass->watch->rows(pass->watch->rows_context, i, s->lengths[pass->first_sequence], pass->n,
+                          s->q, s->k, s->v);
+    }
     hre_workers_rest(s->model->workers);
     hr_status_t status = append(s, pass, i);
     if (status != HR_OK || n_queries == 0) {

@@ -210,7 +210,8 @@ static hr_status_t prefill_chunk(struct hre_session *s, const uint32_t *ids, uin
 
     hr_attend_options_init(&pass.attend);
     pass.attend.mode = HR_ATTEND_EXACT;
-    pass.rows_needed = options->all_logits ? n : last && logits_last_out ? 1 : 0;
+    pass.watch = options->rows ? options : NULL;
+    pass.rows_needed = options->all_logits || options->rows ? n : last && logits_last_out ? 1 : 0;
     hr_status_t status = hre_forward(s, &pass);
     s->stats.prefill_append_ns += pass.times.append_ns;
     s->stats.prefill_attend_ns += pass.times.attend_ns;
