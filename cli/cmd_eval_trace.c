@@ -39,6 +39,9 @@ static int parse(int argc, char **argv, struct cli_trace_options *o)
         CLI_OPTION("tolerance", CLI_FRACTION, &o->tolerance, "X",
                    "stop earlier, when the predicted error is below X; 0: spend the budget"),
         CLI_RANGE("seed", CLI_COUNT, &o->seed, "S", 0, 0, "of grouping [0]"),
+        CLI_OPTION("head-gates", CLI_STRING, &o->head_gates, "FILE",
+                   "which heads retrieve, for recipes that split them: a line per layer of the "
+                   "model, a gate from 0 to 1 per kv-head"),
         CLI_HEADING("Where the rows lie:"),
         CLI_WORD("tier", &o->tier, "TIER", "host file", "host memory, or a file"),
         CLI_OPTION("file-dir", CLI_STRING, &o->file_dir, "DIR",
@@ -54,6 +57,7 @@ static int parse(int argc, char **argv, struct cli_trace_options *o)
                    "also write the results as JSON; - is standard output, text then goes to "
                    "standard error"),
         CLI_OPTION("csv", CLI_STRING, &o->csv, "FILE", "also write them as CSV"),
+        CLI_OPTION("html", CLI_STRING, &o->html, "FILE", "also write a page with pictures of them"),
         CLI_OPTION("dump", CLI_STRING, &o->dump, "DIR",
                    "also write every output, as DIR/TRACE/RECIPE_MOVED.npy"),
         CLI_SWITCH("quiet", &o->quiet, "no progress"),
@@ -70,6 +74,11 @@ static int check(struct cli_trace_options *o)
     for (size_t i = 0; i < o->recipes.n && code < 0; i++)
         code = cli_recipe_resolve(command.name, o->recipes.name[i], o->recipes.name[i],
                                   sizeof o->recipes.name[i]);
+    for (size_t i = 0; i < o->recipes.n && code < 0; i++) {
+        if (cli_trace_needs_gates(o->recipes.name[i]) && !o->head_gates)
+            code = cli_usage_error(command.name, "recipe %s needs --head-gates FILE",
+                                   o->recipes.name[i]);
+    }
     int to_stdout = (o->json && strcmp(o->json, "-") == 0) + (o->csv && strcmp(o->csv, "-") == 0) +
                     (o->html && strcmp(o->html, "-") == 0);
     if (code < 0 && to_stdout > 1)
@@ -84,52 +93,6 @@ static int check(struct cli_trace_options *o)
     return -1;
 }
 
-/* --------------------------------------------------------------------------- the same for everybody */
-
-/* What the comparison sets where a recipe has the parameter and its text does not say otherwise: the
- * same sink and window, and no blocks used beyond the budget because they happen to lie in frames. */
-static const char *const equal[] = {"sink=4", "window=64", "reuse=0"};
-
-static bool says(const char *recipe, const char *setting)
-{
-    size_t n = strcspn(setting, "=") + 1;
-    for (const char *at = strchr(recipe, ':'); at; at = strchr(at + 1, ',')) {
-        if (strncmp(at + 1, setting, n) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* "faiss:IVF256,Flat": what follows the colon is passed on as it stands. */
-static bool has_argument(const char *recipe)
-{
-    const char *colon = strchr(recipe, ':');
-    return colon && !memchr(colon, '=', strcspn(colon, ","));
-}
-
-static uint32_t setting_of(const char *recipe, const char *key, uint32_t otherwise)
-{
-    for (const char *at = strchr(recipe, ':'); at; at = strchr(at + 1, ',')) {
-        if (strncmp(at + 1, key, strlen(key)) == 0 && at[1 + strlen(key)] == '=')
-            return (uint32_t)strtoul(at + 2 + strlen(key), NULL, 10);
-    }
-    return otherwise;
-}
-
-static void equalise(const char *recipe, struct cli_trace_item *item)
-{
-    snprintf(item->used, sizeof item->used, "%s", recipe);
-    for (size_t i = 0; i < sizeof equal / sizeof equal[0] && !has_argument(recipe); i++) {
-        char longer[CLI_TRACE_RECIPE_MAX];
-        int n = snprintf(longer, sizeof longer, "%.*s%c%s", (int)sizeof longer - 32, item->used,
-                         strchr(item->used, ':') ? ',' : ':', equal[i]);
-        if (!says(recipe, equal[i]) && n < (int)sizeof longer && cli_recipe_works(longer))
-            snprintf(item->used, sizeof item->used, "%s", longer);
-    }
-    item->sink = setting_of(item->used, "sink", 4);
-    item->window = setting_of(item->used, "window", 64);
-}
-
 /* ------------------------------------------------------------------------------------------ run */
 
 static int plan(struct cli_trace_eval *eval)
@@ -142,7 +105,7 @@ static int plan(struct cli_trace_eval *eval)
         return cli_fail("out of memory");
     for (size_t i = 0; i < o->recipes.n; i++) {
         struct cli_trace_item first = {0};
-        equalise(o->recipes.name[i], &first);
+        cli_trace_equalise(o->recipes.name[i], &first);
         for (size_t t = 0; t < o->folders.n; t++) {
             for (size_t j = 0; j < o->moved.n; j++) {
                 struct cli_trace_item *item = cli_trace_item_at(eval, t, i, j);
@@ -177,20 +140,24 @@ static int run_trace(struct cli_trace_eval *eval, size_t at, struct cli_progress
     size_t n = o->recipes.n * o->moved.n;
     struct cli_trace trace = {0};
     struct cli_trace_truth truth = {0};
+    float *gates = NULL;
     int code = cli_trace_load(o->folders.text[at], &trace);
+    if (code == 0)
+        code = cli_trace_gates(o->head_gates, &trace, &gates);
     if (code == 0)
         code = cli_trace_truth_make(&trace, &truth);
     if (code == 0)
         code = about(&eval->traces[at], &trace);
     for (size_t i = 0; i < n && code == 0 && !cli_stop_signal(); i++) {
         struct cli_trace_item *item = &eval->items[at * n + i];
-        code = cli_trace_item_run(o, &trace, &truth, item);
+        code = cli_trace_item_run(o, &trace, &truth, gates, item);
         if (!o->dump) {
             free(item->out);
             item->out = NULL;
         }
         cli_progress_update(progress, at * n + i + 1);
     }
+    free(gates);
     cli_trace_truth_fini(&truth);
     cli_trace_fini(&trace);
     return code;
@@ -202,7 +169,11 @@ static int look(const struct cli_trace_options *o)
     int code = 0;
     for (size_t i = 0; i < o->folders.n && code == 0; i++) {
         struct cli_trace trace = {0};
+        float *gates = NULL;
         code = cli_trace_load(o->folders.text[i], &trace);
+        if (code == 0)
+            code = cli_trace_gates(o->head_gates, &trace, &gates);
+        free(gates);
         for (size_t j = 0; j < i && code == 0; j++) {
             char *other = cli_folder_name(o->folders.text[j]);
             if (other && strcmp(other, trace.name) == 0)
@@ -288,6 +259,8 @@ static int finish(const struct cli_trace_eval *eval)
     cJSON_Delete(json);
     if (code == 0 && o->csv)
         code = write_text(o->csv, cli_trace_csv(eval));
+    if (code == 0 && o->html)
+        code = write_text(o->html, cli_trace_html(eval));
     if (code == 0)
         code = dump(eval);
     return code;

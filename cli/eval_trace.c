@@ -12,6 +12,7 @@ struct pass {
     const struct cli_trace_options *options;
     const struct cli_trace *trace;
     const struct cli_trace_truth *truth;
+    const float *gates;
     struct cli_trace_item *item;
     hr_runtime_t *runtime;
     hr_sequence_t *sequence;
@@ -72,6 +73,7 @@ static hr_status_t open_sequence(struct pass *p)
     options.tolerance = p->options->tolerance;
     options.seed = p->options->seed;
     options.keep_tokens = 1;
+    options.head_gates = p->gates;
     return hr_sequence_create(p->runtime, &options, &p->sequence);
 }
 
@@ -285,9 +287,10 @@ static hr_status_t run(struct pass *p)
 }
 
 int cli_trace_item_run(const struct cli_trace_options *o, const struct cli_trace *trace,
-                       const struct cli_trace_truth *truth, struct cli_trace_item *item)
+                       const struct cli_trace_truth *truth, const float *gates,
+                       struct cli_trace_item *item)
 {
-    struct pass p = {.options = o, .trace = trace, .truth = truth, .item = item};
+    struct pass p = {.options = o, .trace = trace, .truth = truth, .gates = gates, .item = item};
     int code = open_item(&p);
     hr_status_t status = HR_OK;
     if (code == 0)

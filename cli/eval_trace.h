@@ -19,7 +19,7 @@ struct cli_trace_options {
     struct cli_operands folders;
     struct cli_names recipes;
     struct cli_shares moved;
-    const char *tier, *file_dir, *cpu, *json, *csv, *html, *dump;
+    const char *tier, *file_dir, *cpu, *json, *csv, *html, *dump, *head_gates;
     uint64_t threads, seed, host_bytes;
     double tolerance;
     bool quiet;
@@ -49,9 +49,17 @@ struct cli_trace_item {
     bool done;
 };
 
-/* Runs it; arrays are allocated. 0, or an exit code after a message. */
+/* Sets used, sink and window: the recipe as it is compared with others. */
+void cli_trace_equalise(const char *recipe, struct cli_trace_item *item);
+bool cli_trace_needs_gates(const char *recipe);
+/* The trace's line of a table of head gates, [n_kv_heads], the caller's; path NULL: *gates_out is NULL. 0, or an
+ * exit code after a message. */
+int cli_trace_gates(const char *path, const struct cli_trace *trace, float **gates_out);
+
+/* Runs it; arrays are allocated. gates may be NULL. 0, or an exit code after a message. */
 int cli_trace_item_run(const struct cli_trace_options *o, const struct cli_trace *trace,
-                       const struct cli_trace_truth *truth, struct cli_trace_item *item);
+                       const struct cli_trace_truth *truth, const float *gates,
+                       struct cli_trace_item *item);
 void cli_trace_item_fini(struct cli_trace_item *item);
 
 /* What all traces have in common in the reports. */
@@ -86,6 +94,9 @@ struct cli_trace_figures {
 /* trace SIZE_MAX: all. False when nothing is there (or memory was short). */
 bool cli_trace_figures(const struct cli_trace_eval *eval, size_t trace, size_t recipe, size_t moved,
                        struct cli_trace_figures *figures_out);
+
+/* Recipes that have figures, best first: by the mean error over all traces at the largest budget. */
+size_t cli_trace_rank(const struct cli_trace_eval *eval, size_t order[CLI_LIST_MAX]);
 
 void cli_trace_print(FILE *file, const struct cli_trace_eval *eval);
 cJSON *cli_trace_json(const struct cli_trace_eval *eval);

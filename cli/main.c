@@ -20,6 +20,7 @@ static const struct {
     {"run", cli_run,
      "read a text with a model whose KV cache is spread over tiers, answer, and report"},
     {"eval", cli_eval, "compare recipes with dense attention on a model and a text"},
+    {"trace", cli_trace, "record the rows and queries of a model's layers"},
 #if HR_HAVE_BENCH
     {"bench", cli_bench, "measure the hot paths beside the machine's limits and their peers"},
 #endif

@@ -174,11 +174,6 @@ int cli_recipe_check(const char *command, const char *recipe)
     return hr_recipe_check(recipe) == HR_OK ? -1 : cli_usage_error(command, "%s", hr_last_error());
 }
 
-bool cli_recipe_works(const char *recipe)
-{
-    return hr_recipe_check(recipe) == HR_OK;
-}
-
 int cli_recipe_resolve(const char *command, const char *given, char *text, size_t text_bytes)
 {
     if (*given != '@') {

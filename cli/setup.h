@@ -65,8 +65,6 @@ const char *cli_recipe_help(void);
 /* Refuses a recipe that the library does not know before a model is opened: -1, or the exit code
  * after a message. */
 int cli_recipe_check(const char *command, const char *recipe);
-/* Whether the library takes it, without messages. */
-bool cli_recipe_works(const char *recipe);
 
 /* "@FILE" becomes the recipe in that file, anything else itself; checked. -1, or the exit code after a
  * message. text may be given. */

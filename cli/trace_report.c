@@ -23,9 +23,9 @@ static int by_key(const void *a, const void *b)
                             : (x->recipe > y->recipe) - (x->recipe < y->recipe);
 }
 
-/* Best first, by the mean error over all traces at the largest budget. */
-static size_t rank_recipes(const struct cli_trace_eval *eval, struct ranked *ranked)
+size_t cli_trace_rank(const struct cli_trace_eval *eval, size_t order[CLI_LIST_MAX])
 {
+    struct ranked ranked[CLI_LIST_MAX];
     const struct cli_trace_options *o = eval->options;
     size_t n = 0;
     for (size_t i = 0; i < o->recipes.n; i++) {
@@ -39,6 +39,8 @@ static size_t rank_recipes(const struct cli_trace_eval *eval, struct ranked *ran
             ranked[n++] = (struct ranked){i, f.error_mean};
     }
     qsort(ranked, n, sizeof *ranked, by_key);
+    for (size_t i = 0; i < n; i++)
+        order[i] = ranked[i].recipe;
     return n;
 }
 
@@ -64,7 +66,7 @@ static void print_heads(FILE *file, const struct cli_trace_options *o, int width
 }
 
 static void print_errors(FILE *file, const struct cli_trace_eval *eval, size_t trace,
-                         const struct ranked *ranked, size_t n)
+                         const size_t *order, size_t n)
 {
     const struct cli_trace_options *o = eval->options;
     int width = name_width(o);
@@ -72,7 +74,7 @@ static void print_errors(FILE *file, const struct cli_trace_eval *eval, size_t t
     char text[32];
     print_heads(file, o, width);
     for (size_t i = 0; i < n; i++) {
-        size_t r = ranked[i].recipe;
+        size_t r = order[i];
         bool named = false;
         for (size_t j = 0; j < o->moved.n; j++) {
             bool there = cli_trace_figures(eval, trace, r, j, &f);
@@ -90,8 +92,8 @@ static void print_errors(FILE *file, const struct cli_trace_eval *eval, size_t t
     }
 }
 
-static void print_details(FILE *file, const struct cli_trace_eval *eval,
-                          const struct ranked *ranked, size_t n)
+static void print_details(FILE *file, const struct cli_trace_eval *eval, const size_t *order,
+                          size_t n)
 {
     const struct cli_trace_options *o = eval->options;
     int width = name_width(o);
@@ -101,12 +103,12 @@ static void print_details(FILE *file, const struct cli_trace_eval *eval,
             "fetched", "recall", "predicted", "in 2x", "large", "a step");
     for (size_t i = 0; i < n; i++) {
         for (size_t j = 0; j < o->moved.n; j++) {
-            if (!cli_trace_figures(eval, SIZE_MAX, ranked[i].recipe, j, &f))
+            if (!cli_trace_figures(eval, SIZE_MAX, order[i], j, &f))
                 continue;
             bool predicts = f.predicted_mean > 0;
             cli_format_share(f.within_2x, within, sizeof within);
             cli_format_share(f.within_2x_large, large, sizeof large);
-            fprintf(file, "%-*s %7s %8s %8s %8s ", width, o->recipes.name[ranked[i].recipe],
+            fprintf(file, "%-*s %7s %8s %8s %8s ", width, o->recipes.name[order[i]],
                     o->moved.text[j], cli_format_share(f.moved_fraction, moved, sizeof moved),
                     cli_format_share(f.fetched_fraction, fetched, sizeof fetched),
                     cli_format_share(f.mass_recall, recall, sizeof recall));
@@ -121,8 +123,8 @@ static void print_details(FILE *file, const struct cli_trace_eval *eval,
 
 void cli_trace_print(FILE *file, const struct cli_trace_eval *eval)
 {
-    struct ranked ranked[CLI_LIST_MAX];
-    size_t n = rank_recipes(eval, ranked), n_traces = eval->options->folders.n;
+    size_t order[CLI_LIST_MAX], n = cli_trace_rank(eval, order),
+                                n_traces = eval->options->folders.n;
     for (size_t t = 0; t < n_traces; t++) {
         const struct cli_trace_about *a = &eval->traces[t];
         if (!a->name)
@@ -131,15 +133,15 @@ void cli_trace_print(FILE *file, const struct cli_trace_eval *eval)
                 a->name, a->model, a->layer, a->n_q_heads, a->n_kv_heads, a->head_dim, a->n_tokens,
                 a->n_queries);
         if (n_traces > 1) {
-            print_errors(file, eval, t, ranked, n);
+            print_errors(file, eval, t, order, n);
             fputc('\n', file);
         }
     }
     if (n_traces > 1)
         fprintf(file, "all traces\n");
-    print_errors(file, eval, SIZE_MAX, ranked, n);
+    print_errors(file, eval, SIZE_MAX, order, n);
     fputc('\n', file);
-    print_details(file, eval, ranked, n);
+    print_details(file, eval, order, n);
     fprintf(
         file,
         "\nerror: |out - full| / |full| against full attention in double, mean and 95th percentile "
