@@ -31,4 +31,9 @@ size_t hri_group_kmeans_work_bytes(uint32_t n, uint32_t d, uint32_t target);
 uint32_t hri_group_kmeans(const struct hri_group_in *in, void *work, uint32_t *order,
                           uint32_t *block_rows);
 
+/* Plain k-means into n / target clusters of any size, as published systems do it: order[] by cluster, rows of a
+ * cluster ascending; cluster_rows[hri_group_blocks_max]. Returns the clusters that have rows. Same work. */
+uint32_t hri_group_clusters(const struct hri_group_in *in, void *work, uint32_t *order,
+                            uint32_t *cluster_rows);
+
 #endif

@@ -369,3 +369,15 @@ uint32_t hri_group_kmeans(const struct hri_group_in *in, void *work, uint32_t *o
     write_blocks(&w, n_ranges, in->n, w.nearest, order, block_rows);
     return n_ranges;
 }
+
+uint32_t hri_group_clusters(const struct hri_group_in *in, void *work, uint32_t *order,
+                            uint32_t *cluster_rows)
+{
+    struct work w = take_work(work, in->n, in->d, in->target);
+    uint32_t k = in->n / in->target ? in->n / in->target : 1;
+    cluster(in, k, &w);
+    uint32_t n_ranges = make_ranges(in, k, &w, order);
+    for (uint32_t i = 0; i < n_ranges; i++)
+        cluster_rows[i] = w.ranges[i].n;
+    return n_ranges;
+}

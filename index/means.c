@@ -20,9 +20,9 @@ uint64_t hri_means_bytes(const struct hri_index_options *o, uint32_t n, bool wit
 hr_status_t hri_means_create(struct hri_means *means, const struct hri_index_options *o,
                              uint32_t n_max, bool with_v)
 {
-    means->k = hri_aligned(o->device, 64, ((size_t)n_max * o->k_dim + 1) * sizeof *means->k);
+    means->k = hri_aligned(o->device, 64, (size_t)n_max * o->k_dim * sizeof *means->k);
     if (with_v)
-        means->v = hri_aligned(o->device, 64, ((size_t)n_max * o->v_dim + 1) * sizeof *means->v);
+        means->v = hri_aligned(o->device, 64, (size_t)n_max * o->v_dim * sizeof *means->v);
     if (!means->k || (with_v && !means->v)) {
         hri_means_destroy(means, o);
         return hri_alloc_status();

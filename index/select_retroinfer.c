@@ -1,118 +1,141 @@
-/* RetroInfer (arXiv 2505.02922, section 4): spherical k-means on mean-centred keys inside segments,
- * about 16 tokens per cluster. The clusters with the most attention per row (softmax over clusters
- * per query head, summed over the group) are attended exactly, the next share of the clusters is
- * estimated from centroid, row count and mean value, the rest is dropped.
+/* RetroInfer (arXiv 2505.02922, section 4): spherical k-means on mean-centred keys inside segments, about 16 tokens per
+ * cluster. Clusters are ranked by the softmax of query times centroid, summed over the group: the best are attended
+ * exactly, the next share of them is estimated by exp(q . centroid) with row count and mean value, the rest is dropped.
  *
- * Two things differ from the paper, both in the index's favour or neutral: centroids and mean
- * values are kept as int8, and a cluster larger than a block may be is several blocks with a
- * summary each. */
-#include "index/group.h"
-#include "index/head.h"
+ * Centroids and mean values are float16, the precision they are published with. A cluster that is larger than a block
+ * may be lies in several blocks, which are only taken together; its summary is one. */
+#include "index/clusters.h"
 #include "index/params.h"
 
+#include <math.h>
 #include <string.h>
 
 static uint64_t device_bytes(const struct hri_index_options *o)
 {
-    return hri_summary_bytes(o, o->blocks_max);
+    return hri_clusters_bytes(o, o->blocks_max, true);
 }
 
 static uint64_t held_bytes(const struct hri_index_head *head, uint32_t n_blocks)
 {
-    return hri_summary_bytes(&head->options, n_blocks);
+    const struct hri_clusters *clusters = head->state;
+    return n_blocks ? hri_clusters_bytes(&head->options, clusters->n, true) : 0;
 }
 
-static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
+static hr_status_t create(struct hri_index_head *head)
 {
-    return hri_round_up((uint64_t)n * o->k_dim * sizeof(float), 64) +
-           hri_group_kmeans_work_bytes(n, o->k_dim, hri_index_target_rows(&o->recipe)) +
-           2 * (size_t)(o->k_dim + o->v_dim) * sizeof(float) + 256;
+    head->state = hri_calloc(head->options.scratch, 1, sizeof(struct hri_clusters));
+    if (!head->state)
+        return hri_alloc_status();
+    hr_status_t status = hri_clusters_create(head->state, &head->options, true);
+    if (status != HR_OK)
+        hri_free(head->options.scratch, head->state);
+    return status;
+}
+
+static void destroy(struct hri_index_head *head)
+{
+    hri_clusters_destroy(head->state, &head->options);
+    hri_free(head->options.scratch, head->state);
 }
 
 static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
 {
-    uint32_t d = head->options.k_dim, n = segment->n;
-    double mean[HR_HEAD_DIM_MAX] = {0};
-    float *y = segment->workspace;
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t j = 0; j < d; j++)
-            mean[j] += segment->k[(size_t)i * d + j];
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t j = 0; j < d; j++)
-            y[(size_t)i * d + j] = segment->k[(size_t)i * d + j] - (float)(mean[j] / n);
-    struct hri_group_in in = {.kernels = head->options.kernels,
-                              .y = y,
-                              .n = n,
-                              .d = d,
-                              .target = segment->target,
-                              .cap = segment->cap,
-                              .iterations =
-                                  (uint32_t)hri_recipe_value(&head->options.recipe, "iterations"),
-                              .spherical = true};
-    void *work = (char *)segment->workspace + hri_round_up((uint64_t)n * d * sizeof(float), 64);
-    segment->n_blocks = hri_group_kmeans(&in, work, segment->order, segment->block_rows);
+    uint32_t *cluster_rows;
+    uint32_t n = hri_centred_clusters(head, segment, segment->n, &cluster_rows);
+    hri_clusters_add(head->state, head, segment, cluster_rows, n);
     return HR_OK;
 }
 
-static hr_status_t summarise(struct hri_index_head *head, const struct hri_segment *segment)
+/* step->mark: 1 where the cluster is estimated. */
+static void mark_zone(const struct hri_index_head *head, const struct hri_clusters *clusters,
+                      struct hri_step *step)
 {
-    hri_summary_add(head, segment);
-    return HR_OK;
+    uint32_t n = clusters->n,
+             zone = (uint32_t)(hri_recipe_value(&head->options.recipe, "estimate") * n);
+    for (uint32_t c = 0; c < n; c++)
+        step->ranked[c] = (struct hri_ranked){step->mark[c] ? -1 : step->work[c], c};
+    memset(step->mark, 0, n);
+    hri_rank_select(step->ranked, n, zone);
+    for (uint32_t i = 0; i < zone; i++)
+        step->mark[step->ranked[i].item] = step->ranked[i].key >= 0;
 }
 
-/* step->mark: 1 where the block is estimated. */
 static hr_status_t select_clusters(struct hri_index_head *head, const struct hri_select_in *in,
                                    struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
+    struct hri_clusters *clusters = head->state;
     struct hri_step step = hri_step_at(head, in);
-    uint32_t n = head->n_blocks;
-    hri_step_first_order(head, &step);
-    hri_summary_dots(head, in->q, step.dots, step.stride);
-    hri_step_weigh(head, in, &step);
+    hri_clusters_heal(clusters, head);
+    uint32_t n = clusters->n;
+    hri_means_dots(&clusters->means, o, in->q, n, step.dots, step.stride);
     memset(step.work, 0, n * sizeof(float));
-    for (uint32_t g = 0; g < o->g; g++)
-        for (uint32_t b = 0; b < n; b++)
-            step.work[b] += step.weight[g * step.stride + b] / step.total[g];
-    for (uint32_t b = 0; b < n; b++)
-        step.ranked[b] = (struct hri_ranked){step.work[b] / head->block_rows[b], b};
-    struct hri_take take = {.ranked = step.ranked, .n = n, .budget_bytes = in->budget_bytes};
-    hri_take_blocks(head, in, &take, out);
-
-    uint32_t zone = (uint32_t)(hri_recipe_value(&o->recipe, "estimate") * n);
-    for (uint32_t i = 0; i < out->n_items; i++)
-        step.work[out->items[i]] = -1;
-    for (uint32_t b = 0; b < n; b++)
-        step.ranked[b] = (struct hri_ranked){step.work[b], b};
-    memset(step.mark, 0, n);
-    hri_rank_select(step.ranked, n, zone);
-    for (uint32_t i = 0; i < zone; i++)
-        step.mark[step.ranked[i].item] = step.ranked[i].key >= 0;
+    for (uint32_t g = 0; g < o->g; g++) {
+        float *weight = step.weight + g * step.stride;
+        hri_softmax(o->kernels, step.dots + g * step.stride, weight, n);
+        for (uint32_t c = 0; c < n; c++)
+            step.work[c] += weight[c];
+    }
+    for (uint32_t c = 0; c < n; c++)
+        step.ranked[c] = (struct hri_ranked){step.work[c], c};
+    hri_clusters_take(clusters, head, in, step.ranked, n, step.mark, out);
+    mark_zone(head, clusters, &step);
     return HR_OK;
+}
+
+/* n_rows of a cluster as one summary. */
+static void add_estimate(struct hri_index_head *head, const struct hri_step *step, uint32_t c,
+                         uint32_t n_rows, struct hri_partial *part)
+{
+    const struct hri_index_options *o = &head->options;
+    const struct hri_clusters *clusters = head->state;
+    float log_weight[HR_GROUP_MAX], value[HR_GROUP_MAX * HR_HEAD_DIM_MAX];
+    hri_means_read(&clusters->means, o, c, NULL, value);
+    for (uint32_t g = 0; g < o->g; g++) {
+        log_weight[g] = step->dots[g * step->stride + c] + logf((float)n_rows);
+        memmove(value + (size_t)g * o->v_dim, value, o->v_dim * sizeof(float));
+    }
+    hri_partial_add(part, o->g, o->v_dim, log_weight, value);
 }
 
 static uint32_t estimate(struct hri_index_head *head, const struct hri_select_in *in,
                          const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
                          struct hri_partial *part)
 {
+    const struct hri_clusters *clusters = head->state;
     struct hri_step step = hri_step_at(head, in);
-    if (out)
-        return hri_step_estimate_marked(head, &step, part);
-    hri_step_estimate_listed(head, &step, blocks, n, part);
-    return n;
+    uint32_t n_blocks = 0;
+    for (uint32_t i = 0; !out && i < n; i++, n_blocks++)
+        add_estimate(head, &step, hri_clusters_of(clusters, blocks[i]), head->block_rows[blocks[i]],
+                     part);
+    for (uint32_t c = 0; out && c < clusters->n; c++) {
+        if (!step.mark[c])
+            continue;
+        add_estimate(head, &step, c, clusters->cluster[c].n_rows, part);
+        n_blocks += clusters->cluster[c].n_blocks;
+    }
+    return n_blocks;
+}
+
+static void centers(const struct hri_index_head *head, uint32_t block, float *k_center,
+                    float *v_center)
+{
+    const struct hri_clusters *clusters = head->state;
+    hri_means_read(&clusters->means, &head->options, hri_clusters_of(clusters, block), k_center,
+                   v_center);
 }
 
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
-    .create = hri_summary_create,
-    .destroy = hri_summary_destroy,
-    .workspace_bytes = workspace_bytes,
+    .create = create,
+    .destroy = destroy,
+    .workspace_bytes = hri_centred_workspace_bytes,
     .group = group,
-    .summarise = summarise,
     .scratch_bytes = hri_step_bytes,
     .select = select_clusters,
     .estimate = estimate,
+    .centers = centers,
 };
 
 static const struct hri_param params_retroinfer[] = {
@@ -134,6 +157,7 @@ const struct hri_selector hri_selector_retroinfer = {
     .source = "RetroInfer, arXiv 2505.02922, section 4",
     .unit = HRI_UNIT_BLOCKS,
     .codec = HRI_CODEC_EXACT,
+    .splits_clusters = true,
     .params = params_retroinfer,
     .ops = &ops,
 };

@@ -183,6 +183,9 @@ static struct hri_index_options options_for(const char *recipe, struct hri_alloc
                                   .scale = 1,
                                   .horizon_tokens = 100,
                                   .blocks_max = 70,
+                                  .rows_max = 1000,
+                                  .n_layers = 1,
+                                  .n_heads = 1,
                                   .kernels = hri_kernels_get(hri_kernels_best()),
                                   .device = device,
                                   .scratch = scratch};
@@ -205,17 +208,22 @@ static void test_memory(void **state)
         struct synth rows = synth_make(&rng, N, 64, 48);
         float *q = synth_queries(&rng, &rows, 20, 2), *scores = synth_normal(&rng, 2 * N, 1);
         struct hri_index_options o = options_for(hri_selector_at(i)->name, &device, &scratch);
+        o.blocks_max = 256; /* of 8 rows and more */
         assert_int_equal(hri_index_head_create(&o, &head), HR_OK);
         assert_int_equal(device.live_bytes, hri_index_device_bytes(&o));
         void *workspace = NULL, *step = NULL;
         uint32_t order[N], block_rows[N], items[N], n_blocks;
         assert_int_equal(posix_memalign(&workspace, 64, hri_index_workspace_bytes(&o, N)), 0);
         assert_int_equal(posix_memalign(&step, 64, hri_index_step_scratch_bytes(&o)), 0);
-        uint64_t before = device.alloc_count + scratch.alloc_count;
         hri_index_observe(head, q, 20, 0);
-        assert_int_equal(
-            hri_index_add(head, rows.k, rows.v, N, N, workspace, order, block_rows, &n_blocks),
-            HR_OK);
+        if (hri_index_prepares(&o.recipe))
+            assert_int_equal(hri_index_prepare(&head, 1, rows.k, rows.v, N, 0), HR_OK);
+        assert_int_equal(hri_index_adds_rows(&o.recipe)
+                             ? hri_index_add_rows(head, rows.k, rows.v, N, 0, N)
+                             : hri_index_add(head, rows.k, rows.v, N, N, workspace, order,
+                                             block_rows, &n_blocks),
+                         HR_OK);
+        uint64_t before = device.alloc_count + scratch.alloc_count;
         assert_true(hri_index_summary_bytes(head) <= hri_index_device_bytes(&o));
         struct test_part near;
         test_part_clear(&near, 2, 48);
@@ -229,7 +237,10 @@ static void test_memory(void **state)
                                    .row_scores = scores,
                                    .row_scores_stride = N};
         struct hri_select_out out = {.items = items, .items_max = N};
-        assert_int_equal(hri_index_select(head, &in, &out), HR_OK);
+        assert_int_equal(hri_index_selects_layers(&o.recipe)
+                             ? hri_index_select_layer(&head, 1, &in, &out)
+                             : hri_index_select(head, &in, &out),
+                         HR_OK);
         hri_index_estimate(head, &in, &out, &near.part, NULL);
         assert_int_equal(device.alloc_count + scratch.alloc_count, before);
         hri_index_head_destroy(head);

@@ -1,4 +1,5 @@
 /* What selectors choose against naive versions of their rules; budgets, tolerance, residency. */
+#include "index/clusters.h"
 #include "index_test.h"
 
 #define N  1500
@@ -172,44 +173,60 @@ static void test_quest(void **state)
     fixture_free(f);
 }
 
-/* Weight of a cluster by the paper's rule: softmax over clusters and what is near, summed over the
- * group. */
-static void cluster_weights(struct fixture *f, const float *q, uint32_t near_rows, double *weight)
+/* Weight of a cluster by the paper's rule: softmax over the clusters' centroids, summed over the group. */
+static void cluster_weights(struct fixture *f, const float *q, double *weight)
 {
+    const struct hri_clusters *clusters = f->b.head->state;
     float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
-    uint32_t n = hri_index_blocks(f->b.head);
     memset(weight, 0, N * sizeof *weight);
     for (uint32_t g = 0; g < f->g; g++) {
-        double mass[N], total = 0;
-        for (uint32_t b = 0; b < n; b++) {
-            hri_index_centers(f->b.head, b, k_center, v_center);
-            total += mass[b] =
-                hri_index_block_rows(f->b.head, b) * exp(dot(q + g * DK, k_center, DK));
+        double share[N], total = 0;
+        for (uint32_t c = 0; c < clusters->n; c++) {
+            hri_index_centers(f->b.head, clusters->cluster[c].first_block, k_center, v_center);
+            total += share[c] = exp(dot(q + g * DK, k_center, DK));
         }
-        for (uint32_t r = 0; r < near_rows; r++)
-            total += exp(dot(q + g * DK, f->rows.k + (size_t)r * DK, DK));
-        for (uint32_t b = 0; b < n; b++)
-            weight[b] += mass[b] / total;
+        for (uint32_t c = 0; c < clusters->n; c++)
+            weight[c] += share[c] / total;
     }
 }
 
+/* Whole clusters, best first; one that does not fit is passed over. The next best are estimated. */
 static void test_retroinfer(void **state)
 {
     uint32_t row_bytes = 2 * (DK + DV), budget = 100 * row_bytes, near_rows = 12;
     (void)state;
     struct fixture *f = fixture_new("retroinfer", 3, 4);
+    const struct hri_clusters *clusters = f->b.head->state;
     for (uint32_t i = 0; i < 8; i++) {
-        double weight[N], density[N];
-        uint32_t estimated = 0, n = hri_index_blocks(f->b.head);
+        double weight[N], worst = INFINITY;
+        bool taken[N] = {false};
+        uint32_t estimated = 0, zone_blocks = 0, zone = (uint32_t)(0.232 * clusters->n);
         step(f, query(f, i), near_rows, budget, 0, NULL);
         assert_true(check_bytes(f, row_bytes) <= budget);
-        cluster_weights(f, query(f, i), near_rows, weight);
-        for (uint32_t b = 0; b < n; b++)
-            density[b] = weight[b] / hri_index_block_rows(f->b.head, b);
-        check_best(f, density, budget - f->out.bytes, row_bytes, 0.02);
+        cluster_weights(f, query(f, i), weight);
+        for (uint32_t j = 0; j < f->out.n_items;) {
+            uint32_t c = hri_clusters_of(clusters, f->out.items[j]);
+            for (uint32_t b = 0; b < clusters->cluster[c].n_blocks; b++)
+                assert_int_equal(f->out.items[j++], clusters->cluster[c].first_block + b);
+            assert_true(weight[c] <= worst * (1 + 1e-5));
+            worst = weight[c];
+            taken[c] = true;
+        }
+        uint64_t left_rows = (budget - f->out.bytes) / row_bytes;
+        for (uint32_t c = 0; c < clusters->n; c++)
+            assert_true(taken[c] || weight[c] <= worst * (1 + 1e-5) ||
+                        clusters->cluster[c].n_rows > left_rows);
         struct hri_select_in in = {.q = query(f, i), .scratch = f->b.scratch};
         hri_index_estimate(f->b.head, &in, &f->out, &f->part.part, &estimated);
-        assert_int_equal(estimated, (uint32_t)(0.232 * n));
+        for (uint32_t k = 0; k < zone; k++) {
+            uint32_t best = N;
+            for (uint32_t c = 0; c < clusters->n; c++)
+                if (!taken[c] && (best == N || weight[c] > weight[best]))
+                    best = c;
+            taken[best] = true;
+            zone_blocks += clusters->cluster[best].n_blocks;
+        }
+        assert_int_equal(estimated, zone_blocks);
     }
     fixture_free(f);
 }

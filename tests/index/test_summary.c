@@ -1,5 +1,6 @@
 /* Summaries against their formulas, written out in double: centres, spreads, C and D, and the
  * estimate made of them. */
+#include "index/clusters.h"
 #include "base/half.h"
 #include "index_test.h"
 
@@ -71,9 +72,50 @@ static void test_centers(void **state)
     (void)state;
     for (size_t i = 0; i < 6; i++) {
         struct fixture f;
-        fixture_init(&f, i % 2 ? "headrace" : "retroinfer", 100 + (uint32_t)i * 37, 2, dims[i],
-                     dims[5 - i], i);
+        fixture_init(&f, "headrace", 100 + (uint32_t)i * 37, 2, dims[i], dims[5 - i], i);
         check_centers(&f);
+        fixture_fini(&f);
+    }
+}
+
+/* RetroInfer's: the mean of a whole cluster, to a float16's precision, for each of its blocks. */
+static void check_cluster(const struct fixture *f, const struct hri_cluster *cluster)
+{
+    const struct bench_head *b = &f->b;
+    uint32_t first = b->first[cluster->first_block],
+             end = b->first[cluster->first_block + cluster->n_blocks];
+    float center[2][HR_HEAD_DIM_MAX];
+    assert_int_equal(end - first, cluster->n_rows);
+    for (uint32_t block = 0; block < cluster->n_blocks; block++) {
+        hri_index_centers(b->head, cluster->first_block + block, center[0], center[1]);
+        for (int part = 0; part < 2; part++) {
+            uint32_t d = part ? b->options.v_dim : b->options.k_dim;
+            for (uint32_t j = 0; j < d; j++) {
+                double mean = 0;
+                for (uint32_t i = first; i < end; i++)
+                    mean += (part ? b->v : b->k)[(size_t)b->order[i] * d + j];
+                mean /= end - first;
+                CHECK_NEAR(center[part][j], mean, fabs(mean) / 2040 + 1e-7);
+            }
+        }
+    }
+}
+
+static void test_cluster_centers(void **state)
+{
+    static const uint32_t dims[] = {8, 64, 80, 96, 128, 256};
+    (void)state;
+    for (size_t i = 0; i < 6; i++) {
+        struct fixture f;
+        uint32_t blocks = 0;
+        fixture_init(&f, "retroinfer", 100 + (uint32_t)i * 37, 2, dims[i], dims[5 - i], i);
+        const struct hri_clusters *clusters = f.b.head->state;
+        for (uint32_t c = 0; c < clusters->n; c++) {
+            assert_int_equal(clusters->cluster[c].first_block, blocks);
+            blocks += clusters->cluster[c].n_blocks;
+            check_cluster(&f, &clusters->cluster[c]);
+        }
+        assert_int_equal(blocks, hri_index_blocks(f.b.head));
         fixture_fini(&f);
     }
 }
@@ -275,6 +317,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_centers),
+        cmocka_unit_test(test_cluster_centers),
         cmocka_unit_test(test_shape),
         cmocka_unit_test(test_shape_low_rank),
         cmocka_unit_test(test_estimate),
