@@ -98,3 +98,30 @@ void hri_class_top(const double *score, uint32_t n, double share, bool *retrieve
         retrieves[h] = better < wanted;
     }
 }
+
+hr_status_t hri_class_by_reach(struct hri_index_head *const *heads, uint32_t n_heads,
+                               const struct hri_samples *const *samples, const float *k,
+                               const float *v, uint32_t n, uint32_t first_row, double share,
+                               bool *retrieves, bool *measured_out)
+{
+    const struct hri_index_options *o = &heads[0]->options;
+    uint32_t window = (uint32_t)hri_recipe_value(&o->recipe, "window");
+    double far[HRI_SAMPLES_MAX], reach[HR_HEADS_MAX];
+    float *work = hri_array(o->scratch, n + (size_t)1, sizeof *work);
+    if (!work)
+        return hri_alloc_status();
+    *measured_out = true;
+    for (uint32_t h = 0; h < n_heads; h++) {
+        uint32_t found = hri_samples_attend(samples[h], o, k + (size_t)h * n * o->k_dim,
+                                            v + (size_t)h * n * o->v_dim, n, first_row, window, far,
+                                            NULL, NULL, work);
+        reach[h] = 0;
+        for (uint32_t i = 0; i < found; i++)
+            reach[h] += far[i] / found;
+        *measured_out &= found > 0;
+    }
+    hri_free(o->scratch, work);
+    if (*measured_out)
+        hri_class_top(reach, n_heads, share, retrieves);
+    return HR_OK;
+}

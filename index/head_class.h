@@ -3,7 +3,7 @@
 #ifndef HRI_INDEX_HEAD_CLASS_H
 #define HRI_INDEX_HEAD_CLASS_H
 
-#include "index/index.h"
+#include "index/head.h"
 
 /* By the table: gates of at least threshold; with share > 0 the heads whose gate is among that share of the
  * largest of all layers (ties included, 0 never). */
@@ -35,5 +35,13 @@ uint32_t hri_samples_attend(const struct hri_samples *samples,
 
 /* retrieves[h] = is score[h] among the ceil(share * n) largest (ties: the lower number). */
 void hri_class_top(const double *score, uint32_t n, double share, bool *retrieves);
+
+/* The heads of a layer whose samples look farthest back: the share of attention, within the segment, on rows more than
+ * the recipe's window away, mean over the samples. *measured_out: false if no sample stands inside these rows
+ * (then retrieves is not written). */
+hr_status_t hri_class_by_reach(struct hri_index_head *const *heads, uint32_t n_heads,
+                               const struct hri_samples *const *samples, const float *k,
+                               const float *v, uint32_t n, uint32_t first_row, double share,
+                               bool *retrieves, bool *measured_out);
 
 #endif

@@ -9,6 +9,11 @@
 void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
             double *work, const int *lwork, int *info);
 
+void dsyrk_(const char *uplo, const char *trans, const int *n, const int *k, const double *alpha,
+            const double *a, const int *lda, const double *beta, double *c, const int *ldc);
+
+#define GRAM_ROWS 128u
+
 /* 34 = the block size LAPACK's reference asks for, plus two. */
 size_t hri_eigen_work_bytes(uint32_t d)
 {
@@ -33,4 +38,25 @@ hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work)
         return hri_error_set(HR_ERR_INTERNAL, "eigenvectors of a %d x %d matrix: dsyev says %d", n,
                              n, info);
     return HR_OK;
+}
+
+size_t hri_gram_work_bytes(uint32_t d)
+{
+    return (size_t)GRAM_ROWS * d * sizeof(double) + 64;
+}
+
+void hri_gram(const float *x, uint32_t n, uint32_t d, double *g, void *work)
+{
+    double *wide = work, one = 1;
+    int dim = (int)d;
+    memset(g, 0, (size_t)d * d * sizeof *g);
+    for (uint32_t first = 0; first < n; first += GRAM_ROWS) {
+        int rows = (int)(n - first < GRAM_ROWS ? n - first : GRAM_ROWS);
+        for (size_t i = 0; i < (size_t)rows * d; i++)
+            wide[i] = x[(size_t)first * d + i];
+        dsyrk_("U", "N", &dim, &rows, &one, wide, &dim, &one, g, &dim);
+    }
+    for (uint32_t i = 0; i < d; i++) /* what Fortran calls the upper half is our lower one */
+        for (uint32_t j = i + 1; j < d; j++)
+            g[(size_t)i * d + j] = g[(size_t)j * d + i];
 }

@@ -14,4 +14,8 @@
 size_t hri_eigen_work_bytes(uint32_t d);
 hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work);
 
+/* g [d][d] = x'x of x [n][d], both halves. work: hri_gram_work_bytes(d), 8-byte aligned. */
+size_t hri_gram_work_bytes(uint32_t d);
+void hri_gram(const float *x, uint32_t n, uint32_t d, double *g, void *work);
+
 #endif

@@ -1,11 +1,24 @@
 /* The selectors there are, in the order in which they are listed to users. Each is defined in its own file. */
 #include "index/selector_ops.h"
 
+/* clang-format off: one a line */
 static const struct hri_selector *const selectors[] = {
-    &hri_selector_full,         &hri_selector_window,  &hri_selector_exact_topk,
-    &hri_selector_quest,        &hri_selector_arkvale, &hri_selector_retroinfer,
-    &hri_selector_duoattention, &hri_selector_rlkv,    &hri_selector_headrace,
+    &hri_selector_full,
+    &hri_selector_window,
+    &hri_selector_exact_topk,
+    &hri_selector_quest,
+    &hri_selector_arkvale,
+    &hri_selector_shadowkv,
+    &hri_selector_retroinfer,
+    &hri_selector_freekv,
+    &hri_selector_louiskv,
+    &hri_selector_actqkv,
+    &hri_selector_lserve,
+    &hri_selector_duoattention,
+    &hri_selector_rlkv,
+    &hri_selector_headrace,
 };
+/* clang-format on */
 
 const struct hri_selector *hri_selector_at(size_t i)
 {

@@ -148,6 +148,9 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
     s->log_cell_bytes =
         (uint32_t)hri_round_up((uint64_t)HRI_LOG_ROWS * s->row_bytes, HRI_PAGE_BYTES);
     s->code_bytes = r->selector->codec == HRI_CODEC_I8 ? s->dk + s->dv : s->row_bytes;
+    if (hri_index_rebuilds_keys(r)) { /* keys are on the device: blocks hold values alone */
+        s->code_bytes = (uint32_t)(s->dv * hr_dtype_bytes(s->dtype));
+    }
     uint64_t budget_rows =
         (uint64_t)ceil(s->moved * s->tokens_max * s->row_bytes / s->code_bytes) + 1;
     if (blocks) {
@@ -627,7 +630,7 @@ hr_status_t hr_sequence_stats_get(const hr_sequence_t *s, struct hr_sequence_sta
         if (!l->exact && l->body_end > s->n_sink) {
             st.body_rows += (uint64_t)(l->body_end - s->n_sink) * s->n_kv;
         }
-        for (uint32_t h = 0; l->indexed && h < s->n_kv; h++) {
+        for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
             st.summary_bytes += hri_index_summary_bytes(l->heads[h]);
             st.blocks += hri_index_blocks(l->heads[h]);
         }

@@ -113,9 +113,11 @@ static void blocks_encode(const struct segment *g, struct group_slot *slot, uint
         if (s->recipe.selector->codec == HRI_CODEC_I8) {
             block_encode(g, slot, g->layer->heads[head], first_block + b, rows, n, dst);
         } else {
+            size_t skip = s->row_bytes - s->code_bytes; /* keys that the device rebuilds */
             for (uint32_t i = 0; i < n; i++) {
-                memcpy(dst + (size_t)i * s->row_bytes,
-                       g->rows + ((size_t)head * g->n + rows[i]) * s->row_bytes, s->row_bytes);
+                memcpy(dst + (size_t)i * s->code_bytes,
+                       g->rows + ((size_t)head * g->n + rows[i]) * s->row_bytes + skip,
+                       s->code_bytes);
             }
         }
         rows += n;

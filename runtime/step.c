@@ -255,10 +255,9 @@ static void rebuilt_attend(const struct step *st, uint32_t head, uint32_t item)
     float k[HRI_REBUILD_ROWS_MAX * HR_HEAD_DIM_MAX],
         rows[HRI_REBUILD_ROWS_MAX * 2 * HR_HEAD_DIM_MAX];
     hri_index_rebuild_keys(index, block, k);
-    for (uint32_t i = 0; i < n; i++, row += s->row_bytes) {
+    for (uint32_t i = 0; i < n; i++, row += s->code_bytes) {
         memcpy(rows + (size_t)i * width, k + (size_t)i * s->dk, s->dk * sizeof(float));
-        s->runtime->kernels->to_f32(rows + (size_t)i * width + s->dk,
-                                    row + s->dk * hr_dtype_bytes(s->dtype), s->dtype, s->dv);
+        s->runtime->kernels->to_f32(rows + (size_t)i * width + s->dk, row, s->dtype, s->dv);
     }
     struct hri_rows f32 = {
         .base = rows, .stride_bytes = width * sizeof(float), .n = n, .dtype = HR_DTYPE_F32};
