@@ -248,6 +248,27 @@ static void project(struct hre_session *s, const struct hre_layer *layer, uint32
     run_rows(&job, rope_item);
 }
 
+/* For recipes that choose a layer early: the next layer's queries, from this layer's normed input (InfiniGen, section 4.3).
+ * Uses q and k as scratch, before this layer's own. */
+static hr_status_t foresee(struct hre_session *s, const struct hre_pass *pass, uint32_t next)
+{
+    const struct hre_model_info *info = &s->model->info;
+    hr_sequence_t *sequence = s->sequences[pass->first_sequence];
+
+    if (pass->n != 1 || next >= info->n_layers || !hr_sequence_wants_prefetch(sequence, next)) {
+        return HR_OK;
+    }
+    const struct hre_layer *layer = &s->model->layers[next];
+    struct hre_product query = {&layer->q, s->q};
+    struct row_job job = {.model = s->model, .session = s, .layer = layer, .n_rows = 1};
+    struct hr_tensor q = hr_tensor_make(s->q, HR_DTYPE_F32, 1, info->n_q_heads, info->k_dim);
+    hre_linear_apply(s->model->linear, s->h, 1, &query, 1);
+    memset(s->k, 0, (size_t)info->n_kv_heads * info->k_dim * sizeof *s->k);
+    run_rows(&job, rope_item);
+    hr_status_t status = hr_sequence_prefetch(sequence, next, &q, NULL);
+    return status == HR_OK ? HR_OK : hre_fail_library(status, "foreseeing queries");
+}
+
 /* x += feed-forward(norm(x + delta)) over n rows; the last product is left at h for the next norm
  * to add. */
 static void feed_forward(struct hre_session *s, const struct hre_layer *layer, float *x,
@@ -288,13 +309,17 @@ static hr_status_t run_layer(struct hre_session *s, struct hre_pass *pass, uint3
                           .n_rows = pass->n};
 
     run_rows(&job, norm_item);
+    hr_status_t status = foresee(s, pass, i + 1);
+    if (status != HR_OK) {
+        return status;
+    }
     project(s, layer, pass->n, n_queries);
     if (pass->watch) {
         pass->watch->rows(pass->watch->rows_context, i, s->lengths[pass->first_sequence], pass->n,
                           s->q, s->k, s->v);
     }
     hre_workers_rest(s->model->workers);
-    hr_status_t status = append(s, pass, i);
+    status = append(s, pass, i);
     if (status != HR_OK || n_queries == 0) {
         return status;
     }

@@ -355,13 +355,19 @@ hr_status_t hri_index_select_layer(struct hri_index_head *const *heads, uint32_t
 bool hri_index_rebuilds_keys(const struct hri_recipe *recipe)
 {
     const struct hri_selector_ops *ops = recipe->selector->ops;
-    return ops->rebuild_keys && (!ops->rebuilds || ops->rebuilds(recipe));
+    return (ops->rebuild_keys || ops->rebuild_row) && (!ops->rebuilds || ops->rebuilds(recipe));
 }
 
 void hri_index_rebuild_keys(struct hri_index_head *head, uint32_t block, float *k)
 {
     HRI_ASSERT(block < head->n_blocks && head->block_rows[block] <= HRI_REBUILD_ROWS_MAX);
     head->ops->rebuild_keys(head, block, k);
+}
+
+void hri_index_rebuild_row(struct hri_index_head *head, uint32_t row, float *k)
+{
+    HRI_ASSERT(row < head->n_rows);
+    head->ops->rebuild_row(head, row, k);
 }
 
 void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,

@@ -11,7 +11,7 @@ bool hri_gate_retrieves(const struct hri_index_options *options, double threshol
 
 /* Queries kept to measure with: some of every prefill chunk, the newest ones. */
 #define HRI_SAMPLES_MAX      48u
-#define HRI_SAMPLES_PER_CALL 4u
+#define HRI_SAMPLES_PER_CALL 8u
 struct hri_samples {
     float *q; /* [HRI_SAMPLES_MAX][g][k_dim] */
     uint32_t position[HRI_SAMPLES_MAX];

@@ -39,6 +39,7 @@ struct hri_selector {
     bool keeps_stats;      /* query statistics (index/qstats.h) are gathered for it */
     bool takes_argument;   /* "name:ARGUMENT" is passed on as it stands (a FAISS factory string) */
     bool needs_gates;      /* which heads retrieve comes from the caller's table */
+    bool attends_in_place; /* heads that attend everything do it where the rows lie; partials move */
     bool wants_early_q;    /* a guess of the query, made a layer before (in->early_q) */
     bool splits_clusters;  /* clusters have any size; one larger than a block is several blocks */
     const struct hri_param *params;     /* ends with name NULL */
@@ -185,6 +186,8 @@ bool hri_index_selects_layers(const struct hri_recipe *recipe);
 #define HRI_REBUILD_ROWS_MAX 32
 bool hri_index_rebuilds_keys(const struct hri_recipe *recipe);
 void hri_index_rebuild_keys(struct hri_index_head *head, uint32_t block, float *k);
+/* The same for selectors of rows: k [k_dim] of one row. */
+void hri_index_rebuild_row(struct hri_index_head *head, uint32_t row, float *k);
 /* q . k_center of a block, [G], as scored by the last select with this scratch. */
 void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,
                           uint32_t block, float *dots_out);

@@ -248,8 +248,7 @@ static hr_status_t prepare_task(struct hri_index_head *const *heads, uint32_t n_
     float *memory = hri_array(o->scratch, outputs + n, sizeof *memory);
     if (!memory)
         return hri_alloc_status();
-    hr_status_t status =
-        measure_task(heads, n_heads, k, v, n, first_row, memory, memory + outputs);
+    hr_status_t status = measure_task(heads, n_heads, k, v, n, first_row, memory, memory + outputs);
     hri_free(o->scratch, memory);
     return status;
 }

@@ -43,8 +43,8 @@ static hr_status_t create(struct hri_index_head *head)
     head->state = s;
     s->key_bytes = o->k_dim * hr_dtype_bytes(o->dtype);
     s->k = hri_aligned(o->device, 64, o->rows_max * s->key_bytes);
-    hr_status_t status = s->k ? hri_kept_create(&s->kept, o, o->head == 0 ? o->rows_max : 0)
-                              : hri_alloc_status();
+    hr_status_t status =
+        s->k ? hri_kept_create(&s->kept, o, o->head == 0 ? o->rows_max : 0) : hri_alloc_status();
     if (status != HR_OK)
         destroy(head);
     return status;

@@ -62,6 +62,7 @@ struct hri_selector_ops {
      * rows have no keys: a row is its value. rebuilds (NULL: always) says whether this recipe does it. */
     void (*rebuild_keys)(struct hri_index_head *head, uint32_t block, float *k);
     bool (*rebuilds)(const struct hri_recipe *recipe);
+    void (*rebuild_row)(struct hri_index_head *head, uint32_t row, float *k); /* unit ROWS */
     /* Mean key and value of a block as the summary has them; default: those of head->summary, or 0. */
     void (*centers)(const struct hri_index_head *head, uint32_t block, float *k_center,
                     float *v_center);
@@ -83,7 +84,12 @@ extern const struct hri_selector hri_selector_louiskv;
 extern const struct hri_selector hri_selector_actqkv;
 extern const struct hri_selector hri_selector_lserve;
 extern const struct hri_selector hri_selector_retroinfer;
+extern const struct hri_selector hri_selector_tokenselect;
+extern const struct hri_selector hri_selector_infinigen;
+extern const struct hri_selector hri_selector_instinfer;
 extern const struct hri_selector hri_selector_duoattention;
+extern const struct hri_selector hri_selector_razorattention;
+extern const struct hri_selector hri_selector_task_kv;
 extern const struct hri_selector hri_selector_rlkv;
 extern const struct hri_selector hri_selector_headrace;
 

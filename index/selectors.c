@@ -14,7 +14,12 @@ static const struct hri_selector *const selectors[] = {
     &hri_selector_louiskv,
     &hri_selector_actqkv,
     &hri_selector_lserve,
+    &hri_selector_tokenselect,
+    &hri_selector_infinigen,
+    &hri_selector_instinfer,
     &hri_selector_duoattention,
+    &hri_selector_razorattention,
+    &hri_selector_task_kv,
     &hri_selector_rlkv,
     &hri_selector_headrace,
 };

@@ -205,12 +205,13 @@ static void body_task(void *context, unsigned head, unsigned worker)
     const struct body *c = context;
     hr_sequence_t *s = c->s;
     struct hri_head_step *hs = &s->steps[head];
+    struct hri_partial *part = s->recipe.selector->attends_in_place ? &hs->far : &hs->part;
     for (uint32_t i = 0; c->only[head] && i < c->tiles->n; i++) {
         struct hri_rows rows = {.base = c->tiles->base[i * s->n_kv + head],
                                 .stride_bytes = s->row_bytes,
                                 .n = c->tiles->rows[i],
                                 .dtype = s->dtype};
-        s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, &hs->part);
+        s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, rows, s->soft_cap, part);
         hs->refined_rows += rows.n;
     }
 }
@@ -482,6 +483,32 @@ hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr
         *report_out = report;
     }
     return HR_OK;
+}
+
+int hr_sequence_wants_prefetch(const hr_sequence_t *s, uint32_t layer)
+{
+    return s != NULL && layer < s->n_layers && s->layers[layer].early_q != NULL;
+}
+
+hr_status_t hr_sequence_prefetch(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
+                                 hr_stream_t stream)
+{
+    (void)stream;
+    if (s == NULL || layer >= s->n_layers) {
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_prefetch: %s",
+                             s == NULL ? "no sequence" : "no such layer");
+    }
+    hr_status_t status = hri_tensor_check(q, "q", 1, s->n_q, s->dk);
+    struct hri_layer *l = &s->layers[layer];
+    if (status != HR_OK || l->early_q == NULL || l->n_tokens == 0) {
+        return status;
+    }
+    l->early_tokens = 0;
+    status = hri_queries_load(s, l, q, 0, 1, l->n_tokens, l->early_q);
+    if (status == HR_OK) {
+        l->early_tokens = l->n_tokens;
+    }
+    return status;
 }
 
 hr_status_t hr_batch_attend(struct hr_batch_item *items, size_t n_items, uint32_t layer,

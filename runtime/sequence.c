@@ -185,6 +185,7 @@ static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
     hri_free(scratch, l->places);
     hri_free(scratch, l->block_tokens);
     hri_free(scratch, l->rope_frequencies);
+    hri_free(scratch, l->early_q);
     union {
         const float *in;
         float *out;
@@ -261,6 +262,12 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
     l->places = hri_calloc(scratch, s->n_kv, sizeof(struct hri_block_at *));
     if (l->heads == NULL || l->places == NULL) {
         return hri_alloc_status();
+    }
+    if (s->recipe.selector->wants_early_q) {
+        l->early_q = hri_aligned(scratch, 64, (size_t)s->n_q * s->dk * sizeof(float));
+        if (l->early_q == NULL) {
+            return hri_alloc_status();
+        }
     }
     struct hri_index_options io;
     index_options_fill(s, l, &io);
@@ -355,6 +362,14 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
     st->reads = hri_array(a, n, sizeof *st->reads);
     st->read_block = hri_array(a, n, sizeof *st->read_block);
     st->late = hri_array(a, n, sizeof *st->late);
+    if (s->recipe.selector->attends_in_place) {
+        st->far.m = hri_aligned(a, 64, s->g * sizeof(float));
+        st->far.l = hri_aligned(a, 64, s->g * sizeof(float));
+        st->far.o = hri_aligned(a, 64, (size_t)s->g * s->dv * sizeof(float));
+        if (!st->far.m || !st->far.l || !st->far.o) {
+            return hri_alloc_status();
+        }
+    }
     if (s->recipe.selector->weighs_rows) {
         st->row_log_weight = hri_array(a, (size_t)s->g * n, sizeof *st->row_log_weight);
         if (st->row_log_weight == NULL) {
@@ -377,6 +392,9 @@ static void step_destroy(hr_sequence_t *s, struct hri_head_step *st)
     hri_free(a, st->part.m);
     hri_free(a, st->part.l);
     hri_free(a, st->part.o);
+    hri_free(a, st->far.m);
+    hri_free(a, st->far.l);
+    hri_free(a, st->far.o);
     hri_free(a, st->items);
     hri_free(a, st->place);
     hri_free(a, st->address);
@@ -483,7 +501,7 @@ static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
     uint64_t heads = (uint64_t)s->n_layers * s->n_kv;
     uint64_t near_bytes = heads * (s->n_sink + s->tail_max) * s->row_bytes;
     uint64_t summaries =
-        s->recipe.selector->unit == HRI_UNIT_BLOCKS ? heads * hri_index_device_bytes(&io) : 0;
+        s->recipe.selector->unit != HRI_UNIT_ALL ? heads * hri_index_device_bytes(&io) : 0;
     uint64_t frames =
         (uint64_t)s->n_kv * (s->items_max + 1) * s->block_rows_max * s->code_bytes;
     return hri_error_set(status,

@@ -82,6 +82,8 @@ struct hri_layer {
     struct hr_rope rope;
     float *rope_frequencies;
     const float *log_n; /* [n_q_heads] or NULL */
+    float *early_q;     /* [n_kv][G][k_dim] scaled, for selectors that want it; else NULL */
+    uint32_t early_tokens; /* tokens the layer had when it came; 0: none waits */
     struct hri_lane *log_lane;
     struct hri_lane *block_lane;           /* NULL unless indexed */
     unsigned char *sink;                   /* [n_kv][n_sink][row_bytes] */
@@ -96,6 +98,7 @@ struct hri_head_step {
     float *q;              /* [G][k_dim], scaled */
     float *row_log_weight; /* [G][items_max] or NULL */
     struct hri_partial part;
+    struct hri_partial far; /* of recipes that attend in place; else NULLs */
     struct hri_select_in in;
     struct hri_select_out out;
     uint32_t *items;

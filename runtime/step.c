@@ -81,6 +81,16 @@ static void places_fill(const struct step *st, uint32_t head, struct hri_head_st
     }
 }
 
+/* The guess of this token's query, where it came; it may have come before or after the token's row. */
+static const float *early_q_of(const struct step *st, uint32_t head)
+{
+    const hr_sequence_t *s = st->s;
+    const struct hri_layer *l = st->layer;
+    bool fits = l->early_tokens != 0 &&
+                (l->early_tokens == st->position || l->early_tokens == st->position + 1);
+    return fits ? l->early_q + (size_t)head * s->g * s->dk : NULL;
+}
+
 /* What the selector is given: near attended, budget, places. */
 static void question_fill(const struct step *st, uint32_t head)
 {
@@ -104,6 +114,7 @@ static void question_fill(const struct step *st, uint32_t head)
         .row_scores_stride = s->tokens_max,
         .n_rows = st->layer->body_end > s->n_sink ? st->layer->body_end - s->n_sink : 0,
         .position = st->position,
+        .early_q = early_q_of(st, head),
         .scratch = hs->select_scratch,
     };
     if (st->layer->indexed) {
@@ -179,6 +190,7 @@ static hr_status_t rows_fetch(struct step *st, uint32_t head)
 {
     hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
+    uint32_t skip = s->row_bytes - s->code_bytes; /* keys that the device has */
     memset(&hs->fetch, 0, sizeof hs->fetch);
     hs->fetch.batch.reads = hs->reads;
     for (uint32_t i = 0; i < hs->out.n_items; i++) {
@@ -186,17 +198,17 @@ static hr_status_t rows_fetch(struct step *st, uint32_t head)
         unsigned char *dst = s->row_buffer + ((size_t)head * s->items_max + i) * s->row_bytes;
         hs->where[i] = dst;
         if (token >= st->layer->tail_first) {
-            memcpy(dst, hri_tail_row(s, st->layer, head, token), s->row_bytes);
+            memcpy(dst, hri_tail_row(s, st->layer, head, token) + skip, s->code_bytes);
             st->report->bytes_from_host +=
-                s->row_bytes; /* selected rows count as moved wherever they happen to lie */
+                s->code_bytes; /* selected rows count as moved wherever they happen to lie */
             continue;
         }
         hs->reads[hs->fetch.batch.n_reads++] =
             (struct hri_read){.lane = st->layer->log_lane,
                               .cell = hri_log_cell(s, token, head),
                               .n_cells = 1,
-                              .offset = token % HRI_LOG_ROWS * s->row_bytes,
-                              .bytes = s->row_bytes,
+                              .offset = token % HRI_LOG_ROWS * s->row_bytes + skip,
+                              .bytes = s->code_bytes,
                               .dst = dst};
     }
     hs->fetch.n_misses = hs->fetch.batch.n_reads;
@@ -347,6 +359,29 @@ static void weighted_rows_attend(const struct step *st, uint32_t head)
     }
 }
 
+/* Values as fetched, keys as the device keeps them. */
+static void rebuilt_rows_attend(const struct step *st, uint32_t head)
+{
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    uint32_t width = s->dk + s->dv;
+    float rows[HRI_REBUILD_ROWS_MAX * 2 * HR_HEAD_DIM_MAX];
+    for (uint32_t i = 0, n = 0; i < hs->out.n_items; i++) {
+        float *row = rows + (size_t)n++ * width;
+        hri_index_rebuild_row(st->layer->heads[head], hs->items[i], row);
+        s->runtime->kernels->to_f32(row + s->dk, hs->where[i], s->dtype, s->dv);
+        if (n == HRI_REBUILD_ROWS_MAX || i + 1 == hs->out.n_items) {
+            struct hri_rows f32 = {.base = rows,
+                                   .stride_bytes = width * sizeof(float),
+                                   .n = n,
+                                   .dtype = HR_DTYPE_F32};
+            s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, f32, s->soft_cap,
+                                             &hs->part);
+            n = 0;
+        }
+    }
+}
+
 static void rows_task(void *context, unsigned head, unsigned worker)
 {
     (void)worker;
@@ -356,11 +391,38 @@ static void rows_task(void *context, unsigned head, unsigned worker)
     hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
     if (hs->out.row_log_weight != NULL) {
         weighted_rows_attend(st, head);
+    } else if (hri_index_rebuilds_keys(&s->recipe)) {
+        rebuilt_rows_attend(st, head);
     } else {
         s->runtime->kernels->attend_gather(hs->q, s->g, s->dk, s->dv, hs->where, hs->out.n_items,
                                            s->dtype, s->soft_cap, &hs->part);
     }
     hs->refined_rows += hs->out.n_items;
+}
+
+/* Attention where the rows lie: the workers go over host memory in place, and over what the file's reads bring to the
+ * host; the device gets an output and a log-sum-exp per query head, and only those count as moved. */
+static hr_status_t in_place_attend(struct step *st)
+{
+    hr_sequence_t *s = st->s;
+    struct hr_attend_report there = {0};
+    uint64_t bytes = s->g * (s->dv + 1) * sizeof(float);
+    float out[HR_GROUP_MAX * HR_HEAD_DIM_MAX], lse[HR_GROUP_MAX];
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        hri_partial_clear(&s->steps[h].far, s->g, s->dv);
+    }
+    hr_status_t status = hri_attend_body(s, st->layer, s->whole, &there);
+    for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
+        struct hri_head_step *hs = &s->steps[h];
+        if (s->whole[h]) {
+            hri_partial_finish(&hs->far, s->g, s->dv, out, lse);
+            hri_partial_add(&hs->part, s->g, s->dv, lse, out);
+            hs->out.bytes = bytes;
+            st->report->bytes_from_host += bytes;
+        }
+    }
+    st->report->ios += there.ios;
+    return status;
 }
 
 /* Heads that attend everything: rows stream past, as in a prefill. */
@@ -377,7 +439,12 @@ static hr_status_t whole_heads(struct step *st)
             hs->out.bytes = (uint64_t)hs->in.n_rows * s->row_bytes;
         }
     }
-    return any ? hri_attend_body(s, st->layer, s->whole, st->report) : HR_OK;
+    if (!any) {
+        return HR_OK;
+    }
+    return s->recipe.selector->attends_in_place
+               ? in_place_attend(st)
+               : hri_attend_body(s, st->layer, s->whole, st->report);
 }
 
 /* -- the report -- */
@@ -460,6 +527,7 @@ static hr_status_t select_move(struct step *st)
     } else {
         heads_run(st, select_task);
     }
+    st->layer->early_tokens = 0; /* used, or of another token */
     for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
         status = s->steps[h].status;
         if (st->layer->heads != NULL) {

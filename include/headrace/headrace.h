@@ -224,6 +224,14 @@ struct hr_batch_item {
 HR_API hr_status_t hr_batch_attend(struct hr_batch_item *items, size_t n_items, uint32_t layer,
                                    const struct hr_attend_options *options, hr_stream_t stream);
 
+/* A guess of the query with which a layer will be asked for its next token (or its newest, if that was appended already),
+ * for recipes that choose early: q [1][n_q_heads][k_dim], as for hr_sequence_attend. A hint: recipes without a use for
+ * it ignore it. HR_ERR_SHAPE, HR_ERR_DTYPE, HR_ERR_NONFINITE. */
+HR_API hr_status_t hr_sequence_prefetch(hr_sequence_t *sequence, uint32_t layer,
+                                        const struct hr_tensor *q, hr_stream_t stream);
+/* 1 if this layer has a use for it. */
+HR_API int hr_sequence_wants_prefetch(const hr_sequence_t *sequence, uint32_t layer);
+
 /* Groups and indexes all rows that wait for it (the end of a prompt); the first recipe step does it otherwise. */
 HR_API hr_status_t hr_sequence_settle(hr_sequence_t *sequence, uint32_t layer);
 
