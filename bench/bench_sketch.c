@@ -35,8 +35,8 @@ struct scan {
     float *x;                    /* [g][n4 + n2] */
     uint32_t list[PIECE_GROUPS]; /* groups of a piece that are scored */
     uint32_t n_list;
-    float *scores; /* [n_pieces or threads][g][PIECE_ROWS] */
-    bool keep;     /* every piece has its own scores */
+    size_t score_rows; /* rows whose scores are kept: of a piece, or of a head */
+    float *scores;     /* [threads][g][score_rows] */
     uint64_t sink;
     /* beside full attention */
     struct hri_region rows, centroids; /* bf16 K and V; summaries: codes then steps */
@@ -69,10 +69,10 @@ static unsigned char *codes_at(const struct scan *s, unsigned piece)
 
 static float *scores_at(const struct scan *s, unsigned piece, unsigned worker)
 {
-    return s->scores + (size_t)(s->keep ? piece : worker) * s->g * PIECE_ROWS;
+    return s->scores + worker * s->g * s->score_rows + (size_t)piece * PIECE_ROWS % s->score_rows;
 }
 
-/* The caller has set g, n4, n2 and keep. */
+/* The caller has set g, n4, n2 and score_rows. */
 static int scan_init(struct scan *s, const struct hrb_options *options, unsigned n_pieces)
 {
     struct hri_rng rng;
@@ -83,13 +83,13 @@ static int scan_init(struct scan *s, const struct hrb_options *options, unsigned
     if (hri_pool_create(NULL, options->n_threads, &s->pool) != HR_OK ||
         hri_region_alloc(NULL, n_pieces * s->piece_bytes, &s->codes) != HR_OK)
         return 1;
-    const size_t score_pieces = s->keep ? n_pieces : hri_pool_size(s->pool);
+    const size_t score_floats = hri_pool_size(s->pool) * s->g * s->score_rows;
     s->query = aligned_alloc(64, sizeof *s->query);
     s->x = malloc(sizeof(float) * s->g * width);
-    s->scores = malloc(sizeof(float) * s->g * PIECE_ROWS * score_pieces);
+    s->scores = malloc(sizeof(float) * score_floats);
     if (!s->query || !s->x || !s->scores)
         return 1;
-    memset(s->scores, 0, sizeof(float) * s->g * PIECE_ROWS * score_pieces);
+    memset(s->scores, 0, sizeof(float) * score_floats);
     hri_rng_seed(&rng, 4);
     for (size_t i = 0; i < s->g * width; i++)
         s->x[i] = (float)hri_rng_normal(&rng) * 0.1f;
@@ -106,7 +106,7 @@ static int scan_init(struct scan *s, const struct hrb_options *options, unsigned
 static void score_piece(struct scan *s, unsigned piece, float *out)
 {
     const struct hri_sketch_rows rows = {codes_at(s, piece), s->n4, s->n2};
-    s->kernels->score_sketch(s->query, s->g, rows, s->list, s->n_list, out, PIECE_ROWS);
+    s->kernels->score_sketch(s->query, s->g, rows, s->list, s->n_list, out, s->score_rows);
 }
 
 /* The largest difference from the decoded codes times the float query. The rounding of the query
@@ -125,7 +125,7 @@ static double score_error(struct scan *s)
             for (uint32_t i = 0; i < s->n4 + s->n2; i++)
                 dot += (double)s->x[gh * (s->n4 + s->n2) + i] * (double)centred[i];
             square += dot * dot;
-            worst = fmax(worst, fabs(dot - (double)out[(size_t)gh * PIECE_ROWS + row]));
+            worst = fmax(worst, fabs(dot - (double)out[gh * s->score_rows + row]));
         }
     }
     return worst / sqrt(square / (s->n_list * 16.0 * s->g));
@@ -169,7 +169,8 @@ int hrb_sketch_score(const struct hrb_benchmark *self, const struct hrb_options 
     const bool one = self->variant < 200;
     struct scan s = {.g = (uint32_t)self->variant % 100,
                      .n4 = one ? N4_1BIT : N4_2BIT,
-                     .n2 = one ? N2_1BIT : N2_2BIT};
+                     .n2 = one ? N2_1BIT : N2_2BIT,
+                     .score_rows = PIECE_ROWS};
     struct hrb_pair pair;
     const size_t bytes = options->quick ? 256u << 20 : 512u << 20;
     const size_t piece_bytes = PIECE_GROUPS * hri_sketch_group_bytes(s.n4, s.n2);
@@ -281,7 +282,7 @@ static void pass_task(void *context, unsigned task, unsigned worker)
     score_piece(s, task, out);
     for (uint32_t gh = 0; gh < s->g; gh++) {
         const float shift = s->kernels->max(blocks + (size_t)gh * PIECE_BLOCKS, PIECE_BLOCKS);
-        float *x = out + (size_t)gh * PIECE_ROWS;
+        float *x = out + gh * s->score_rows;
         s->part[task].m[gh] = shift;
         s->part[task].l[gh] = 0;
         if (s->n_list == PIECE_GROUPS)
@@ -292,7 +293,7 @@ static void pass_task(void *context, unsigned task, unsigned worker)
     }
     if (s->sum) {
         const struct hri_sketch_rows rows = {codes_at(s, task), s->n4, s->n2};
-        s->kernels->sum_sketch(rows, s->g, s->list, s->n_list, out, PIECE_ROWS,
+        s->kernels->sum_sketch(rows, s->g, s->list, s->n_list, out, s->score_rows,
                                s->acc + (size_t)worker * s->g * DIM);
     }
 }
@@ -343,7 +344,7 @@ static void keep_quarter(struct scan *s)
 int hrb_sketch_full(const struct hrb_benchmark *self, const struct hrb_options *options,
                     struct hrb_result *result)
 {
-    struct scan s = {.g = GROUP, .n4 = N4_2BIT, .n2 = N2_2BIT, .keep = true};
+    struct scan s = {.g = GROUP, .n4 = N4_2BIT, .n2 = N2_2BIT, .score_rows = HEAD_ROWS};
     struct hrb_pair pair, with_sum;
     const unsigned rounds = options->quick ? 5 : 21;
     int code = 1;

@@ -5,19 +5,28 @@
 
 #include "kernels/cpu/ops.h"
 
-/* Adding and subtracting it rounds to an integer. */
+/* Added to a small float it leaves the nearest integer in the low bits. */
 #define ROUNDER 0x1.8p23f
+
+static inline int32_t bits_of(float x)
+{
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
 
 /* x as step * out, |out| <= 127; returns the step. Sets *sum_out to the sum of out. */
 static float quantise(const float *x, uint32_t n, int8_t *out, int32_t *sum_out)
 {
-    float largest = 0.0f;
-    int32_t sum = 0;
+    int32_t largest_bits = 0, sum = 0;
+    float largest;
 
+    /* Sizes as integers, in the same order: compilers make vectors of that. */
     for (uint32_t i = 0; i < n; i++) {
-        float size = x[i] < 0.0f ? -x[i] : x[i];
-        largest = size > largest ? size : largest;
+        const int32_t size = bits_of(x[i]) & INT32_MAX;
+        largest_bits = size > largest_bits ? size : largest_bits;
     }
+    memcpy(&largest, &largest_bits, sizeof largest);
     if (!(largest >= HRI_STEP_MIN && largest <= HRI_LOGIT_MAX)) {
         memset(out, 0, n);
         *sum_out = 0;
@@ -25,7 +34,7 @@ static float quantise(const float *x, uint32_t n, int8_t *out, int32_t *sum_out)
     }
     const float inverse = 127.0f / largest;
     for (uint32_t i = 0; i < n; i++) {
-        int value = (int)(x[i] * inverse + ROUNDER - ROUNDER);
+        const int32_t value = bits_of(x[i] * inverse + ROUNDER) - bits_of(ROUNDER);
         out[i] = (int8_t)value;
         sum += value;
     }

@@ -122,45 +122,43 @@ HRI_INLINE void score_group(const int queries, const struct part *four, const st
     }
 }
 
-/* Some queries from the i-th, a few groups. */
-HRI_INLINE void score_groups(const int queries, const struct hri_sketch_query *q, uint32_t i,
-                             struct hri_sketch_rows s, const uint32_t *groups, uint32_t n,
-                             float *out, size_t out_stride)
+/* Some queries from the i-th, groups [from, to). */
+HRI_INLINE void score_groups(const int queries, const struct score_job *job, uint32_t i,
+                             uint32_t from, uint32_t to)
 {
-    const struct part four = {q->q4 + i, q->scale4 + i, 0, s.n4 / 8};
-    const struct part two = {q->q2 + i, q->scale2 + i, (size_t)s.n4 * 8, s.n2 / 16};
-    const size_t bytes = hri_sketch_group_bytes(s.n4, s.n2);
+    const struct hri_sketch_query *q = job->q;
+    const struct part four = {q->q4 + i, q->scale4 + i, 0, job->s.n4 / 8};
+    const struct part two = {q->q2 + i, q->scale2 + i, (size_t)job->s.n4 * 8, job->s.n2 / 16};
+    float *out = job->out + i * job->out_stride;
 
-    out += i * out_stride;
-    for (uint32_t j = 0; j < n; j++)
-        score_group(queries, &four, &two, q->offset + i, s.codes + groups[j] * bytes,
-                    out + (size_t)16 * groups[j], out_stride);
+    for (uint32_t j = from; j < to; j++) {
+        if (i == 0)
+            prefetch_group(job, j + AHEAD_GROUPS);
+        score_group(queries, &four, &two, q->offset + i, job->s.codes + job->groups[j] * job->bytes,
+                    out + (size_t)16 * job->groups[j], job->out_stride);
+    }
 }
 
 /* Groups that stay in the first level while all queries use them. */
 #define TILE_GROUPS 8u
-/* How far ahead they are asked for. */
-#define AHEAD_GROUPS 8u
 
 void hri_avx2_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
                            const uint32_t *groups, uint32_t n_groups, float *out, size_t out_stride)
 {
-    const size_t bytes = hri_sketch_group_bytes(s.n4, s.n2);
+    const struct score_job job = {q, s,   groups,     n_groups,
+                                  g, out, out_stride, hri_sketch_group_bytes(s.n4, s.n2)};
 
     for (uint32_t j = 0; j < n_groups; j += TILE_GROUPS) {
-        const uint32_t n = n_groups - j < TILE_GROUPS ? n_groups - j : TILE_GROUPS;
-        const uint32_t *list = groups + j;
+        const uint32_t to = n_groups - j < TILE_GROUPS ? n_groups : j + TILE_GROUPS;
         uint32_t i = 0;
 
-        for (uint32_t a = AHEAD_GROUPS; a < AHEAD_GROUPS + TILE_GROUPS && j + a < n_groups; a++)
-            prefetch_near(s.codes + list[a] * bytes, bytes);
         for (; i + 4 <= g; i += 4)
-            score_groups(4, q, i, s, list, n, out, out_stride);
+            score_groups(4, &job, i, j, to);
         if (g - i == 3)
-            score_groups(3, q, i, s, list, n, out, out_stride);
+            score_groups(3, &job, i, j, to);
         else if (g - i == 2)
-            score_groups(2, q, i, s, list, n, out, out_stride);
+            score_groups(2, &job, i, j, to);
         else if (g - i == 1)
-            score_groups(1, q, i, s, list, n, out, out_stride);
+            score_groups(1, &job, i, j, to);
     }
 }

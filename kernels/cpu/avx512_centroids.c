@@ -81,7 +81,7 @@ void hri_avx512_score_centroids(const float *q, uint32_t g, uint32_t dk, struct 
     uint32_t b = 0;
 
     for (uint32_t i = 0; i < g; i++)
-        query_i8_make(bytes + i, q + (size_t)i * dk, dk, 126);
+        query_i8_make(bytes + i, q + (size_t)i * dk, dk);
     for (; b + 32 <= n; b += 32)
         score_queries(2, g, bytes, dk, c.codes + (size_t)b * dk, c.step + b, out + b, out_stride);
     if (b < n)

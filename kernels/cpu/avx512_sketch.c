@@ -1,5 +1,6 @@
 /* Scores of sketched rows with vpdpbusd: a line is 16 rows, a shift and a mask give 4 dimensions of
- * each, and nothing is added across lanes. Two groups at a time share the queries' bytes and hide
+ * each, and nothing is added across lanes. Two groups at a time share the queries'
+ * bytes and hide
  * the latency of the sums. */
 #include "kernels/cpu/simd_avx512.h"
 
@@ -43,19 +44,20 @@ HRI_INLINE __m128i vi_fold(vi a)
 
 #include "kernels/cpu/simd_sketch.h"
 
-#define QUERIES 4
+#define QUERIES 8
 
-/* Codes of one width of two groups, and the queries' bytes for them. */
+/* Lines of one width in a group, and the queries' bytes for them. */
 struct part {
-    const uint8_t *codes[2];
     const int8_t (*bytes)[HR_HEAD_DIM_MAX];
     const float *scale;
+    size_t offset; /* of the lines in the group */
     uint32_t lines;
 };
 
 /* total[i][a] += scale[i] * sum of the lines. */
 HRI_INLINE void add_lines(const int groups, const int queries, const int bits,
-                          const struct part *part, vf total[QUERIES][2])
+                          const struct part *part, const uint8_t *const codes[2],
+                          vf total[QUERIES][2])
 {
     const __m512i mask = _mm512_set1_epi8((1 << bits) - 1);
     __m512i sum[QUERIES][2];
@@ -67,7 +69,7 @@ HRI_INLINE void add_lines(const int groups, const int queries, const int bits,
         __m512i line[2], code[2];
         HRI_UNROLL
         for (int a = 0; a < groups; a++)
-            line[a] = _mm512_load_si512(part->codes[a] + (size_t)l * 64);
+            line[a] = _mm512_load_si512(codes[a] + part->offset + (size_t)l * 64);
         HRI_UNROLL
         for (int s = 0; s < 8 / bits; s++) {
             HRI_UNROLL
@@ -91,71 +93,63 @@ HRI_INLINE void add_lines(const int groups, const int queries, const int bits,
     }
 }
 
-HRI_INLINE void score_queries(const int groups, const int queries, const struct part *four,
-                              const struct part *two, const float *offset, float *const out[2],
-                              size_t out_stride)
+/* Some queries from the i-th, `groups` groups from the j-th. */
+HRI_INLINE void score_groups(const int groups, const int queries, const struct score_job *job,
+                             uint32_t i, uint32_t j)
 {
+    const struct hri_sketch_query *q = job->q;
+    const struct part four = {q->q4 + i, q->scale4 + i, 0, job->s.n4 / 8};
+    const struct part two = {q->q2 + i, q->scale2 + i, (size_t)job->s.n4 * 8, job->s.n2 / 16};
+    const uint32_t *list = job->groups + j;
+    const uint8_t *codes[2];
     vf total[QUERIES][2];
 
     HRI_UNROLL
-    for (int i = 0; i < queries; i++)
-        total[i][0] = total[i][1] = vf_set(offset[i]);
-    add_lines(groups, queries, 4, four, total);
-    add_lines(groups, queries, 2, two, total);
+    for (int a = 0; a < groups; a++)
+        codes[a] = job->s.codes + list[a] * job->bytes;
     HRI_UNROLL
-    for (int i = 0; i < queries; i++) {
+    for (int k = 0; k < queries; k++)
+        total[k][0] = total[k][1] = vf_set(q->offset[i + (uint32_t)k]);
+    add_lines(groups, queries, 4, &four, codes, total);
+    add_lines(groups, queries, 2, &two, codes, total);
+    HRI_UNROLL
+    for (int k = 0; k < queries; k++) {
         HRI_UNROLL
         for (int a = 0; a < groups; a++)
-            vf_store(out[a] + i * out_stride, total[i][a]);
+            vf_store(job->out + (i + (uint32_t)k) * job->out_stride + (size_t)16 * list[a],
+                     total[k][a]);
     }
 }
 
-/* `groups` groups from list[0]. */
-HRI_INLINE void score_groups(const int groups, const struct hri_sketch_query *q, uint32_t g,
-                             struct hri_sketch_rows s, const uint32_t *list, float *out,
-                             size_t out_stride)
+/* All queries. */
+HRI_INLINE void score_all(const int groups, const struct score_job *job, uint32_t j)
 {
-    const size_t bytes = hri_sketch_group_bytes(s.n4, s.n2);
-    const uint8_t *codes[2] = {s.codes + list[0] * bytes, s.codes + list[groups - 1] * bytes};
     uint32_t i = 0;
 
-    while (i < g) {
-        const struct part four = {{codes[0], codes[1]}, q->q4 + i, q->scale4 + i, s.n4 / 8};
-        const struct part two = {{codes[0] + (size_t)s.n4 * 8, codes[1] + (size_t)s.n4 * 8},
-                                 q->q2 + i,
-                                 q->scale2 + i,
-                                 s.n2 / 16};
-        float *const first = out + i * out_stride;
-        float *const at[2] = {first + (size_t)16 * list[0], first + (size_t)16 * list[groups - 1]};
-        const uint32_t left = g - i;
-        if (left >= 4)
-            score_queries(groups, 4, &four, &two, q->offset + i, at, out_stride);
-        else if (left == 3)
-            score_queries(groups, 3, &four, &two, q->offset + i, at, out_stride);
-        else if (left == 2)
-            score_queries(groups, 2, &four, &two, q->offset + i, at, out_stride);
-        else
-            score_queries(groups, 1, &four, &two, q->offset + i, at, out_stride);
-        i += left < 4 ? left : 4;
-    }
+    for (int a = 0; a < groups; a++)
+        prefetch_group(job, j + AHEAD_GROUPS + (uint32_t)a);
+    for (; i + 8 <= job->g; i += 8)
+        score_groups(groups, 8, job, i, j);
+    for (; i + 4 <= job->g; i += 4)
+        score_groups(groups, 4, job, i, j);
+    if (job->g - i == 3)
+        score_groups(groups, 3, job, i, j);
+    else if (job->g - i == 2)
+        score_groups(groups, 2, job, i, j);
+    else if (job->g - i == 1)
+        score_groups(groups, 1, job, i, j);
 }
-
-/* How far ahead groups are asked for. */
-#define PREFETCH_BYTES 4096u
 
 void hri_avx512_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
                              const uint32_t *groups, uint32_t n_groups, float *out,
                              size_t out_stride)
 {
-    const size_t bytes = hri_sketch_group_bytes(s.n4, s.n2);
-    const uint32_t ahead = 2 + PREFETCH_BYTES / (uint32_t)(bytes + 1);
+    const struct score_job job = {q, s,   groups,     n_groups,
+                                  g, out, out_stride, hri_sketch_group_bytes(s.n4, s.n2)};
     uint32_t j = 0;
 
-    for (; j + 2 <= n_groups; j += 2) {
-        for (uint32_t a = j + ahead; a < j + ahead + 2 && a < n_groups; a++)
-            prefetch_near(s.codes + groups[a] * bytes, bytes);
-        score_groups(2, q, g, s, groups + j, out, out_stride);
-    }
+    for (; j + 2 <= n_groups; j += 2)
+        score_all(2, &job, j);
     if (j < n_groups)
-        score_groups(1, q, g, s, groups + j, out, out_stride);
+        score_all(1, &job, j);
 }

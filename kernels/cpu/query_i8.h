@@ -14,10 +14,10 @@ struct query_i8 {
     int32_t excess; /* 128 sum(128 high + low) */
 };
 
-/* high is at most high_max (64 or 127) in magnitude; low is in [-64, 63]. */
-static inline void query_i8_make(struct query_i8 *out, const float *q, uint32_t dk, int high_max)
+/* high is at most 126 in magnitude; low is in [-64, 63]. */
+static inline void query_i8_make(struct query_i8 *out, const float *q, uint32_t dk)
 {
-    const int most = 128 * high_max;
+    const int most = 128 * 126;
     float largest = 0.0f;
     int32_t sum = 0;
 

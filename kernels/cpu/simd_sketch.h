@@ -1,5 +1,5 @@
-/* Sums of sketched rows, packing of sketches, and int8 rows from anywhere. Scores of sketches
- * differ too much between the instruction sets: see avx2_sketch.c and avx512_sketch.c.
+/* Sums of sketched rows, packing of sketches, and int8 rows from anywhere. The scores of sketches
+ * differ between the instruction sets: see avx2_sketch.c and avx512_sketch.c.
  *
  * A sum over rows goes across the lanes of a line. One byte shuffle turns four rows' four bytes
  * around, so that a 32-bit lane holds one dimension of four rows; masks then give 16-bit numbers of
@@ -195,6 +195,32 @@ void HRI_OP(sum_sketch)(struct hri_sketch_rows s, uint32_t g, const uint32_t *gr
     }
     if (batch.n > 0)
         sum_batch(&batch, s, g, w, w_stride, acc);
+}
+
+/* -- scores: what both instruction sets do -- */
+
+/* What one call scores. */
+struct score_job {
+    const struct hri_sketch_query *q;
+    struct hri_sketch_rows s;
+    const uint32_t *groups;
+    uint32_t n_groups, g;
+    float *out;
+    size_t out_stride, bytes; /* bytes of a group */
+};
+
+/* How far ahead groups are asked for. */
+#define AHEAD_GROUPS 16u
+
+/* The codes of a group and the places of its scores: stores that miss wait for each other. */
+HRI_INLINE void prefetch_group(const struct score_job *job, uint32_t j)
+{
+    if (j >= job->n_groups)
+        return;
+    prefetch_near(job->s.codes + job->groups[j] * job->bytes, job->bytes);
+    for (uint32_t i = 0; i < job->g; i++)
+        _mm_prefetch((const char *)(job->out + i * job->out_stride + (size_t)16 * job->groups[j]),
+                     _MM_HINT_T0);
 }
 
 /* -- packing -- */
