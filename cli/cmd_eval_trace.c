@@ -99,8 +99,8 @@ static int plan(struct cli_trace_eval *eval)
 {
     const struct cli_trace_options *o = eval->options;
     eval->n_items = o->folders.n * o->recipes.n * o->moved.n;
-    eval->items = calloc(eval->n_items, sizeof *eval->items);
-    eval->traces = calloc(o->folders.n, sizeof *eval->traces);
+    eval->items = calloc(eval->n_items + 1, sizeof *eval->items);
+    eval->traces = calloc(o->folders.n + 1, sizeof *eval->traces);
     if (!eval->items || !eval->traces)
         return cli_fail("out of memory");
     for (size_t i = 0; i < o->recipes.n; i++) {

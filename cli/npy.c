@@ -290,7 +290,7 @@ static bool is_finite(const void *data, const struct cli_npy *npy, char *why)
 
 const void *cli_npy_check(const void *bytes, size_t n, const struct cli_npy_want *want, char *why)
 {
-    struct cli_npy npy;
+    struct cli_npy npy = {.n_dims = 0};
     if (!cli_npy_parse(bytes, n, &npy, why) || !is_wanted(&npy, want, why) ||
         !has_length(&npy, n, why))
         return NULL;
@@ -352,7 +352,7 @@ int cli_npy_read(const char *path, const struct cli_npy_want *want, void **data_
 {
     char why[CLI_NPY_WHY_BYTES];
     struct stat st;
-    struct cli_npy npy;
+    struct cli_npy npy = {.n_dims = 0};
     /* A pipe without a writer must not block. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)

@@ -112,7 +112,7 @@ int cli_trace_gates(const char *path, const struct cli_trace *trace, float **gat
     if (code)
         return code;
     uint32_t lines = count_lines(text);
-    float *gates = malloc(((size_t)lines + 1) * m->n_kv_heads * sizeof *gates);
+    float *gates = calloc((size_t)lines + 1, m->n_kv_heads * sizeof *gates);
     if (!gates)
         code = cli_fail("out of memory");
     else if (lines <= m->layer)
@@ -121,7 +121,7 @@ int cli_trace_gates(const char *path, const struct cli_trace *trace, float **gat
     else if (hr_parse_head_gates(path, text, n, lines, m->n_kv_heads, gates) != HR_OK)
         code = cli_fail("%s", hr_last_error());
     free(text);
-    if (code) {
+    if (!gates || code) {
         free(gates);
         return code;
     }

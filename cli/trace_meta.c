@@ -160,7 +160,7 @@ static bool take_rope(const cJSON *object, struct cli_trace_meta *meta, char *wh
                           shown(n_rot, text, sizeof text), meta->head_dim);
         meta->n_rot = (uint32_t)n_rot->valuedouble;
     }
-    meta->rope_frequencies = calloc(meta->n_rot / 2, sizeof *meta->rope_frequencies);
+    meta->rope_frequencies = calloc(meta->n_rot / 2 + 1, sizeof *meta->rope_frequencies);
     if (!meta->rope_frequencies)
         return refuse(why, "cannot be read: out of memory");
     const cJSON *frequencies = cJSON_GetObjectItemCaseSensitive(rope, "frequencies");
@@ -198,7 +198,8 @@ static bool take_shape(const cJSON *object, struct cli_trace_meta *meta, char *w
         return false;
     if (meta->head_dim % 8)
         return refuse(why, "has head_dim %u; it must be a multiple of 8", meta->head_dim);
-    if (meta->n_q_heads % meta->n_kv_heads || meta->n_q_heads / meta->n_kv_heads > HR_GROUP_MAX)
+    if (meta->n_kv_heads == 0 || meta->n_q_heads % meta->n_kv_heads ||
+        meta->n_q_heads / meta->n_kv_heads > HR_GROUP_MAX)
         return refuse(why,
                       "has n_q_heads %u and n_kv_heads %u; the first must be 1 to %d times the "
                       "second",

@@ -78,7 +78,7 @@ static int by_label(const void *a, const void *b)
 /* Names beside the curves' right ends, pushed apart: down first, then up from the bottom edge. */
 static void place_labels(struct curve **curves, size_t n, double top, double bottom)
 {
-    qsort(curves, n, sizeof *curves, by_label);
+    qsort(curves, n, sizeof(struct curve *), by_label);
     for (size_t i = 0; i < n; i++) {
         double least = i ? curves[i - 1]->label_at + LABEL_STEP : top;
         if (curves[i]->label_at < least)
@@ -252,9 +252,11 @@ static void heat_row(const struct cli_trace_page *page, const struct cli_trace_i
             y + size / 2 + 4);
     cli_html_text(page->file, about->name);
     fprintf(page->file, "</text>");
-    for (uint32_t h = 0; h < item->n_q_heads; h++)
-        heat_cell(page->file, left + h * (size + 1) + h / group * 4.0, y, size, head_error(item, h),
+    for (uint32_t h = 0; h < item->n_q_heads; h++) {
+        uint32_t kv_head = h / group; /* a gap before each but the first */
+        heat_cell(page->file, left + h * (size + 1) + kv_head * 4.0, y, size, head_error(item, h),
                   min, max, about->name, h);
+    }
     fputc('\n', page->file);
 }
 

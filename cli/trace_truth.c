@@ -8,11 +8,11 @@
 
 #define CHAINS 8
 
-/* Several chains, so that additions do not wait for each other. */
+/* Several chains, so that additions do not wait for each other. n is a multiple of them: head_dim is one of 8. */
 static double dot(const float *a, const float *b, uint32_t n)
 {
     double sum[CHAINS] = {0};
-    for (uint32_t i = 0; i < n; i += CHAINS)
+    for (uint32_t i = 0; i + CHAINS <= n; i += CHAINS)
         for (uint32_t j = 0; j < CHAINS; j++)
             sum[j] += (double)a[i + j] * b[i + j];
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
@@ -70,8 +70,8 @@ int cli_trace_truth_make(const struct cli_trace *t, struct cli_trace_truth *trut
     size_t steps = (size_t)m->n_q_heads * m->scored.n;
     struct cli_trace_truth truth = {.out = calloc(steps * m->head_dim, sizeof *truth.out),
                                     .mass = calloc(steps * m->n_tokens, sizeof *truth.mass)};
-    struct work work = {.k = malloc((size_t)m->n_tokens * m->head_dim * sizeof *work.k),
-                        .v = malloc((size_t)m->n_tokens * m->head_dim * sizeof *work.v),
+    struct work work = {.k = calloc((size_t)m->n_tokens * m->head_dim, sizeof *work.k),
+                        .v = calloc((size_t)m->n_tokens * m->head_dim, sizeof *work.v),
                         .weights = malloc(m->n_tokens * sizeof *work.weights)};
     bool ok = truth.out && truth.mass && work.k && work.v && work.weights;
     for (uint32_t h = 0; ok && h < m->n_kv_heads; h++)

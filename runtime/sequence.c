@@ -502,8 +502,7 @@ static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
     uint64_t near_bytes = heads * (s->n_sink + s->tail_max) * s->row_bytes;
     uint64_t summaries =
         s->recipe.selector->unit != HRI_UNIT_ALL ? heads * hri_index_device_bytes(&io) : 0;
-    uint64_t frames =
-        (uint64_t)s->n_kv * (s->items_max + 1) * s->block_rows_max * s->code_bytes;
+    uint64_t frames = (uint64_t)s->n_kv * (s->items_max + 1) * s->block_rows_max * s->code_bytes;
     return hri_error_set(status,
                          "device tier: %" PRIu64
                          " bytes are not enough for this sequence; it needs at least about %" PRIu64

@@ -279,7 +279,8 @@ static hr_status_t segment_memory(struct segment *g)
 
 static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t n)
 {
-    if (!layer->indexed && !layer->adds_rows) { /* nothing to group, but the window is everybody's */
+    if (!layer->indexed &&
+        !layer->adds_rows) { /* nothing to group, but the window is everybody's */
         layer->body_end += n;
         return HR_OK;
     }
@@ -287,7 +288,7 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
     struct hr_attend_report unseen = {0};
     uint32_t cells = layer->indexed ? hri_lane_cells(layer->block_lane) : 0;
     uint32_t rows = hri_index_rows(layer->heads[0]);
-    uint32_t before[HR_HEADS_MAX];
+    uint32_t before[HR_HEADS_MAX] = {0};
     for (uint32_t h = 0; h < s->n_kv; h++) {
         before[h] = hri_index_blocks(layer->heads[h]);
     }
