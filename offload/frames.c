@@ -20,14 +20,15 @@ enum frame_state { FRAME_FREE, FRAME_LOADING, FRAME_READY };
 struct frame {
     enum frame_state state;
     uint32_t lane, block;
-    uint32_t prev, next;         /* list by last use, or of free frames */
-    uint64_t step;               /* of its last use */
-    const struct hri_read *read; /* while LOADING */
-    struct hri_fetch *fetch;     /* whose read it is */
+    uint32_t prev, next;     /* list by last use, or of free frames */
+    uint64_t step;           /* of its last use */
+    struct hri_read *read;   /* while LOADING */
+    struct hri_fetch *fetch; /* whose read it is */
 };
 
 struct lane_table {
-    uint32_t *frames; /* [blocks_max] frame of the block, or NONE */
+    uint32_t *frames;  /* [blocks_max] frame of the block, or NONE */
+    uint8_t *resident; /* [blocks_max] 1: a ready frame that outlasts the step */
     uint32_t blocks_max;
     uint64_t step, step_before; /* of its last two fetches */
 };
@@ -40,6 +41,7 @@ struct hri_frames {
     uint32_t frame_bytes, n_frames, n_transit, n_lanes;
     struct lane_table *lanes;
     uint32_t *tables;
+    uint8_t *resident;
     struct frame *frames; /* [n_frames + n_transit] */
     uint32_t free_frame, oldest, newest;
     uint32_t n_transit_used; /* in this step */
@@ -55,7 +57,7 @@ static unsigned char *memory_of(const struct hri_frames *frames, uint32_t frame)
 /* --------------------------------------------------------------------------- create and destroy */
 
 struct sizes {
-    uint64_t memory, frames, lanes, tables;
+    uint64_t memory, frames, lanes, tables, resident;
 };
 
 static struct sizes sizes_of(const struct hri_frames_options *options)
@@ -68,13 +70,15 @@ static struct sizes sizes_of(const struct hri_frames_options *options)
         .frames = n * sizeof(struct frame),
         .lanes = options->n_lanes * sizeof(struct lane_table),
         .tables = n_blocks * sizeof(uint32_t),
+        .resident = n_blocks,
     };
 }
 
 uint64_t hri_frames_bytes(const struct hri_frames_options *options)
 {
     struct sizes sizes = sizes_of(options);
-    return sizes.memory + sizes.frames + sizes.lanes + sizes.tables + sizeof(struct hri_frames);
+    return sizes.memory + sizes.frames + sizes.lanes + sizes.tables + sizes.resident +
+           sizeof(struct hri_frames);
 }
 
 static bool alloc_tables(struct hri_frames *frames, const struct sizes *sizes)
@@ -84,8 +88,9 @@ static bool alloc_tables(struct hri_frames *frames, const struct sizes *sizes)
     frames->frames = hri_aligned_zero(alloc, FRAME_ALIGN_BYTES, sizes->frames);
     frames->lanes = hri_aligned_zero(alloc, FRAME_ALIGN_BYTES, sizes->lanes);
     frames->tables = hri_aligned(alloc, FRAME_ALIGN_BYTES, sizes->tables);
+    frames->resident = hri_aligned_zero(alloc, FRAME_ALIGN_BYTES, sizes->resident);
     return frames->memory != NULL && frames->frames != NULL && frames->lanes != NULL &&
-           frames->tables != NULL;
+           frames->tables != NULL && frames->resident != NULL;
 }
 
 static void fill_tables(struct hri_frames *frames, const struct hri_frames_options *options)
@@ -93,6 +98,7 @@ static void fill_tables(struct hri_frames *frames, const struct hri_frames_optio
     uint32_t *table = frames->tables;
     for (uint32_t i = 0; i < options->n_lanes; i++) {
         frames->lanes[i].frames = table;
+        frames->lanes[i].resident = frames->resident + (table - frames->tables);
         frames->lanes[i].blocks_max = options->blocks_max[i];
         for (uint32_t b = 0; b < options->blocks_max[i]; b++)
             *table++ = NONE;
@@ -156,6 +162,7 @@ void hri_frames_destroy(struct hri_frames *frames)
     hri_free(frames->alloc, frames->frames);
     hri_free(frames->alloc, frames->lanes);
     hri_free(frames->alloc, frames->tables);
+    hri_free(frames->alloc, frames->resident);
     hri_free(frames->alloc, frames);
 }
 
@@ -200,12 +207,22 @@ static void use_frame(struct hri_frames *frames, uint32_t f)
     link_newest(frames, f);
 }
 
+static void frame_ready(struct hri_frames *frames, uint32_t f)
+{
+    struct frame *frame = &frames->frames[f];
+    frame->state = FRAME_READY;
+    frames->lanes[frame->lane].resident[frame->block] = f < frames->n_frames;
+}
+
 /* Takes a frame out of its lane's table; in the list of used frames it is no more. */
 static void drop_frame(struct hri_frames *frames, uint32_t f)
 {
     struct frame *frame = &frames->frames[f];
     HRI_ASSERT(frame->read == NULL || frame->read->done || frame->fetch->batch.n_reads == 0);
+    if (frame->read != NULL)
+        frame->read->from = NULL; /* its memory belongs to others from now on */
     frames->lanes[frame->lane].frames[frame->block] = NONE;
+    frames->lanes[frame->lane].resident[frame->block] = 0;
     frame->state = FRAME_FREE;
     frame->read = NULL;
     frame->fetch = NULL;
@@ -275,6 +292,11 @@ const void *hri_frames_peek(const struct hri_frames *frames, uint32_t lane, uint
         return NULL;
     uint32_t f = frames->lanes[lane].frames[block];
     return f != NONE && frames->frames[f].state == FRAME_READY ? memory_of(frames, f) : NULL;
+}
+
+const uint8_t *hri_frames_resident(const struct hri_frames *frames, uint32_t lane)
+{
+    return frames->lanes[lane].resident;
 }
 
 void hri_frames_truncate(struct hri_frames *frames, uint32_t lane, uint32_t n_blocks)
@@ -377,10 +399,26 @@ hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *
         return HR_OK;
     fetch->batch.reads = fetch->reads;
     fetch->batch.n_reads = fetch->n_misses;
+    fetch->batch.leave_host = fetch->share_copies;
     hr_status_t status = hri_store_read_begin(frames->store, &fetch->batch);
     if (status != HR_OK)
         drop_misses(frames, fetch);
     return status;
+}
+
+static void copy_now(struct hri_read *read)
+{
+    if (read->from != NULL)
+        memcpy(read->dst, read->from, read->bytes);
+    read->from = NULL;
+}
+
+void hri_fetch_copy(struct hri_fetch *fetch, uint32_t j)
+{
+    if (fetch->reads[j].from == NULL)
+        return;
+    copy_now(&fetch->reads[j]);
+    fetch->where[fetch->read_block[j]] = fetch->reads[j].dst;
 }
 
 /* After the reads: frames that arrived are ready, the others are lost. */
@@ -394,7 +432,7 @@ static void settle_misses(struct hri_frames *frames, const struct hri_fetch *fet
             continue;
         frames->frames[f].read = NULL;
         frames->frames[f].fetch = NULL;
-        frames->frames[f].state = FRAME_READY;
+        frame_ready(frames, f);
         if (fetch->reads[i].status != HR_OK)
             drop_frame(frames, f);
     }
@@ -412,8 +450,10 @@ static hr_status_t wait_for_others(struct hri_frames *frames, const struct hri_f
         struct hri_read_batch *batch = &frames->frames[f].fetch->batch;
         while (!frames->frames[f].read->done && status == HR_OK)
             status = hri_store_read_wait(frames->store, batch, deadline_ns);
-        if (frames->frames[f].read->done && frames->frames[f].read->status == HR_OK)
-            frames->frames[f].state = FRAME_READY;
+        if (frames->frames[f].read->done && frames->frames[f].read->status == HR_OK) {
+            copy_now(frames->frames[f].read);
+            frame_ready(frames, f);
+        }
     }
     return status;
 }
@@ -426,6 +466,8 @@ hr_status_t hri_frames_fetch_wait(struct hri_frames *frames, struct hri_fetch *f
         status = hri_store_read_wait(frames->store, &fetch->batch, deadline_ns);
         if (status == HR_ERR_TIMEOUT)
             hri_store_read_cancel(frames->store, &fetch->batch);
+        for (uint32_t i = 0; i < fetch->n_misses; i++)
+            copy_now(&fetch->reads[i]);
         settle_misses(frames, fetch);
     }
     if (status == HR_OK)

@@ -31,6 +31,9 @@ uint64_t hri_frames_bytes(const struct hri_frames_options *options);
 void hri_frames_step_begin(struct hri_frames *frames);
 /* The block's bytes if resident, else NULL; does not count as a use. */
 const void *hri_frames_peek(const struct hri_frames *frames, uint32_t lane, uint32_t block);
+/* Of all blocks of a lane at once: [blocks_max], 1 where a frame that outlasts the step holds the
+ * block, else 0. Kept up to date; the array stays where it is as long as the frames live. */
+const uint8_t *hri_frames_resident(const struct hri_frames *frames, uint32_t lane);
 
 struct hri_block_address {
     uint32_t block;
@@ -42,18 +45,23 @@ struct hri_fetch {
     struct hri_lane *lane;
     const struct hri_block_address *blocks;
     uint32_t n_blocks;
+    bool share_copies; /* misses that host memory has wait for hri_fetch_copy, or for the wait */
     /* out: [n_blocks], the caller's arrays. where[i] NULL until it has arrived (or if it never
      * will). */
     const void **where;
     struct hri_read *reads; /* [n_blocks] space */
     uint32_t n_hits, n_misses;
     struct hri_read_batch batch;
-    uint32_t *read_block; /* [n_blocks] space: reads[j] is for blocks[read_block[j]] */
+    uint32_t *read_block; /* [n_blocks] space: reads[j] is for blocks[read_block[j]], ascending */
 };
 /* Hits are there at once; misses take frames (least worth first by the replacement policy) and
  * their reads start. Every fetch is waited for within its step. HR_ERR_FULL when the step needs
  * more than n_frames + transit_frames: nothing was started. */
 hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *fetch);
+/* Brings the block of read j from host memory into its frame and sets its place, if it waits for
+ * that (share_copies). Between begin and wait; different fetches may do it in different threads at
+ * the same time. */
+void hri_fetch_copy(struct hri_fetch *fetch, uint32_t j);
 /* Until all arrived or the deadline (0: none). Late and failed blocks keep where[i] == NULL and
  * lose their frames. HR_OK, HR_ERR_TIMEOUT (some are late), HR_ERR_CORRUPT / HR_ERR_IO. */
 hr_status_t hri_frames_fetch_wait(struct hri_frames *frames, struct hri_fetch *fetch,

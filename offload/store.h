@@ -75,6 +75,9 @@ hr_status_t hri_lane_truncate(struct hri_lane *lane, uint32_t n_cells);
 const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell);
 /* Lowest tier number that holds the cell: HR_TIER_HOST or HR_TIER_FILE. */
 hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell);
+/* The same of all cells at once: [cells_max], 1 where memory has the cell, else 0 (also past the
+ * last cell). Kept up to date; the array stays where it is as long as the lane lives. */
+const uint8_t *hri_lane_in_memory(const struct hri_lane *lane);
 
 /* -- reads, in batches -- */
 struct hri_read {
@@ -89,12 +92,16 @@ struct hri_read {
     bool done;
     hr_tier_t tier;     /* where it came from */
     uint32_t bad_cell;  /* the first cell lost when status is not HR_OK */
+    const void *from;   /* leave_host: where the bytes wait to be copied to dst, else NULL */
     uint32_t n_pending; /* private: cells that have not arrived */
 };
 struct hri_read_batch {
     struct hri_read *reads; /* the caller's, until the wait returned */
     uint32_t n_reads;
     bool cache; /* keep a host copy of what came from the file if there is room by priority */
+    /* Parts of host cells (n_cells 1) are not copied: `from` says where they lie, as valid as what
+     * hri_lane_peek gives, and the read counts as done. So the caller may share out the copying. */
+    bool leave_host;
     /* out, and private */
     uint32_t n_pending;
     uint32_t n_begun, cells_begun; /* reads, and cells of the next one, that are on their way */

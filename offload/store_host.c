@@ -221,6 +221,7 @@ static void evict(struct hri_host *host, uint32_t slot)
 {
     struct hri_slot *entry = &host->slots[slot];
     entry->lane->cells[entry->cell].slot = HRI_NONE;
+    hri_cell_note(entry->lane, entry->cell);
     hri_host_unclean(host, slot);
     hri_host_put(host, slot);
 }

@@ -61,6 +61,7 @@ struct hri_lane {
     uint32_t n_writes, n_reads; /* operations under way, failed writes not counted */
     uint32_t *extents;          /* [ceil(cells_max / extent_cells)] first grain */
     struct hri_cell *cells;     /* [cells_max] */
+    uint8_t *in_memory;         /* [cells_max] of each cell: see hri_cell_note */
 };
 
 /* One slot of the host tier; lane NULL: free, next links the slab's free slots. */
@@ -256,5 +257,11 @@ static inline uint64_t hri_lane_position(const struct hri_lane *lane, uint32_t c
 }
 /* The cell's bytes in memory, NULL: only in the file. */
 unsigned char *hri_cell_memory(const struct hri_lane *lane, uint32_t cell);
+/* To be called whenever a cell got or lost its slot or its write buffer. */
+static inline void hri_cell_note(struct hri_lane *lane, uint32_t cell)
+{
+    const struct hri_cell *entry = &lane->cells[cell];
+    lane->in_memory[cell] = entry->slot != HRI_NONE || (entry->flags & HRI_CELL_DIRTY) != 0;
+}
 
 #endif

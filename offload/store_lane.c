@@ -36,10 +36,19 @@ static hr_status_t check_lane_options(const struct hri_store *store,
     return HR_OK;
 }
 
+static void free_lane(struct hri_store *store, struct hri_lane *lane)
+{
+    hri_free(store->alloc, lane->extents);
+    hri_free(store->alloc, lane->in_memory);
+    hri_free(store->alloc, lane->cells);
+    hri_free(store->alloc, lane);
+}
+
 static hr_status_t alloc_lane_tables(struct hri_store *store, struct hri_lane *lane)
 {
     lane->cells = hri_calloc(store->alloc, lane->cells_max, sizeof *lane->cells);
-    if (lane->cells == NULL)
+    lane->in_memory = hri_calloc(store->alloc, lane->cells_max, 1);
+    if (lane->cells == NULL || lane->in_memory == NULL)
         return hri_alloc_status();
     if (store->file.fd < 0)
         return HR_OK;
@@ -65,9 +74,7 @@ hr_status_t hri_lane_create(struct hri_store *store, const struct hri_lane_optio
     if (status == HR_OK)
         status = hri_host_class_get(&store->host, lane->cell_bytes, &lane->class_index);
     if (status != HR_OK) {
-        hri_free(store->alloc, lane->extents);
-        hri_free(store->alloc, lane->cells);
-        hri_free(store->alloc, lane);
+        free_lane(store, lane);
         return status;
     }
     lane->next = store->lanes;
@@ -91,9 +98,7 @@ void hri_lane_destroy(struct hri_lane *lane)
         store->lanes = lane->next;
     if (lane->next != NULL)
         lane->next->prev = lane->prev;
-    hri_free(store->alloc, lane->extents);
-    hri_free(store->alloc, lane->cells);
-    hri_free(store->alloc, lane);
+    free_lane(store, lane);
 }
 
 uint32_t hri_lane_cells(const struct hri_lane *lane)
@@ -145,6 +150,7 @@ static void forget_cells(struct hri_lane *lane, uint32_t n_cells)
             hri_host_put(host, cell->slot);
         }
         memset(cell, 0, sizeof *cell);
+        lane->in_memory[i] = 0;
     }
     lane->n_cells = n_cells;
     shrink_extents(lane, n_cells);
@@ -223,6 +229,7 @@ hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_
     for (uint32_t i = 0; i < n_cells && status == HR_OK; i++) {
         const unsigned char *from = (const unsigned char *)data + (size_t)i * lane->cell_bytes;
         status = append_cell(lane, first + i, from, &open_op);
+        hri_cell_note(lane, first + i);
         lane->n_cells += status == HR_OK;
     }
     hri_write_close(store, &open_op);
@@ -254,4 +261,9 @@ hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell)
 {
     return cell < lane->n_cells && hri_cell_memory(lane, cell) != NULL ? HR_TIER_HOST
                                                                        : HR_TIER_FILE;
+}
+
+const uint8_t *hri_lane_in_memory(const struct hri_lane *lane)
+{
+    return lane->in_memory;
 }

@@ -161,7 +161,12 @@ static bool begin_cell(struct hri_store *store, struct hri_read_batch *batch, st
     const unsigned char *memory = hri_lane_peek(lane, cell);
     if (memory != NULL) {
         batch->bytes_from_host += part_bytes(read);
-        deliver(batch, read, cell, memory);
+        if (batch->leave_host && read->n_cells == 1) {
+            read->from = memory + read->offset;
+            cell_arrived(batch, read);
+        } else {
+            deliver(batch, read, cell, memory);
+        }
         return true;
     }
     if (store->free_piece == HRI_NONE)
@@ -286,6 +291,7 @@ static void keep_copy(struct hri_store *store, struct hri_lane *lane, uint32_t c
         return;
     memcpy(hri_host_memory(&store->host, slot), memory, lane->cell_bytes);
     entry->slot = slot;
+    hri_cell_note(lane, cell);
     hri_host_clean(&store->host, slot);
 }
 
@@ -448,6 +454,7 @@ hr_status_t hri_store_read_begin(struct hri_store *store, struct hri_read_batch 
         read->done = false;
         read->tier = HR_TIER_HOST;
         read->bad_cell = 0;
+        read->from = NULL;
         read->n_pending = read->n_cells;
     }
     batch->n_pending = batch->n_reads;

@@ -39,6 +39,7 @@ static void release_cell(struct hri_store *store, struct hri_op *op, uint32_t i)
 {
     struct hri_cell *cell = &op->lane->cells[op->first_cell + i];
     cell->flags &= (uint16_t)~HRI_CELL_DIRTY;
+    hri_cell_note(op->lane, op->first_cell + i);
     if (cell->slot != HRI_NONE)
         hri_host_clean(&store->host, cell->slot);
     else if (!op->request.abandoned)

@@ -64,20 +64,36 @@ static void near_attend(const struct step *st, uint32_t head)
 }
 
 /* What each block would cost: nothing from a frame, its bytes from host memory, a cell from the file. */
-static void places_fill(const struct step *st, uint32_t head, struct hri_head_step *hs)
+static const uint8_t *places_find(const struct step *st, uint32_t head, struct hri_head_step *hs)
 {
     const hr_sequence_t *s = st->s;
-    const struct hri_block_at *places = st->layer->places[head];
-    uint32_t n = hri_index_blocks(st->layer->heads[head]), lane = st->layer_index * s->n_kv + head;
+    const struct hri_block_at *at = st->layer->places[head];
+    const uint8_t *resident = hri_frames_resident(s->frames, st->layer_index * s->n_kv + head);
+    _Static_assert(HRI_PLACE_HOST == 0 && HRI_PLACE_FRAME == 1, "resident[] is an array of places");
+    if (s->runtime->file_bytes == 0) {
+        return resident;
+    }
+    const uint8_t *in_memory = hri_lane_in_memory(st->layer->block_lane);
+    uint32_t n = hri_index_blocks(st->layer->heads[head]);
     for (uint32_t b = 0; b < n; b++) {
-        if (hri_frames_peek(s->frames, lane, b) != NULL) {
-            hs->place[b] = HRI_PLACE_FRAME;
-        } else if (s->runtime->file_bytes > 0 &&
-                   hri_lane_where(st->layer->block_lane, places[b].cell) == HR_TIER_FILE) {
-            hs->place[b] = HRI_PLACE_FILE;
-        } else {
-            hs->place[b] = HRI_PLACE_HOST;
-        }
+        uint8_t elsewhere = in_memory[at[b].cell] ? HRI_PLACE_HOST : HRI_PLACE_FILE;
+        hs->place[b] = resident[b] ? HRI_PLACE_FRAME : elsewhere;
+    }
+    return hs->place;
+}
+
+/* Where the chosen blocks are to be had. */
+static void addresses_fill(const struct step *st, uint32_t head)
+{
+    struct hri_head_step *hs = &st->s->steps[head];
+    for (uint32_t i = 0; i < hs->out.n_items; i++) {
+        uint32_t b = hs->items[i];
+        const struct hri_block_at *at = &st->layer->places[head][b];
+        hs->address[i] = (struct hri_block_address){
+            .block = b,
+            .cell = at->cell,
+            .offset = at->offset,
+            .bytes = hri_index_block_rows(st->layer->heads[head], b) * st->s->code_bytes};
     }
 }
 
@@ -118,8 +134,7 @@ static void question_fill(const struct step *st, uint32_t head)
         .scratch = hs->select_scratch,
     };
     if (st->layer->indexed) {
-        places_fill(st, head, hs);
-        hs->in.place = hs->place;
+        hs->in.place = places_find(st, head, hs);
         hs->in.cell_bytes = s->block_cell_bytes;
     }
 }
@@ -139,6 +154,9 @@ static void select_task(void *context, unsigned head, unsigned worker)
     if (st->layer->heads != NULL) {
         hs->status = hri_index_select(st->layer->heads[head], &hs->in, &hs->out);
     }
+    if (st->layer->indexed) {
+        addresses_fill(st, head);
+    }
 }
 
 /* Selectors that share one choice or one budget between the heads of a layer. */
@@ -153,6 +171,9 @@ static hr_status_t layer_select(struct step *st)
     hr_status_t status = hri_index_select_layer(st->layer->heads, s->n_kv, s->ins, s->outs);
     for (uint32_t h = 0; h < s->n_kv; h++) {
         s->steps[h].out = s->outs[h];
+        if (st->layer->indexed) {
+            addresses_fill(st, h);
+        }
     }
     return status;
 }
@@ -163,19 +184,11 @@ static hr_status_t blocks_fetch(struct step *st, uint32_t head)
 {
     hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
-    for (uint32_t i = 0; i < hs->out.n_items; i++) {
-        uint32_t b = hs->items[i];
-        const struct hri_block_at *place = &st->layer->places[head][b];
-        hs->address[i] = (struct hri_block_address){
-            .block = b,
-            .cell = place->cell,
-            .offset = place->offset,
-            .bytes = hri_index_block_rows(st->layer->heads[head], b) * s->code_bytes};
-    }
     hs->fetch = (struct hri_fetch){.lane_index = st->layer_index * s->n_kv + head,
                                    .lane = st->layer->block_lane,
                                    .blocks = hs->address,
                                    .n_blocks = hs->out.n_items,
+                                   .share_copies = true,
                                    .where = hs->where,
                                    .reads = hs->reads,
                                    .read_block = hs->read_block};
@@ -301,15 +314,19 @@ static void block_attend(const struct step *st, uint32_t head, uint32_t item)
     s->runtime->kernels->attend_block_i8(hs->q, s->g, s->dk, s->dv, &b, s->soft_cap, &hs->part);
 }
 
-/* The estimate of what was not chosen, and the hits; what is still on its way is noted in late[]. */
+/* The estimate of what was not chosen, the hits, and what comes from host memory, which is brought into its frame first; what is
+ * still on its way from the file is noted in late[]. */
 static void attend_task(void *context, unsigned head, unsigned worker)
 {
     (void)worker;
     const struct step *st = context;
     struct hri_head_step *hs = &st->s->steps[head];
     hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
-    uint32_t n_late = 0;
+    uint32_t n_late = 0, miss = 0;
     for (uint32_t i = 0; i < hs->out.n_items; i++) {
+        if (miss < hs->fetch.n_misses && hs->read_block[miss] == i) {
+            hri_fetch_copy(&hs->fetch, miss++);
+        }
         if (hs->where[i] == NULL) {
             hs->late[n_late++] = i;
         } else {
