@@ -109,7 +109,7 @@ uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_
 }
 
 void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step *step,
-                              const uint32_t *blocks, uint32_t n, struct hri_partial *part)
+                              const uint32_t *items, uint32_t n, struct hri_partial *part)
 {
     uint32_t dv = head->options.v_dim;
     float mass[HR_GROUP_MAX];
@@ -120,8 +120,9 @@ void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step
         float *sum = step->sum + (size_t)g * dv;
         mass[g] = 0;
         for (uint32_t i = 0; i < n; i++) {
-            uint32_t b = blocks[i];
-            float weight = expf(hri_step_log_mass(head, step, g, b) - step->top[g]),
+            uint32_t b = items[i] / head->parts;
+            float part_of = (float)hri_index_item_rows(head, items[i]) / head->block_rows[b];
+            float weight = part_of * expf(hri_step_log_mass(head, step, g, b) - step->top[g]),
                   spread = hri_block_spread(head, b);
             const int8_t *codes = head->summary.v_codes + (size_t)b * dv;
             mass[g] += weight;

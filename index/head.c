@@ -4,17 +4,25 @@
 #include "base/assert.h"
 #include "base/error.h"
 #include "index/group.h"
+#include "index/ladder.h"
 
 #include <math.h>
 #include <string.h>
 
 #define PAGE_BYTES       4096u
 #define PLAIN_BLOCK_ROWS 32u /* of selectors without blocks of their own */
+/* Of headrace: with sketches larger blocks are no worse, and their summaries cost less. */
+#define SKETCHED_BLOCK_ROWS 48u
+#define SUMMARY_BLOCK_ROWS  36u
 
 uint32_t hri_index_target_rows(const struct hri_recipe *recipe)
 {
     double rows = hri_recipe_value(recipe, "block");
-    return rows > 0 ? (uint32_t)rows : PLAIN_BLOCK_ROWS;
+    if (rows > 0)
+        return (uint32_t)rows;
+    if (recipe->selector->codec == HRI_CODEC_EXACT)
+        return PLAIN_BLOCK_ROWS;
+    return hri_recipe_value(recipe, "sketch") > 0 ? SKETCHED_BLOCK_ROWS : SUMMARY_BLOCK_ROWS;
 }
 
 static bool groups_by_similarity(const struct hri_selector *selector)
@@ -31,6 +39,19 @@ uint32_t hri_index_block_rows_max(const struct hri_recipe *recipe, uint32_t k_di
         return target;
     uint32_t whole = 2 * target * row_bytes / PAGE_BYTES * PAGE_BYTES / row_bytes;
     return 4 * whole >= 7 * target ? whole : 2 * target;
+}
+
+uint32_t hri_index_part_rows(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim)
+{
+    uint32_t most = hri_index_block_rows_max(recipe, k_dim, v_dim),
+             rows = PAGE_BYTES / (k_dim + v_dim);
+    return hri_index_takes_rows(recipe) && rows < most ? rows : most;
+}
+
+uint32_t hri_index_parts(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim)
+{
+    uint32_t rows = hri_index_part_rows(recipe, k_dim, v_dim);
+    return (hri_index_block_rows_max(recipe, k_dim, v_dim) + rows - 1) / rows;
 }
 
 /* Every segment has at most ceil(rows / target) blocks, or clusters, of which a large one is cut. */
@@ -102,6 +123,8 @@ hr_status_t hri_index_head_create(const struct hri_index_options *options,
         return hri_alloc_status();
     head->options = *options;
     head->ops = options->recipe.selector->ops;
+    head->parts = hri_index_parts(&options->recipe, options->k_dim, options->v_dim);
+    head->part_rows = hri_index_part_rows(&options->recipe, options->k_dim, options->v_dim);
     if (options->recipe.selector->needs_gates && !(options->gate >= 0)) {
         status = hri_error_set(HR_ERR_INVALID,
                                "recipe %s needs a table that says which heads retrieve: "
@@ -264,11 +287,37 @@ uint32_t hri_index_block_rows(const struct hri_index_head *head, uint32_t block)
     return head->block_rows[block];
 }
 
+uint32_t hri_index_items(const struct hri_index_head *head)
+{
+    uint32_t n = head->parts > 1 ? 0 : head->n_blocks;
+    for (uint32_t b = 0; head->parts > 1 && b < head->n_blocks; b++)
+        n += (head->block_rows[b] + head->part_rows - 1) / head->part_rows;
+    return n;
+}
+
+uint32_t hri_index_item_rows(const struct hri_index_head *head, uint32_t item)
+{
+    uint32_t first = item % head->parts * head->part_rows;
+    uint32_t rows = hri_index_block_rows(head, item / head->parts);
+    uint32_t left = rows > first ? rows - first : 0;
+    return left < head->part_rows ? left : head->part_rows;
+}
+
 uint64_t hri_index_summary_bytes(const struct hri_index_head *head)
 {
     uint32_t n = head->n_blocks;
     return table_bytes(&head->options, n) +
            (head->ops->held_bytes ? head->ops->held_bytes(head, n) : 0);
+}
+
+uint64_t hri_index_sketch_bytes(const struct hri_index_head *head)
+{
+    return hri_sketch_held(head);
+}
+
+bool hri_index_takes_rows(const struct hri_recipe *recipe)
+{
+    return recipe->selector->codec == HRI_CODEC_I8 && hri_recipe_value(recipe, "sketch") > 0;
 }
 
 void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center,
@@ -320,6 +369,9 @@ size_t hri_index_step_scratch_bytes(const struct hri_index_options *options)
 static void out_clear(struct hri_select_out *out)
 {
     out->n_items = 0;
+    out->n_rows = 0;
+    out->rows_sketched = 0;
+    out->bytes_sketched = 0;
     out->bytes = 0;
     out->all = false;
     out->capped = false;
@@ -389,9 +441,18 @@ void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in 
         *estimated_blocks_out = n;
 }
 
-void hri_index_estimate_blocks(struct hri_index_head *head, const struct hri_select_in *in,
-                               const uint32_t *blocks, uint32_t n, struct hri_partial *part)
+void hri_index_attend_rows(struct hri_index_head *head, const struct hri_select_in *in,
+                           const struct hri_select_out *out, const int8_t *const *codes,
+                           struct hri_partial *part)
+{
+    struct hri_step step = hri_step_at(head, in);
+    if (out->n_rows > 0)
+        hri_ladder_attend_rows(head, in, &step, out, codes, part);
+}
+
+void hri_index_estimate_items(struct hri_index_head *head, const struct hri_select_in *in,
+                              const uint32_t *items, uint32_t n, struct hri_partial *part)
 {
     if (n && head->ops->estimate)
-        head->ops->estimate(head, in, NULL, blocks, n, part);
+        head->ops->estimate(head, in, NULL, items, n, part);
 }

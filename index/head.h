@@ -4,6 +4,7 @@
 
 #include "index/points.h"
 #include "index/selector_ops.h"
+#include "index/sketch.h"
 #include "index/sort.h"
 #include "index/summary.h"
 
@@ -18,14 +19,16 @@ struct hri_index_head {
     void *state;      /* the selector's own */
 
     uint32_t n_blocks, n_rows;
-    uint8_t *block_rows;    /* [blocks_max] device */
-    float *k_step, *v_step; /* [blocks_max] device, codec int8 only */
+    uint32_t parts, part_rows; /* a block is stored in so many parts, of so many rows each */
+    uint8_t *block_rows;       /* [blocks_max] device */
+    float *k_step, *v_step;    /* [blocks_max] device, codec int8 only */
     float log_rows[HRI_BLOCK_ROWS_LIMIT + 1];
 
     struct hri_summary summary; /* retroinfer, headrace */
     struct hri_bounds bounds;   /* quest */
     struct hri_shape shape;     /* headrace */
     struct hri_points points;   /* headrace */
+    struct hri_sketch *sketch;  /* headrace with sketches, else NULL */
 };
 
 /* Sum with several chains, so that it is not as slow as one addition after the other. */
@@ -64,6 +67,13 @@ struct hri_take {
 bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
                      const struct hri_take *take, struct hri_select_out *out);
 
+/* The same purse for single candidates: pays for a block if what is left allows it. */
+struct hri_purse {
+    uint64_t move_bytes, reuse_bytes;
+};
+bool hri_take_one(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t item,
+                  struct hri_purse *purse, struct hri_select_out *out);
+
 /* The scratch of a step of the selectors with centroids. */
 struct hri_step {
     size_t stride; /* blocks up to 16 */
@@ -99,8 +109,8 @@ void hri_step_first_order(const struct hri_index_head *head, struct hri_step *st
  * how many. */
 uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_step *step,
                                   struct hri_partial *part);
-/* Adds the estimates of these blocks, from dots. */
+/* Adds the estimates of these items, from dots: of a part its share of the block's. */
 void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step *step,
-                              const uint32_t *blocks, uint32_t n, struct hri_partial *part);
+                              const uint32_t *items, uint32_t n, struct hri_partial *part);
 
 #endif

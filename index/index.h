@@ -90,6 +90,15 @@ struct hri_index_head;
 /* Rows a block may hold at most, and an upper bound of blocks for n rows grouped in segments (exact
  * enough to budget with). */
 uint32_t hri_index_block_rows_max(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim);
+/* A block is stored, fetched and cached in parts of so many rows (the last one takes what is left): one page of 4 KiB where single
+ * rows may be refined too, else the whole block. Part p of block b is item b * hri_index_parts + p: items are what select chooses
+ * and what place[] is indexed by. */
+uint32_t hri_index_part_rows(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim);
+uint32_t hri_index_parts(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim);
+/* Parts of all blocks together. */
+uint32_t hri_index_items(const struct hri_index_head *head);
+/* Rows of an item; 0 for a part that the block does not have. */
+uint32_t hri_index_item_rows(const struct hri_index_head *head, uint32_t item);
 uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim,
                                 uint32_t n_rows, uint32_t n_segments);
 /* Device bytes of a head with blocks_max blocks. */
@@ -128,8 +137,12 @@ void hri_index_truncate_rows(struct hri_index_head *head, uint32_t n_rows);
 uint32_t hri_index_rows(const struct hri_index_head *head);
 uint32_t hri_index_blocks(const struct hri_index_head *head);
 uint32_t hri_index_block_rows(const struct hri_index_head *head, uint32_t block);
-uint64_t hri_index_summary_bytes(
-    const struct hri_index_head *head); /* held for the blocks there are, shared parts included */
+/* Held for the blocks there are, shared parts included, sketches not. */
+uint64_t hri_index_summary_bytes(const struct hri_index_head *head);
+/* Of its sketches (level 1), 0 for selectors without. */
+uint64_t hri_index_sketch_bytes(const struct hri_index_head *head);
+/* True if select may choose single rows of blocks (hri_select_out.rows). */
+bool hri_index_takes_rows(const struct hri_recipe *recipe);
 /* Centres as the summary gives them (dequantised), for codes that are differences from them.
  * k_center may be NULL. */
 void hri_index_centers(const struct hri_index_head *head, uint32_t block, float *k_center,
@@ -157,16 +170,28 @@ struct hri_select_in {
     uint32_t position; /* of the query */
     /* [G][k_dim] a guess of this query made before its layer was reached, or NULL */
     const float *early_q;
-    /* [blocks], enum hri_place; NULL: all in host memory. A block of the file costs a whole cell. */
+    /* [items], enum hri_place; NULL: all in host memory. An item of the file costs a whole cell. */
     const uint8_t *place;
     uint32_t cell_bytes;
     /* hri_index_step_scratch_bytes, 64-byte aligned; kept by the caller until estimate is done. */
     void *scratch;
 };
+/* A row of a block, by its place in the block. */
+struct hri_row_ref {
+    uint32_t block, row;
+};
+
 struct hri_select_out {
-    uint32_t *items; /* the caller's, [items_max]: blocks, or row numbers of the body; best first */
+    uint32_t
+        *items; /* the caller's, [items_max]: parts of blocks, or rows of the body; best first */
     uint32_t items_max, n_items;
-    uint64_t bytes;        /* what they cost */
+    uint64_t bytes; /* what they cost */
+    /* Beside whole blocks, rows of blocks that lie in host memory, in the order of the blocks; the caller's, [rows_max]; NULL:
+     * none are chosen. */
+    struct hri_row_ref *rows;
+    uint32_t rows_max, n_rows;
+    uint32_t rows_sketched; /* rows whose sketch was read, refined ones included */
+    uint64_t bytes_sketched;
     float *row_log_weight; /* [G][items_max], the caller's, with selector->weighs_rows: added to the
                               logits of the rows */
     bool all;              /* attend every row of this head exactly; items are ignored */
@@ -196,8 +221,12 @@ void hri_index_block_dots(const struct hri_index_head *head, const struct hri_se
 void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in,
                         const struct hri_select_out *out, struct hri_partial *part,
                         uint32_t *estimated_blocks_out);
-/* Adds the estimate of these blocks (chosen, but late). */
-void hri_index_estimate_blocks(struct hri_index_head *head, const struct hri_select_in *in,
-                               const uint32_t *blocks, uint32_t n, struct hri_partial *part);
+/* Attends the rows chosen in out: codes[i] are the int8 codes [k_dim + v_dim] of out->rows[i]. */
+void hri_index_attend_rows(struct hri_index_head *head, const struct hri_select_in *in,
+                           const struct hri_select_out *out, const int8_t *const *codes,
+                           struct hri_partial *part);
+/* Adds the estimate of these items (chosen, but late). */
+void hri_index_estimate_items(struct hri_index_head *head, const struct hri_select_in *in,
+                              const uint32_t *items, uint32_t n, struct hri_partial *part);
 
 #endif

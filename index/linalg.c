@@ -60,3 +60,29 @@ void hri_gram(const float *x, uint32_t n, uint32_t d, double *g, void *work)
         for (uint32_t j = i + 1; j < d; j++)
             g[(size_t)i * d + j] = g[(size_t)j * d + i];
 }
+
+void dpotrf_(const char *uplo, const int *n, double *a, const int *lda, int *info);
+
+bool hri_solve(double *a, uint32_t n, double *b, uint32_t width)
+{
+    int size = (int)n, info = 0;
+    dpotrf_("U", &size, a, &size, &info); /* its upper half by columns is our lower half by rows */
+    if (info != 0)
+        return false;
+    for (uint32_t i = 0; i < n; i++) { /* L y = b */
+        const double *l = a + (size_t)i * n;
+        for (uint32_t j = 0; j < i; j++)
+            for (uint32_t c = 0; c < width; c++)
+                b[(size_t)i * width + c] -= l[j] * b[(size_t)j * width + c];
+        for (uint32_t c = 0; c < width; c++)
+            b[(size_t)i * width + c] /= l[i];
+    }
+    for (uint32_t i = n; i-- > 0;) { /* L' x = y */
+        for (uint32_t j = i + 1; j < n; j++)
+            for (uint32_t c = 0; c < width; c++)
+                b[(size_t)i * width + c] -= a[(size_t)j * n + i] * b[(size_t)j * width + c];
+        for (uint32_t c = 0; c < width; c++)
+            b[(size_t)i * width + c] /= a[(size_t)i * n + i];
+    }
+    return true;
+}

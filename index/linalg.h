@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,5 +18,9 @@ hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work);
 /* g [d][d] = x'x of x [n][d], both halves. work: hri_gram_work_bytes(d), 8-byte aligned. */
 size_t hri_gram_work_bytes(uint32_t d);
 void hri_gram(const float *x, uint32_t n, uint32_t d, double *g, void *work);
+
+/* Solves a x = b for a [n][n] symmetric and positive definite (only its lower half is read; overwritten), b [n][width] in, x out.
+ * False if a is not positive definite: b is then as it was. */
+bool hri_solve(double *a, uint32_t n, double *b, uint32_t width);
 
 #endif

@@ -33,7 +33,8 @@ struct hri_qstats {
 #define HRI_QSTATS_STRIDE   8u  /* while decoding, one position of so many is sampled */
 #define HRI_QSTATS_DECAY                                                                           \
     0.98 /* of the moment's weight per batch: the newest 2,400 samples count most */
-#define HRI_QSTATS_RIDGE 0.01 /* of the mean diagonal, added to it */
+#define HRI_QSTATS_RIDGE                                                                           \
+    0.1 /* of the mean diagonal, added to it: queries to come are not all like those seen */
 
 hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *kernels,
                             struct hri_alloc *alloc, uint32_t d, const struct hr_rope *rope);

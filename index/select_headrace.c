@@ -4,6 +4,7 @@
 #include "base/half.h"
 #include "index/group.h"
 #include "index/head.h"
+#include "index/ladder.h"
 #include "index/params.h"
 #include "index/importance.h"
 
@@ -25,7 +26,8 @@
 
 static uint64_t device_bytes(const struct hri_index_options *o)
 {
-    return hri_summary_bytes(o, o->blocks_max) + hri_shape_bytes(o, o->blocks_max);
+    return hri_summary_bytes(o, o->blocks_max) + hri_shape_bytes(o, o->blocks_max) +
+           hri_sketch_bytes(o);
 }
 
 static uint64_t held_bytes(const struct hri_index_head *head, uint32_t n_blocks)
@@ -45,8 +47,13 @@ static hr_status_t create(struct hri_index_head *head)
                              head->options.v_dim);
     if (status != HR_OK)
         goto err_shape;
+    status = hri_sketch_create(head);
+    if (status != HR_OK)
+        goto err_points;
     return HR_OK;
 
+err_points:
+    hri_points_fini(&head->points, head->options.scratch);
 err_shape:
     hri_shape_destroy(head);
 err_summary:
@@ -56,6 +63,7 @@ err_summary:
 
 static void destroy(struct hri_index_head *head)
 {
+    hri_sketch_destroy(head);
     hri_points_fini(&head->points, head->options.scratch);
     hri_shape_destroy(head);
     hri_summary_destroy(head);
@@ -84,8 +92,9 @@ static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
     size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
     size_t fitting =
         larger(hri_points_work_bytes(o->k_dim, o->v_dim), hri_importance_work_bytes(o->k_dim, n));
-    return larger(points_bytes(o, n) + weights_bytes(n) + larger(grouping, fitting),
-                  larger(hri_shape_work_bytes(o), centers));
+    return weights_bytes(n) + larger(points_bytes(o, n) + larger(grouping, fitting),
+                                     larger(larger(hri_shape_work_bytes(o), centers),
+                                            hri_sketch_bits(o) ? hri_sketch_work_bytes(o, n) : 0));
 }
 
 /* The last position at which a query for rows that end at `position` is expected. */
@@ -100,9 +109,9 @@ static uint32_t last_position(const struct hri_index_options *o, uint32_t positi
 static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
 {
     const struct hri_index_options *o = &head->options;
-    float *y = segment->workspace;
-    float *weight = (float *)((char *)segment->workspace + points_bytes(o, segment->n));
-    void *rest = (char *)weight + weights_bytes(segment->n);
+    float *weight = segment->workspace;
+    float *y = (float *)((char *)segment->workspace + weights_bytes(segment->n));
+    void *rest = (char *)y + points_bytes(o, segment->n);
     uint32_t position = segment->position_end, last = last_position(o, position);
     hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v,
                                         segment->n, position, last - position, rest);
@@ -111,9 +120,10 @@ static hr_status_t group(struct hri_index_head *head, struct hri_segment *segmen
     hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
     bool weighted = hri_importance(&head->stats, position, last, segment->k, segment->n,
                                    o->soft_cap, rest, weight);
+    segment->weight = weighted ? weight : NULL;
     struct hri_group_in in = {.kernels = o->kernels,
                               .y = y,
-                              .weight = weighted ? weight : NULL,
+                              .weight = segment->weight,
                               .n = segment->n,
                               .d = head->points.dims,
                               .target = segment->target,
@@ -125,9 +135,12 @@ static hr_status_t group(struct hri_index_head *head, struct hri_segment *segmen
 
 static hr_status_t summarise(struct hri_index_head *head, const struct hri_segment *segment)
 {
-    hri_summary_add(head, segment);
-    return hri_shape_add(head, segment->k, segment->v, segment->order, segment->block_rows,
-                         segment->n_blocks, head->points.metric, segment->workspace);
+    struct hri_segment s = *segment; /* weights stay at the workspace's start */
+    s.workspace = (char *)segment->workspace + weights_bytes(segment->n);
+    hri_summary_add(head, &s);
+    hr_status_t status = hri_shape_add(head, s.k, s.v, s.order, s.block_rows, s.n_blocks,
+                                       head->points.metric, s.workspace);
+    return status == HR_OK && head->sketch ? hri_sketch_add(head, &s) : status;
 }
 
 /* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
@@ -278,6 +291,39 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
     lift_tails(head, step);
 }
 
+static float level0_doubt(const struct hri_index_head *head, const struct hri_step *step,
+                          uint32_t g, uint32_t b)
+{
+    float share = step->weight[g * step->stride + b] / step->total[g];
+    return doubt_of(share, step->variance[g] * hri_block_spread(head, b), head->block_rows[b]);
+}
+
+static void output_measure(const struct hri_index_head *head, const struct hri_select_in *in,
+                           const struct hri_step *step, uint32_t g, float *far_out, float *size_out)
+{
+    float output[HR_HEAD_DIM_MAX];
+    double size = 0;
+    rough_output(head, in, step, g, output);
+    for (uint32_t j = 0; j < head->options.v_dim; j++)
+        size += (double)output[j] * output[j];
+    *size_out = (float)size;
+    *far_out = error_factor(head, output) * (float)size;
+}
+
+/* With sketches level 0 only says which of them to read. */
+static hr_status_t select_ladder(struct hri_index_head *head, const struct hri_select_in *in,
+                                 struct hri_step *step, struct hri_select_out *out)
+{
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        step->work[b] = step->ranked[b].key * (float)head->block_rows[b];
+    struct hri_ladder_in ladder = {.in = in,
+                                   .step = step,
+                                   .doubt = step->work,
+                                   .doubt_of = level0_doubt,
+                                   .output = output_measure};
+    return hri_ladder_select(head, &ladder, out);
+}
+
 static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_select_in *in,
                                  struct hri_select_out *out)
 {
@@ -287,6 +333,8 @@ static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_s
     float output[HR_HEAD_DIM_MAX], mean = 0;
     score(head, in, &step);
     rank(head, &step, &doubt);
+    if (head->sketch)
+        return select_ladder(head, in, &step, out);
     for (uint32_t g = 0; g < o->g; g++) {
         rough_output(head, in, &step, g, output);
         doubt.factor[g] = error_factor(head, output);
@@ -318,10 +366,17 @@ static uint32_t estimate(struct hri_index_head *head, const struct hri_select_in
         hri_step_estimate_listed(head, &step, blocks, n, part);
         return n;
     }
+    if (head->sketch)
+        return hri_ladder_estimate(head, in, &step, out, part);
     memset(step.mark, 1, head->n_blocks);
     for (uint32_t i = 0; i < out->n_items; i++)
         step.mark[out->items[i]] = 0;
     return hri_step_estimate_marked(head, &step, part);
+}
+
+static size_t step_bytes(const struct hri_index_options *o)
+{
+    return hri_round_up(hri_step_bytes(o), 64) + hri_ladder_bytes(o);
 }
 
 static const struct hri_selector_ops ops = {
@@ -332,7 +387,7 @@ static const struct hri_selector_ops ops = {
     .workspace_bytes = workspace_bytes,
     .group = group,
     .summarise = summarise,
-    .scratch_bytes = hri_step_bytes,
+    .scratch_bytes = step_bytes,
     .select = select_blocks,
     .estimate = estimate,
 };
@@ -343,7 +398,10 @@ static const struct hri_param params_headrace[] = {
     PARAM_SEGMENT(8192),
     PARAM_DECODE_SEGMENT(256),
     PARAM_DENSE(""),
-    {"block", "mean tokens per block", "docs/algorithm.md", 18, 4, 64},
+    {"block", "mean tokens per block [48 with sketches, 36 without]", "docs/algorithm.md", 0, 4,
+     64},
+    {"sketch", "mean bits per key dimension of the sketch; 0: summaries only", "docs/algorithm.md",
+     2, 0, 3},
     {"iterations", "k-means iterations", "docs/algorithm.md", 3, 1, 50},
     {"reuse", "blocks that lie in frames and are refined beyond the budget, as a share of it",
      "docs/algorithm.md", 1, 0, 8},

@@ -21,6 +21,8 @@ struct hri_segment {
     uint32_t *order;      /* out [n] */
     uint32_t *block_rows; /* out [blocks_max] */
     uint32_t n_blocks;    /* out */
+    const float
+        *weight; /* out, may stay NULL: [n] how much queries look at each row, in the workspace */
 };
 
 struct hri_selector_ops {
@@ -66,7 +68,7 @@ struct hri_selector_ops {
     /* Mean key and value of a block as the summary has them; default: those of head->summary, or 0. */
     void (*centers)(const struct hri_index_head *head, uint32_t block, float *k_center,
                     float *v_center);
-    /* Adds the estimate of all blocks not in out, or (out NULL) of the n blocks listed; returns how
+    /* Adds the estimate of all blocks not in out, or (out NULL) of the n items listed; returns how
      * many. Default: drops them. */
     uint32_t (*estimate)(struct hri_index_head *head, const struct hri_select_in *in,
                          const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,

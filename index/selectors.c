@@ -3,24 +3,12 @@
 
 /* clang-format off: one a line */
 static const struct hri_selector *const selectors[] = {
-    &hri_selector_full,
-    &hri_selector_window,
-    &hri_selector_exact_topk,
-    &hri_selector_quest,
-    &hri_selector_arkvale,
-    &hri_selector_shadowkv,
-    &hri_selector_retroinfer,
-    &hri_selector_freekv,
-    &hri_selector_louiskv,
-    &hri_selector_actqkv,
-    &hri_selector_lserve,
-    &hri_selector_tokenselect,
-    &hri_selector_infinigen,
-    &hri_selector_instinfer,
-    &hri_selector_duoattention,
-    &hri_selector_razorattention,
-    &hri_selector_task_kv,
-    &hri_selector_rlkv,
+    &hri_selector_full,           &hri_selector_window,    &hri_selector_exact_topk,
+    &hri_selector_quest,          &hri_selector_arkvale,   &hri_selector_shadowkv,
+    &hri_selector_retroinfer,     &hri_selector_freekv,    &hri_selector_louiskv,
+    &hri_selector_actqkv,         &hri_selector_lserve,    &hri_selector_tokenselect,
+    &hri_selector_infinigen,      &hri_selector_instinfer, &hri_selector_duoattention,
+    &hri_selector_razorattention, &hri_selector_task_kv,   &hri_selector_rlkv,
     &hri_selector_headrace,
 };
 /* clang-format on */

@@ -35,16 +35,11 @@ struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_
     return step;
 }
 
-/* What is left of the two budgets: for blocks that move, and for blocks that lie in frames. */
-struct purse {
-    uint64_t move_bytes, reuse_bytes;
-};
-
-static bool take_one(const struct hri_index_head *head, const struct hri_select_in *in,
-                     uint32_t block, struct purse *purse, struct hri_select_out *out)
+bool hri_take_one(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t item,
+                  struct hri_purse *purse, struct hri_select_out *out)
 {
-    uint64_t bytes = (uint64_t)head->block_rows[block] * in->row_bytes, cost = bytes;
-    uint8_t place = in->place ? in->place[block] : HRI_PLACE_HOST;
+    uint64_t bytes = (uint64_t)hri_index_item_rows(head, item) * in->row_bytes, cost = bytes;
+    uint8_t place = in->place ? in->place[item] : HRI_PLACE_HOST;
     uint64_t *left = &purse->move_bytes;
     if (place == HRI_PLACE_FRAME && bytes <= purse->reuse_bytes)
         left = &purse->reuse_bytes;
@@ -52,7 +47,7 @@ static bool take_one(const struct hri_index_head *head, const struct hri_select_
         cost = in->cell_bytes; /* the file gives whole cells */
     if (cost > *left)
         return false;
-    out->items[out->n_items++] = block;
+    out->items[out->n_items++] = item;
     out->bytes += bytes;
     *left -= cost;
     return true;
@@ -61,7 +56,7 @@ static bool take_one(const struct hri_index_head *head, const struct hri_select_
 bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_in *in,
                      const struct hri_take *take, struct hri_select_out *out)
 {
-    struct purse purse = {take->budget_bytes, take->reuse_bytes};
+    struct hri_purse purse = {take->budget_bytes, take->reuse_bytes};
     uint32_t passed_over = 0;
     /* Sorted in pieces: the first is about what the budget holds, so the rest is rarely looked at.
      */
@@ -74,7 +69,7 @@ bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_
         for (uint32_t i = begin; i < end; i++) {
             if (out->n_items == out->items_max || passed_over == PASSED_OVER_MAX)
                 return false;
-            if (!take_one(head, in, take->ranked[i].item, &purse, out))
+            if (!hri_take_one(head, in, take->ranked[i].item, &purse, out))
                 passed_over++;
             else if (take->enough && take->enough(take->context, take->ranked[i].item))
                 return true;

@@ -326,11 +326,16 @@ static void refined_mark(const hr_sequence_t *s, const struct hri_layer *l, uint
             continue;
         }
         const struct hri_block_tokens *tokens = &l->block_tokens[head];
-        const uint32_t *token = tokens->token + tokens->first[item];
-        uint32_t n = hs->where[i] != NULL ? hri_index_block_rows(l->heads[head], item) : 0;
+        const uint32_t *token =
+            tokens->token + tokens->first[item / s->parts] + item % s->parts * s->part_rows;
+        uint32_t n = hs->where[i] != NULL ? hri_index_item_rows(l->heads[head], item) : 0;
         for (uint32_t j = 0; j < n; j++) {
             refined[token[j]] = 1;
         }
+    }
+    for (uint32_t i = 0; l->indexed && i < hs->out.n_rows; i++) {
+        const struct hri_block_tokens *tokens = &l->block_tokens[head];
+        refined[tokens->token[tokens->first[hs->rows[i].block] + hs->rows[i].row]] = 1;
     }
 }
 

@@ -155,12 +155,17 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
         (uint64_t)ceil(s->moved * s->tokens_max * s->row_bytes / s->code_bytes) + 1;
     if (blocks) {
         s->block_rows_max = hri_index_block_rows_max(r, s->dk, s->dv);
+        s->part_rows = hri_index_part_rows(r, s->dk, s->dv);
+        s->parts = hri_index_parts(r, s->dk, s->dv);
         s->block_cell_bytes =
-            (uint32_t)hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, HRI_PAGE_BYTES);
+            (uint32_t)hri_round_up((uint64_t)s->part_rows * s->code_bytes, HRI_PAGE_BYTES);
         uint32_t segments = s->tokens_max / s->decode_segment + 2;
         s->blocks_max = hri_index_blocks_bound(r, s->dk, s->dv, s->tokens_max, segments);
-        uint64_t items = 2 * budget_rows * 4 / s->block_rows_max + 32;
-        s->items_max = (uint32_t)(items < s->blocks_max ? items : s->blocks_max);
+        uint64_t items = 2 * budget_rows * 4 / s->part_rows + 32;
+        uint64_t whole = (uint64_t)s->blocks_max * s->parts;
+        s->items_max = (uint32_t)(items < whole ? items : whole);
+        s->rows_max =
+            hri_index_takes_rows(r) ? min_u32((uint32_t)budget_rows + 1, s->tokens_max) : 0;
     } else if (r->selector->unit == HRI_UNIT_ROWS) {
         s->items_max = min_u32((uint32_t)budget_rows + 1, s->tokens_max);
         s->blocks_max =
@@ -280,7 +285,8 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
             return status;
         }
         if (l->indexed) {
-            l->places[h] = hri_array(scratch, s->blocks_max, sizeof(struct hri_block_at));
+            l->places[h] =
+                hri_array(scratch, (size_t)s->blocks_max * s->parts, sizeof(struct hri_block_at));
             if (l->places[h] == NULL) {
                 return hri_alloc_status();
             }
@@ -328,10 +334,10 @@ static hr_status_t layer_create(hr_sequence_t *s, uint32_t i, const struct hr_se
     };
     status = hri_lane_create(s->runtime->store, &lane, &l->log_lane);
     if (status == HR_OK && l->indexed) {
-        /* The worst packing puts one block in a cell. */
+        /* The worst packing puts one part in a cell. */
         lane = (struct hri_lane_options){
             .cell_bytes = s->block_cell_bytes,
-            .cells_max = s->blocks_max * s->n_kv,
+            .cells_max = s->blocks_max * s->parts * s->n_kv,
             .priority = HRI_LANE_BLOCKS,
             .tag = s->serial << 32 | (uint64_t)i << 8 | 1,
         };
@@ -356,7 +362,7 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
     st->part.l = hri_aligned(a, 64, s->g * sizeof(float));
     st->part.o = hri_aligned(a, 64, (size_t)s->g * s->dv * sizeof(float));
     st->items = hri_array(a, n, sizeof *st->items);
-    st->place = hri_calloc(a, s->blocks_max + 1, 1);
+    st->place = hri_calloc(a, (size_t)s->blocks_max * (s->parts > 0 ? s->parts : 1) + 1, 1);
     st->address = hri_array(a, n, sizeof *st->address);
     st->where = hri_array(a, n, sizeof *st->where);
     st->reads = hri_array(a, n, sizeof *st->reads);
@@ -367,6 +373,13 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
         st->far.l = hri_aligned(a, 64, s->g * sizeof(float));
         st->far.o = hri_aligned(a, 64, (size_t)s->g * s->dv * sizeof(float));
         if (!st->far.m || !st->far.l || !st->far.o) {
+            return hri_alloc_status();
+        }
+    }
+    if (s->rows_max > 0) {
+        st->rows = hri_array(a, s->rows_max, sizeof *st->rows);
+        st->row_codes = hri_array(a, s->rows_max, sizeof *st->row_codes);
+        if (st->rows == NULL || st->row_codes == NULL) {
             return hri_alloc_status();
         }
     }
@@ -403,6 +416,8 @@ static void step_destroy(hr_sequence_t *s, struct hri_head_step *st)
     hri_free(a, st->read_block);
     hri_free(a, st->late);
     hri_free(a, st->row_log_weight);
+    hri_free(a, st->rows);
+    hri_free(a, (void *)st->row_codes);
     hri_free(a, st->select_scratch);
 }
 
@@ -454,10 +469,10 @@ static hr_status_t frames_create(hr_sequence_t *s)
         return hri_alloc_status();
     }
     for (uint32_t i = 0; i < n_lanes; i++) {
-        blocks_max[i] = s->layers[i / s->n_kv].indexed ? s->blocks_max : 0;
+        blocks_max[i] = s->layers[i / s->n_kv].indexed ? s->blocks_max * s->parts : 0;
     }
     struct hri_frames_options fo = {
-        .frame_bytes = (uint32_t)hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, 64),
+        .frame_bytes = (uint32_t)hri_round_up((uint64_t)s->part_rows * s->code_bytes, 64),
         .n_lanes = n_lanes,
         .blocks_max = blocks_max,
         .device = device,
@@ -481,7 +496,7 @@ static hr_status_t frames_create(hr_sequence_t *s)
             device->cap_bytes, live + fixed + need * each, live, fixed + need * each);
     } else {
         uint64_t n = want < (double)need ? need : want > (double)fit ? fit : (uint64_t)want;
-        uint64_t whole = (uint64_t)n_lanes * s->blocks_max;
+        uint64_t whole = (uint64_t)n_lanes * s->blocks_max * s->parts;
         fo.n_frames = (uint32_t)(n < whole ? n : whole);
         status = hri_frames_create(&fo, &s->frames);
     }
@@ -502,7 +517,7 @@ static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
     uint64_t near_bytes = heads * (s->n_sink + s->tail_max) * s->row_bytes;
     uint64_t summaries =
         s->recipe.selector->unit != HRI_UNIT_ALL ? heads * hri_index_device_bytes(&io) : 0;
-    uint64_t frames = (uint64_t)s->n_kv * (s->items_max + 1) * s->block_rows_max * s->code_bytes;
+    uint64_t frames = (uint64_t)s->n_kv * (s->items_max + 1) * s->part_rows * s->code_bytes;
     return hri_error_set(status,
                          "device tier: %" PRIu64
                          " bytes are not enough for this sequence; it needs at least about %" PRIu64
@@ -649,6 +664,7 @@ hr_status_t hr_sequence_stats_get(const hr_sequence_t *s, struct hr_sequence_sta
         }
         for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
             st.summary_bytes += hri_index_summary_bytes(l->heads[h]);
+            st.sketch_bytes += hri_index_sketch_bytes(l->heads[h]);
             st.blocks += hri_index_blocks(l->heads[h]);
         }
         uint64_t cells = (uint64_t)hri_lane_cells(l->log_lane) * s->log_cell_bytes;
@@ -662,7 +678,7 @@ hr_status_t hr_sequence_stats_get(const hr_sequence_t *s, struct hr_sequence_sta
         struct hri_frames_stats fs;
         hri_frames_stats(s->frames, &fs);
         st.frame_bytes =
-            (uint64_t)fs.n_frames * hri_round_up((uint64_t)s->block_rows_max * s->code_bytes, 64);
+            (uint64_t)fs.n_frames * hri_round_up((uint64_t)s->part_rows * s->code_bytes, 64);
     }
     st.index_ns = s->index_ns;
     *out = st;

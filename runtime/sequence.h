@@ -60,8 +60,9 @@ struct hr_runtime {
     void *user_context;
 };
 
-struct hri_block_at { /* where a block's bytes lie in its layer's block lane */
-    uint32_t cell, offset;
+#define HRI_NO_CELL UINT32_MAX
+struct hri_block_at {      /* where a block's bytes lie in its layer's block lane */
+    uint32_t cell, offset; /* cell HRI_NO_CELL: the block has no such part */
 };
 
 /* Which tokens the blocks of a kv-head hold, kept on request. */
@@ -102,7 +103,10 @@ struct hri_head_step {
     struct hri_select_in in;
     struct hri_select_out out;
     uint32_t *items;
-    uint8_t *place; /* [blocks_max] enum hri_place */
+    struct hri_row_ref
+        *rows; /* [rows_max] or NULL: rows of blocks in host memory, refined singly */
+    const int8_t **row_codes; /* [rows_max] */
+    uint8_t *place;           /* [blocks_max] enum hri_place */
     struct hri_block_address *address;
     const void **where;
     struct hri_read *reads;
@@ -127,11 +131,13 @@ struct hr_sequence {
     uint32_t n_sink, n_window, segment, decode_segment;
     uint32_t tail_max;
     uint32_t log_cell_bytes, block_cell_bytes, block_rows_max, blocks_max;
+    uint32_t parts,
+        part_rows; /* a block is stored in parts (index/index.h); with their numbers as items */
     double moved, tolerance;
     struct hri_layer *layers;
     struct hri_frames *frames;   /* NULL where the recipe has no blocks */
     struct hri_head_step *steps; /* [n_kv] */
-    uint32_t items_max;
+    uint32_t items_max, rows_max;
     uint64_t body_rows; /* summed over layers and kv-heads */
     uint64_t index_ns;
     uint8_t *whole;              /* [n_kv] heads whose every row this step attends */

@@ -12,6 +12,8 @@ struct group_slot {
     float *k, *v; /* [n][dk], [n][dv] */
     void *workspace;
     uint32_t *order, *block_rows;
+    float *wide;          /* [block_rows_max][dim] rows of one block */
+    unsigned char *codes; /* [block_rows_max][code_bytes] the same as stored */
     unsigned char *cells; /* the blocks, packed */
     uint32_t n_blocks, n_cells;
     hr_status_t status;
@@ -52,14 +54,25 @@ static void rows_to_float(const struct segment *g, uint32_t head, struct group_s
     }
 }
 
-/* Puts each block into one cell, never across two, so that a block is one read: best fit among a few open cells. */
-static void blocks_pack(const hr_sequence_t *s, struct group_slot *slot,
-                        struct hri_block_at *places)
+/* Rows of part p of a block of n rows; 0: there is no such part. */
+static uint32_t part_rows(const hr_sequence_t *s, uint32_t n, uint32_t p)
+{
+    uint32_t first = p * s->part_rows, left = n > first ? n - first : 0;
+    return left < s->part_rows ? left : s->part_rows;
+}
+
+/* Puts each part into one cell, never across two, so that a part is one read: best fit among a few open cells. */
+static void parts_pack(const hr_sequence_t *s, struct group_slot *slot, struct hri_block_at *places)
 {
     uint32_t open[OPEN_CELLS], used[OPEN_CELLS], n_open = 0;
     slot->n_cells = 0;
-    for (uint32_t b = 0; b < slot->n_blocks; b++) {
-        uint32_t bytes = slot->block_rows[b] * s->code_bytes, best = OPEN_CELLS, fullest = 0;
+    for (uint32_t item = 0; item < slot->n_blocks * s->parts; item++) {
+        uint32_t rows = part_rows(s, slot->block_rows[item / s->parts], item % s->parts);
+        uint32_t bytes = rows * s->code_bytes, best = OPEN_CELLS, fullest = 0;
+        if (rows == 0) {
+            places[item] = (struct hri_block_at){.cell = HRI_NO_CELL};
+            continue;
+        }
         for (uint32_t i = 0; i < n_open; i++) {
             if (used[i] + bytes <= s->block_cell_bytes &&
                 (best == OPEN_CELLS || used[i] > used[best])) {
@@ -72,32 +85,42 @@ static void blocks_pack(const hr_sequence_t *s, struct group_slot *slot,
             open[best] = slot->n_cells++;
             used[best] = 0;
         }
-        places[b] = (struct hri_block_at){.cell = open[best], .offset = used[best]};
+        places[item] = (struct hri_block_at){.cell = open[best], .offset = used[best]};
         used[best] += bytes;
     }
 }
 
-/* Level 2: differences from the block's centre, one step for K and one for V. */
+/* Level 2: differences from the block's centre, one step for K and one for V; codes [n][dk + dv]. */
 static void block_encode(const struct segment *g, struct group_slot *slot,
                          struct hri_index_head *head, uint32_t block, const uint32_t *rows,
-                         uint32_t n, unsigned char *dst)
+                         uint32_t n, unsigned char *codes)
 {
     const hr_sequence_t *s = g->s;
     const struct hri_kernels *kern = s->runtime->kernels;
     float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
-    float wide[HR_HEAD_DIM_MAX * 64];
     float steps[2];
     hri_index_centers(head, block, k_center, v_center);
     for (int part = 0; part < 2; part++) {
         const float *x = part == 0 ? slot->k : slot->v, *center = part == 0 ? k_center : v_center;
         uint32_t d = part == 0 ? s->dk : s->dv;
         for (uint32_t i = 0; i < n; i++) {
-            memcpy(wide + (size_t)i * d, x + (size_t)rows[i] * d, d * sizeof(float));
+            memcpy(slot->wide + (size_t)i * d, x + (size_t)rows[i] * d, d * sizeof(float));
         }
-        steps[part] = kern->quantise_i8(wide, d, n, d, center,
-                                        (int8_t *)dst + (part == 0 ? 0 : s->dk), s->dk + s->dv);
+        steps[part] = kern->quantise_i8(slot->wide, d, n, d, center,
+                                        (int8_t *)codes + (part == 0 ? 0 : s->dk), s->dk + s->dv);
     }
     hri_index_set_steps(head, block, steps[0], steps[1]);
+}
+
+static void block_copy(const struct segment *g, uint32_t head, const uint32_t *rows, uint32_t n,
+                       unsigned char *codes)
+{
+    const hr_sequence_t *s = g->s;
+    size_t skip = s->row_bytes - s->code_bytes; /* keys that the device rebuilds */
+    for (uint32_t i = 0; i < n; i++) {
+        memcpy(codes + (size_t)i * s->code_bytes,
+               g->rows + ((size_t)head * g->n + rows[i]) * s->row_bytes + skip, s->code_bytes);
+    }
 }
 
 static void blocks_encode(const struct segment *g, struct group_slot *slot, uint32_t head,
@@ -107,17 +130,18 @@ static void blocks_encode(const struct segment *g, struct group_slot *slot, uint
     const uint32_t *rows = slot->order;
     memset(slot->cells, 0, (size_t)slot->n_cells * s->block_cell_bytes);
     for (uint32_t b = 0; b < slot->n_blocks; b++) {
-        unsigned char *dst =
-            slot->cells + (size_t)places[b].cell * s->block_cell_bytes + places[b].offset;
         uint32_t n = slot->block_rows[b];
         if (s->recipe.selector->codec == HRI_CODEC_I8) {
-            block_encode(g, slot, g->layer->heads[head], first_block + b, rows, n, dst);
+            block_encode(g, slot, g->layer->heads[head], first_block + b, rows, n, slot->codes);
         } else {
-            size_t skip = s->row_bytes - s->code_bytes; /* keys that the device rebuilds */
-            for (uint32_t i = 0; i < n; i++) {
-                memcpy(dst + (size_t)i * s->code_bytes,
-                       g->rows + ((size_t)head * g->n + rows[i]) * s->row_bytes + skip,
-                       s->code_bytes);
+            block_copy(g, head, rows, n, slot->codes);
+        }
+        for (uint32_t p = 0; p < s->parts; p++) {
+            const struct hri_block_at *at = &places[b * s->parts + p];
+            if (at->cell != HRI_NO_CELL) {
+                memcpy(slot->cells + (size_t)at->cell * s->block_cell_bytes + at->offset,
+                       slot->codes + (size_t)p * s->part_rows * s->code_bytes,
+                       (size_t)part_rows(s, n, p) * s->code_bytes);
             }
         }
         rows += n;
@@ -166,8 +190,8 @@ static void group_task(void *context, unsigned task, unsigned worker)
         hri_error_get(slot->message, sizeof slot->message);
         return;
     }
-    struct hri_block_at *places = g->layer->places[head] + first_block;
-    blocks_pack(s, slot, places);
+    struct hri_block_at *places = g->layer->places[head] + (size_t)first_block * s->parts;
+    parts_pack(s, slot, places);
     blocks_encode(g, slot, head, places, first_block);
     if (g->layer->block_tokens != NULL) {
         block_tokens_note(g, slot, &g->layer->block_tokens[head], first_block);
@@ -197,8 +221,10 @@ static hr_status_t segment_group(struct segment *g)
                 return status;
             }
             uint32_t total = hri_index_blocks(g->layer->heads[head]);
-            for (uint32_t b = total - slot->n_blocks; b < total; b++) {
-                g->layer->places[head][b].cell += first_cell;
+            for (uint32_t item = (total - slot->n_blocks) * s->parts; item < total * s->parts;
+                 item++) {
+                struct hri_block_at *at = &g->layer->places[head][item];
+                at->cell += at->cell != HRI_NO_CELL ? first_cell : 0;
             }
         }
     }
@@ -257,7 +283,10 @@ static hr_status_t segment_memory(struct segment *g)
            v = take(&size, (size_t)n * s->dv * sizeof(float));
     size_t ws = take(&size, workspace), order = take(&size, n * sizeof(uint32_t));
     size_t block_rows = take(&size, (blocks + 1) * sizeof(uint32_t)),
-           cells = take(&size, (size_t)blocks * s->block_cell_bytes);
+           cells = take(&size, (size_t)blocks * s->parts * s->block_cell_bytes);
+    size_t wide = take(&size,
+                       (size_t)s->block_rows_max * (s->dk > s->dv ? s->dk : s->dv) * sizeof(float)),
+           codes = take(&size, (size_t)s->block_rows_max * s->code_bytes);
     size_t each = size - first;
     unsigned char *base = hri_scratch_get(&s->runtime->group, first + wave * each);
     if (base == NULL) {
@@ -272,6 +301,8 @@ static hr_status_t segment_memory(struct segment *g)
                                           .workspace = b + ws,
                                           .order = (uint32_t *)(void *)(b + order),
                                           .block_rows = (uint32_t *)(void *)(b + block_rows),
+                                          .wide = (float *)(void *)(b + wide),
+                                          .codes = b + codes,
                                           .cells = b + cells};
     }
     return HR_OK;

@@ -63,7 +63,7 @@ static void near_attend(const struct step *st, uint32_t head)
     }
 }
 
-/* What each block would cost: nothing from a frame, its bytes from host memory, a cell from the file. */
+/* What each part of a block would cost: nothing from a frame, its bytes from host memory, a cell from the file. */
 static const uint8_t *places_find(const struct step *st, uint32_t head, struct hri_head_step *hs)
 {
     const hr_sequence_t *s = st->s;
@@ -74,10 +74,10 @@ static const uint8_t *places_find(const struct step *st, uint32_t head, struct h
         return resident;
     }
     const uint8_t *in_memory = hri_lane_in_memory(st->layer->block_lane);
-    uint32_t n = hri_index_blocks(st->layer->heads[head]);
-    for (uint32_t b = 0; b < n; b++) {
-        uint8_t elsewhere = in_memory[at[b].cell] ? HRI_PLACE_HOST : HRI_PLACE_FILE;
-        hs->place[b] = resident[b] ? HRI_PLACE_FRAME : elsewhere;
+    uint32_t n = hri_index_blocks(st->layer->heads[head]) * s->parts;
+    for (uint32_t i = 0; i < n; i++) {
+        bool memory = at[i].cell == HRI_NO_CELL || in_memory[at[i].cell];
+        hs->place[i] = resident[i] ? HRI_PLACE_FRAME : memory ? HRI_PLACE_HOST : HRI_PLACE_FILE;
     }
     return hs->place;
 }
@@ -93,7 +93,7 @@ static void addresses_fill(const struct step *st, uint32_t head)
             .block = b,
             .cell = at->cell,
             .offset = at->offset,
-            .bytes = hri_index_block_rows(st->layer->heads[head], b) * st->s->code_bytes};
+            .bytes = hri_index_item_rows(st->layer->heads[head], b) * st->s->code_bytes};
     }
 }
 
@@ -113,8 +113,11 @@ static void question_fill(const struct step *st, uint32_t head)
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
     near_attend(st, head);
-    hs->out = (struct hri_select_out){
-        .items = hs->items, .items_max = s->items_max, .row_log_weight = hs->row_log_weight};
+    hs->out = (struct hri_select_out){.items = hs->items,
+                                      .items_max = s->items_max,
+                                      .rows = hs->rows,
+                                      .rows_max = s->rows_max,
+                                      .row_log_weight = hs->row_log_weight};
     hs->status = HR_OK;
     if (st->layer->heads == NULL) {
         return;
@@ -199,6 +202,33 @@ static hr_status_t blocks_fetch(struct step *st, uint32_t head)
     return status;
 }
 
+/* Single rows of blocks are used where they lie in host memory; what is read of them is what moved. */
+static hr_status_t block_rows_find(struct step *st, uint32_t head)
+{
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    const unsigned char *base = NULL;
+    uint32_t last = UINT32_MAX;
+    for (uint32_t i = 0; i < hs->out.n_rows; i++) {
+        uint32_t b = hs->rows[i].block, row = hs->rows[i].row;
+        uint32_t item = b * s->parts + row / s->part_rows;
+        if (item != last) {
+            const struct hri_block_at *place = &st->layer->places[head][item];
+            base = hri_lane_peek(st->layer->block_lane, place->cell);
+            if (base == NULL) {
+                return hri_error_set(HR_ERR_INTERNAL,
+                                     "layer %u, head %u: block %u was said to be in host memory",
+                                     st->layer_index, head, b);
+            }
+            base += place->offset;
+            last = item;
+        }
+        hs->row_codes[i] = (const int8_t *)base + (size_t)(row % s->part_rows) * s->code_bytes;
+    }
+    st->report->bytes_from_host += (uint64_t)hs->out.n_rows * s->code_bytes;
+    return HR_OK;
+}
+
 static hr_status_t rows_fetch(struct step *st, uint32_t head)
 {
     hr_sequence_t *s = st->s;
@@ -238,6 +268,9 @@ static hr_status_t fetch_begin(struct step *st)
     for (uint32_t h = 0; h < st->s->n_kv; h++) {
         if (status == HR_OK) {
             status = st->layer->indexed ? blocks_fetch(st, h) : rows_fetch(st, h);
+            if (status == HR_OK && st->s->rows_max > 0) {
+                status = block_rows_find(st, h);
+            }
         } else {
             memset(&st->s->steps[h].fetch, 0, sizeof st->s->steps[h].fetch);
         }
@@ -294,7 +327,7 @@ static void block_attend(const struct step *st, uint32_t head, uint32_t item)
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
     struct hri_index_head *index = st->layer->heads[head];
-    uint32_t block = hs->items[item], n = hri_index_block_rows(index, block);
+    uint32_t block = hs->items[item] / s->parts, n = hri_index_item_rows(index, hs->items[item]);
     hs->refined_rows += n;
     if (hri_index_rebuilds_keys(&s->recipe)) {
         rebuilt_attend(st, head, item);
@@ -322,6 +355,8 @@ static void attend_task(void *context, unsigned head, unsigned worker)
     const struct step *st = context;
     struct hri_head_step *hs = &st->s->steps[head];
     hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
+    hri_index_attend_rows(st->layer->heads[head], &hs->in, &hs->out, hs->row_codes, &hs->part);
+    hs->refined_rows += hs->out.n_rows;
     uint32_t n_late = 0, miss = 0;
     for (uint32_t i = 0; i < hs->out.n_items; i++) {
         if (miss < hs->fetch.n_misses && hs->read_block[miss] == i) {
@@ -351,7 +386,7 @@ static void land_task(void *context, unsigned head, unsigned worker)
             hs->late[n_never++] = hs->items[item];
         }
     }
-    hri_index_estimate_blocks(st->layer->heads[head], &hs->in, hs->late, n_never, &hs->part);
+    hri_index_estimate_items(st->layer->heads[head], &hs->in, hs->late, n_never, &hs->part);
     hs->n_late = n_never;
 }
 
@@ -388,10 +423,8 @@ static void rebuilt_rows_attend(const struct step *st, uint32_t head)
         hri_index_rebuild_row(st->layer->heads[head], hs->items[i], row);
         s->runtime->kernels->to_f32(row + s->dk, hs->where[i], s->dtype, s->dv);
         if (n == HRI_REBUILD_ROWS_MAX || i + 1 == hs->out.n_items) {
-            struct hri_rows f32 = {.base = rows,
-                                   .stride_bytes = width * sizeof(float),
-                                   .n = n,
-                                   .dtype = HR_DTYPE_F32};
+            struct hri_rows f32 = {
+                .base = rows, .stride_bytes = width * sizeof(float), .n = n, .dtype = HR_DTYPE_F32};
             s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, f32, s->soft_cap,
                                              &hs->part);
             n = 0;
@@ -485,13 +518,19 @@ static void report_fill(struct step *st)
         r->bytes_by_level[level] += hs->refined_rows * s->code_bytes;
         r->bytes_selected += hs->out.bytes;
         if (l->indexed) {
-            r->blocks_total += hri_index_blocks(l->heads[h]);
+            r->blocks_total += hri_index_items(l->heads[h]);
             r->blocks_hit += hs->fetch.n_hits;
             r->blocks_fetched += hs->fetch.n_misses - hs->n_late;
             r->blocks_estimated += hs->estimated;
             r->blocks_late += hs->n_late;
-            r->rows_by_level[0] += hs->estimated > 0 ? body - hs->refined_rows : 0;
+            uint64_t estimated = hs->estimated > 0 ? body - hs->refined_rows : 0;
+            uint64_t sketched =
+                hs->out.rows_sketched > hs->out.n_rows ? hs->out.rows_sketched - hs->out.n_rows : 0;
+            sketched = sketched < estimated ? sketched : estimated;
+            r->rows_by_level[0] += estimated - sketched;
+            r->rows_by_level[1] += sketched;
             r->bytes_by_level[0] += hri_index_summary_bytes(l->heads[h]);
+            r->bytes_by_level[1] += hs->out.bytes_sketched;
         }
         for (uint32_t g = 0; g < s->g; g++) {
             sum += hs->out.predicted[g];

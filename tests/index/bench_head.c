@@ -91,6 +91,7 @@ void bench_head_init(struct bench_head *b, const struct bench_geometry *geometry
     must(hri_recipe_parse(geometry->recipe, &b->options.recipe), "recipe");
     segment_rows = segment_rows ? segment_rows : n ? n : 1;
     uint32_t n_segments = (n + segment_rows - 1) / segment_rows;
+    b->options.rows_max = n;
     b->options.blocks_max =
         hri_index_blocks_bound(&b->options.recipe, geometry->k_dim, geometry->v_dim, n, n_segments);
     must(hri_index_head_create(&b->options, &b->head), "hri_index_head_create");
@@ -98,6 +99,7 @@ void bench_head_init(struct bench_head *b, const struct bench_geometry *geometry
     b->first = get(((size_t)b->options.blocks_max + 1) * sizeof *b->first);
     b->codes = get((size_t)n * (geometry->k_dim + geometry->v_dim));
     b->scratch = get(hri_index_step_scratch_bytes(&b->options));
+    b->rows = get((size_t)n * sizeof *b->rows);
     b->items = get(((size_t)n + b->options.blocks_max) * sizeof *b->items);
     b->row_scores = get((size_t)geometry->g * n * sizeof(float));
     hri_index_observe(b->head, seen, n_seen, first_seen);
@@ -112,6 +114,7 @@ void bench_head_fini(struct bench_head *b)
     free(b->codes);
     free(b->scratch);
     free(b->items);
+    free(b->rows);
     free(b->row_scores);
     memset(b, 0, sizeof *b);
 }
@@ -152,12 +155,13 @@ void bench_attend(const float *q, uint32_t g, uint32_t dk, uint32_t dv, const fl
     free(logit);
 }
 
-static void refine_block(struct bench_head *b, const struct hri_select_in *in, uint32_t block,
+static void refine_block(struct bench_head *b, const struct hri_select_in *in, uint32_t item,
                          struct hri_partial *part)
 {
     const struct hri_index_options *o = &b->options;
-    uint32_t dk = o->k_dim, dv = o->v_dim, first = b->first[block],
-             rows = b->first[block + 1] - first;
+    uint32_t dk = o->k_dim, dv = o->v_dim, parts = hri_index_parts(&o->recipe, dk, dv);
+    uint32_t block = item / parts, rows = hri_index_item_rows(b->head, item);
+    uint32_t first = b->first[block] + item % parts * hri_index_part_rows(&o->recipe, dk, dv);
     if (o->recipe.selector->codec == HRI_CODEC_I8) {
         float dots[HR_GROUP_MAX], k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
         struct hri_block_i8 coded = {.codes = b->codes + (size_t)first * (dk + dv),
@@ -211,7 +215,10 @@ void bench_head_step(struct bench_head *b, const float *q, uint64_t budget_bytes
                                             (selector->codec == HRI_CODEC_I8 ? 1u : 2u)};
     if (selector->needs_row_scores)
         fill_row_scores(b, q);
+    memset(out, 0, sizeof *out);
     out->items = b->items;
+    out->rows = b->rows;
+    out->rows_max = b->n;
     out->items_max = b->n + o->blocks_max;
     must(hri_index_select(b->head, &in, out), "hri_index_select");
     for (uint32_t i = 0; i < out->n_items; i++) {
@@ -224,6 +231,14 @@ void bench_head_step(struct bench_head *b, const float *q, uint64_t budget_bytes
     }
     if (selector->unit == HRI_UNIT_ALL)
         bench_attend(q, o->g, o->k_dim, o->v_dim, b->k, b->v, b->n, o->soft_cap, part);
+    if (out->n_rows > 0) {
+        const int8_t **codes = get(out->n_rows * sizeof *codes);
+        for (uint32_t i = 0; i < out->n_rows; i++)
+            codes[i] = b->codes + (size_t)(b->first[out->rows[i].block] + out->rows[i].row) *
+                                      (o->k_dim + o->v_dim);
+        hri_index_attend_rows(b->head, &in, out, codes, part);
+        free(codes);
+    }
     hri_index_estimate(b->head, &in, out, part, NULL);
     free(near_o);
 }

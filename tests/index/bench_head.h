@@ -16,6 +16,7 @@ struct bench_head {
     int8_t *codes;   /* [n][k_dim + v_dim] in block order */
     void *scratch;
     uint32_t *items;
+    struct hri_row_ref *rows; /* [n] */
     float *row_scores; /* [g][n] */
 };
 

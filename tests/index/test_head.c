@@ -25,9 +25,12 @@ static void refine_all(const char *recipe, uint32_t n, uint32_t segment, uint32_
         test_part_clear(&truth, g, dv);
         bench_head_step(&b, one, UINT64_MAX / 4, 0, NULL, &made.part, &out);
         bench_attend(one, g, dk, dv, rows.k, rows.v, n, 0, &truth.part);
-        assert_int_equal(out.n_items, b.options.recipe.selector->unit == HRI_UNIT_ROWS
-                                          ? n
-                                          : hri_index_blocks(b.head));
+        if (hri_index_takes_rows(&b.options.recipe))
+            assert_true(out.n_items == 0 && out.n_rows <= n);
+        else
+            assert_int_equal(out.n_items, b.options.recipe.selector->unit == HRI_UNIT_ROWS
+                                              ? n
+                                              : hri_index_blocks(b.head));
         if (n)
             CHECK_NEAR(relative_error(test_part_finish(&made, g, dv),
                                       test_part_finish(&truth, g, dv), g * dv),
@@ -55,6 +58,10 @@ static void test_refine_all(void **state)
         refine_all("quest", lengths[i], 100, 2, 64, d, 1e-5);
         refine_all("exact-topk", lengths[i], 100, 3, d, d, 1e-5);
     }
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+        refine_all("headrace:sketch=0,block=18", lengths[i], 0, 2, dims[i % 5], 64, 0.02);
+    refine_all("headrace:sketch=1", 3000, 256, 3, 64, 64, 0.02);
+    refine_all("headrace:sketch=3", 3000, 0, 3, 128, 64, 0.02);
     refine_all("headrace", 8192, 0, 3, 64, 64, 0.02);
     refine_all("headrace", 1000, 256, 3, 64, 64, 0.02);
     refine_all("headrace:block=32", 1000, 256, 16, 32, 8, 0.02);
@@ -120,8 +127,11 @@ static void test_heavy_sink(void **state)
         sink[j] = (float)(300 * q[j] / square);
         value[j] = (float)j;
     }
-    struct bench_geometry geometry = {
-        .recipe = "headrace", .g = 1, .k_dim = D, .v_dim = D, .horizon_tokens = 64};
+    struct bench_geometry geometry = {.recipe = "headrace:sketch=0,block=18",
+                                      .g = 1,
+                                      .k_dim = D,
+                                      .v_dim = D,
+                                      .horizon_tokens = 64};
     bench_head_init(&b, &geometry, rows.k, rows.v, N, q, 20, 0, N, 0);
     test_part_clear(&part, 1, D);
     bench_attend(q, 1, D, D, sink, value, 1, 0, &part.part);
@@ -138,7 +148,7 @@ static void test_late_blocks(void **state)
 {
     enum { N = 900, G = 3, D = 64 };
     static struct test_part all, parts;
-    static const char *const recipes[] = {"headrace", "retroinfer:estimate=1"};
+    static const char *const recipes[] = {"headrace:sketch=0,block=18", "retroinfer:estimate=1"};
     (void)state;
     for (int r = 0; r < 2; r++) {
         struct hri_rng rng;
@@ -162,7 +172,7 @@ static void test_late_blocks(void **state)
         test_part_clear(&parts, G, D);
         hri_index_estimate(b.head, &in, &out, &parts.part, &estimated);
         assert_true(estimated <= hri_index_blocks(b.head) - out.n_items);
-        hri_index_estimate_blocks(b.head, &in, out.items, out.n_items, &parts.part);
+        hri_index_estimate_items(b.head, &in, out.items, out.n_items, &parts.part);
         CHECK_NEAR(
             relative_error(test_part_finish(&parts, G, D), test_part_finish(&all, G, D), G * D), 0,
             1e-3);
@@ -285,7 +295,7 @@ static void test_bad_options(void **state)
 {
     struct hri_index_head *head = NULL;
     (void)state;
-    struct hri_index_options o = options_for("headrace", NULL, NULL);
+    struct hri_index_options o = options_for("headrace:sketch=0,block=18", NULL, NULL);
     o.g = 0;
     assert_int_equal(hri_index_head_create(&o, &head), HR_ERR_SHAPE);
     o.g = HR_GROUP_MAX + 1;
@@ -312,7 +322,7 @@ static void test_full_and_truncate(void **state)
     (void)state;
     hri_rng_seed(&rng, 2);
     struct synth rows = synth_make(&rng, N, 64, 48);
-    struct hri_index_options o = options_for("headrace", NULL, NULL);
+    struct hri_index_options o = options_for("headrace:sketch=0,block=18", NULL, NULL);
     assert_int_equal(posix_memalign(&workspace, 64, hri_index_workspace_bytes(&o, N)), 0);
     assert_int_equal(hri_index_head_create(&o, &head), HR_OK);
     assert_int_equal(

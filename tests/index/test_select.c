@@ -235,7 +235,7 @@ static void test_headrace_budget(void **state)
 {
     uint32_t row_bytes = DK + DV;
     (void)state;
-    struct fixture *f = fixture_new("headrace", 3, 5);
+    struct fixture *f = fixture_new("headrace:sketch=0,block=18", 3, 5);
     for (uint64_t budget = 0; budget < 3000 * row_bytes; budget = budget * 3 + 50 * row_bytes) {
         step(f, query(f, 1), 12, budget, 0, NULL);
         assert_true(check_bytes(f, row_bytes) <= budget);
@@ -251,7 +251,7 @@ static void test_headrace_rule(void **state)
 {
     uint32_t row_bytes = DK + DV, budget = 120 * row_bytes, near_rows = 12;
     (void)state;
-    struct fixture *f = fixture_new("headrace", 3, 6);
+    struct fixture *f = fixture_new("headrace:sketch=0,block=18", 3, 6);
     for (uint32_t i = 0; i < 8; i++) {
         double worth[N] = {0};
         uint32_t n = hri_index_blocks(f->b.head);
@@ -287,7 +287,7 @@ static void test_headrace_tolerance(void **state)
 {
     uint32_t row_bytes = DK + DV, last = 0;
     (void)state;
-    struct fixture *f = fixture_new("headrace", 2, 7);
+    struct fixture *f = fixture_new("headrace:sketch=0,block=18", 2, 7);
     for (double tolerance = 0.5; tolerance > 0.004; tolerance /= 2) {
         step(f, query(f, 2), 12, (uint64_t)N * row_bytes, tolerance, NULL);
         assert_false(f->out.capped);
@@ -309,7 +309,7 @@ static void test_headrace_resident(void **state)
     uint32_t row_bytes = DK + DV, budget = 100 * row_bytes;
     uint8_t place[N] = {0};
     (void)state;
-    struct fixture *f = fixture_new("headrace", 2, 8);
+    struct fixture *f = fixture_new("headrace:sketch=0,block=18", 2, 8);
     step(f, query(f, 3), 12, budget, 0, NULL);
     uint32_t n_alone = f->out.n_items, alone[N];
     memcpy(alone, f->out.items, n_alone * sizeof *alone);
@@ -331,14 +331,14 @@ static void test_headrace_resident(void **state)
         assert_true(chosen[alone[i]]);
     assert_true(check_bytes(f, row_bytes) <= 2 * budget);
     fixture_free(f);
-    f = fixture_new("headrace", 2, 8);
+    f = fixture_new("headrace:sketch=0,block=18", 2, 8);
     memset(place, HRI_PLACE_FILE, sizeof place);
     step(f, query(f, 3), 12, 3 * 4096 + 4095, 0, place); /* a block of the file costs a cell */
     assert_int_equal(f->out.n_items, 3);
     fixture_free(f);
     for (uint32_t b = 0; b < N; b++)
         place[b] = b % 2 ? HRI_PLACE_HOST : HRI_PLACE_FRAME;
-    f = fixture_new("headrace:reuse=0", 2, 8);
+    f = fixture_new("headrace:sketch=0,block=18,reuse=0", 2, 8);
     step(f, query(f, 3), 12, budget, 0, place);
     assert_int_equal(f->out.n_items, n_alone);
     fixture_free(f);
@@ -347,7 +347,8 @@ static void test_headrace_resident(void **state)
 /* A crude version of the trace figures, on clustered rows: the order of the methods and a level. */
 static void test_quality(void **state)
 {
-    static const char *const recipes[] = {"quest", "retroinfer", "exact-topk", "headrace"};
+    static const char *const recipes[] = {"quest", "retroinfer", "exact-topk",
+                                          "headrace:sketch=0,block=18"};
     static struct test_part truth;
     double error[4] = {0};
     (void)state;

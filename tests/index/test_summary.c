@@ -72,7 +72,8 @@ static void test_centers(void **state)
     (void)state;
     for (size_t i = 0; i < 6; i++) {
         struct fixture f;
-        fixture_init(&f, "headrace", 100 + (uint32_t)i * 37, 2, dims[i], dims[5 - i], i);
+        fixture_init(&f, "headrace:sketch=0,block=18", 100 + (uint32_t)i * 37, 2, dims[i],
+                     dims[5 - i], i);
         check_centers(&f);
         fixture_fini(&f);
     }
@@ -166,7 +167,7 @@ static void test_shape(void **state)
     struct fixture f;
     struct moments m;
     (void)state;
-    fixture_init(&f, "headrace", 500, 2, 8, 8, 7);
+    fixture_init(&f, "headrace:sketch=0,block=18", 500, 2, 8, 8, 7);
     double *spread = calloc(500, sizeof *spread);
     for (uint32_t i = 0; i < 20; i++) {
         float variance, shift[HR_HEAD_DIM_MAX];
@@ -193,7 +194,7 @@ static void test_shape_low_rank(void **state)
     struct moments m;
     double ratio = 0, *spread = calloc(2000, sizeof *spread);
     (void)state;
-    fixture_init(&f, "headrace", 2000, 2, 96, 64, 8);
+    fixture_init(&f, "headrace:sketch=0,block=18", 2000, 2, 96, 64, 8);
     for (uint32_t i = 0; i < 16; i++) {
         float variance, shift[HR_HEAD_DIM_MAX];
         const float *q = f.q + (size_t)i * 96;
@@ -278,11 +279,11 @@ static void check_estimate(const char *recipe, uint32_t g, uint32_t dk, uint32_t
 static void test_estimate(void **state)
 {
     (void)state;
-    check_estimate("headrace", 1, 64, 64, 0, 1);
-    check_estimate("headrace", 4, 128, 64, 0, 2);
-    check_estimate("headrace:block=32", 3, 80, 96, 0, 3);
-    check_estimate("headrace", 2, 256, 256, 0, 4);
-    check_estimate("headrace", 2, 64, 64, 8, 5);
+    check_estimate("headrace:sketch=0,block=18", 1, 64, 64, 0, 1);
+    check_estimate("headrace:sketch=0,block=18", 4, 128, 64, 0, 2);
+    check_estimate("headrace:sketch=0,block=32", 3, 80, 96, 0, 3);
+    check_estimate("headrace:sketch=0,block=18", 2, 256, 256, 0, 4);
+    check_estimate("headrace:sketch=0,block=18", 2, 64, 64, 8, 5);
     check_estimate("retroinfer:estimate=1", 3, 64, 128, 0, 6);
 }
 
@@ -296,8 +297,8 @@ static void test_second_order_helps(void **state)
     for (int r = 0; r < 2; r++) {
         struct fixture f;
         struct hri_select_out out;
-        fixture_init(&f, r ? "headrace:block=16" : "retroinfer:estimate=1,block=16", 3000, 1, 64,
-                     64, 21);
+        fixture_init(&f, r ? "headrace:sketch=0,block=16" : "retroinfer:estimate=1,block=16", 3000,
+                     1, 64, 64, 21);
         for (uint32_t i = 0; i < 32; i++) {
             const float *q = f.q + (size_t)i * 64;
             test_part_clear(&sparse, 1, 64);
@@ -316,12 +317,9 @@ static void test_second_order_helps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_centers),
-        cmocka_unit_test(test_cluster_centers),
-        cmocka_unit_test(test_shape),
-        cmocka_unit_test(test_shape_low_rank),
-        cmocka_unit_test(test_estimate),
-        cmocka_unit_test(test_second_order_helps),
+        cmocka_unit_test(test_centers),  cmocka_unit_test(test_cluster_centers),
+        cmocka_unit_test(test_shape),    cmocka_unit_test(test_shape_low_rank),
+        cmocka_unit_test(test_estimate), cmocka_unit_test(test_second_order_helps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

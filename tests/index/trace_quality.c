@@ -138,7 +138,9 @@ static void one_head(const struct setup *s, const struct trace *t, const char *r
     bench_head_init(&b, &geometry, k + (size_t)SINK * d, v + (size_t)SINK * d, body_end - SINK,
                     seen, t->n_seen, t->seen_position[0], t->q_position[0] - s->ahead, s->segment);
     results[0].index_seconds += seconds() - start;
-    results[0].device += (double)hri_index_summary_bytes(b.head) / ((double)b.n * d * 4);
+    results[0].device +=
+        (double)(hri_index_summary_bytes(b.head) + hri_index_sketch_bytes(b.head)) /
+        ((double)b.n * d * 4);
     results[0].heads++;
     for (uint32_t i = 0; i < s->n_queries; i++) {
         uint32_t at = s->n_queries > 1 ? i * (t->n_q - 1) / (s->n_queries - 1) : 0;

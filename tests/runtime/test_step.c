@@ -186,11 +186,15 @@ static void test_from_the_file(void **state)
 {
     (void)state;
     struct hr_attend_report host, file;
-    double a = decode_error("headrace", 0.05, 1600, 1630, false, &host);
-    double b = decode_error("headrace", 0.05, 1600, 1630, true, &file);
+    double a = decode_error("headrace:sketch=0", 0.05, 1600, 1630, false, &host);
+    double b = decode_error("headrace:sketch=0", 0.05, 1600, 1630, true, &file);
     assert_true(fabs(a - b) < 1e-6);
     assert_int_equal(host.bytes_from_file, 0);
     assert_true(file.blocks_hit + file.blocks_fetched > 0);
+    a = decode_error("headrace", 0.05, 1600, 1630, false, &host);
+    b = decode_error("headrace", 0.05, 1600, 1630, true, &file);
+    assert_true(fabs(a - b) < 1e-6);
+    assert_true(host.bytes_from_host > 0 && file.bytes_from_host + file.bytes_from_file > 0);
 }
 
 /* Rows that came by decoding are indexed in small segments; the quality is of the same kind. */

@@ -1,0 +1,31 @@
+/* A step of a head with sketches: which blocks' sketches are read, which rows or blocks are refined, and the estimate of the rest
+ * (docs/algorithm.md, level 1). Works on what level 0 left in the step: dots, weights, doubts. */
+#ifndef HRI_INDEX_LADDER_H
+#define HRI_INDEX_LADDER_H
+
+#include "index/head.h"
+
+size_t hri_ladder_bytes(const struct hri_index_options *options);
+
+/* doubt [blocks]: what level 0 leaves of the expected squared error, summed over the group; level0 [G][stride of step]: its parts.
+ * far: the caller's function gives output size and the values' distance once weights are known. */
+struct hri_ladder_in {
+    const struct hri_select_in *in;
+    struct hri_step *step;
+    const float *doubt;
+    float (*doubt_of)(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
+                      uint32_t block);
+    void (*output)(const struct hri_index_head *head, const struct hri_select_in *in,
+                   const struct hri_step *step, uint32_t g, float *far_out, float *size_out);
+};
+hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladder_in *ladder,
+                              struct hri_select_out *out);
+/* Of everything that was not chosen in out; returns how many items that are. */
+uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
+                             struct hri_step *step, const struct hri_select_out *out,
+                             struct hri_partial *part);
+void hri_ladder_attend_rows(const struct hri_index_head *head, const struct hri_select_in *in,
+                            const struct hri_step *step, const struct hri_select_out *out,
+                            const int8_t *const *codes, struct hri_partial *part);
+
+#endif

@@ -1,0 +1,431 @@
+/* Sketches of a head: memory, encoding of a segment, queries in a basis. */
+#include "index/sketch.h"
+
+#include "base/arena.h"
+#include "base/assert.h"
+#include "base/error.h"
+#include "index/head.h"
+
+#include <math.h>
+#include <string.h>
+
+#define FIT_ROWS    2048u /* a basis is fitted to about so many rows of a segment */
+#define CHUNK_ROWS  512u
+#define LANES       HRI_LANES
+#define LINE_BYTES  64u
+#define BASIS_ROWS  4096u /* the device has room for a basis per so many rows */
+#define STALE       1.15  /* a basis that misses so much more than a fresh one would is replaced */
+#define STALE_SMALL 1.5   /* the same for segments too small to fit one of their own */
+#define MISS_STEPS  16.0f /* of the log coding: 16 per power of two */
+#define MISS_ZERO   128
+/* Twice as far, squared, as rows are on the mean. */
+#define LONE_FAR_MIN 16
+
+static uint32_t lines_of(const struct hri_index_options *o)
+{
+    uint32_t lines = hri_sketch_bits(o) * o->k_dim / 32;
+    return lines > 0 ? lines : 1;
+}
+
+uint32_t hri_sketch_bits(const struct hri_index_options *o)
+{
+    return (uint32_t)hri_recipe_value(&o->recipe, "sketch");
+}
+
+static uint32_t bases_of(const struct hri_index_options *o)
+{
+    uint32_t n = o->rows_max / BASIS_ROWS + 2;
+    return n < HRI_SKETCH_BASES_MAX ? n : HRI_SKETCH_BASES_MAX;
+}
+
+uint32_t hri_sketch_lanes_max(const struct hri_index_options *o)
+{
+    return hri_lanes_up(o->rows_max) + LANES * bases_of(o);
+}
+
+static uint32_t lone_of(const struct hri_index_options *o)
+{
+    return o->rows_max / HRI_SKETCH_LONE + 1;
+}
+
+#define LONE_BYTES (sizeof(uint32_t) + 1)
+
+/* Coordinates that may get bits. */
+static uint32_t coded_max(const struct hri_index_options *o)
+{
+    uint32_t n = 16 * lines_of(o);
+    return n < o->k_dim ? n : o->k_dim;
+}
+
+/* On the device: A and V with their scales, steps, missed. */
+static uint64_t basis_bytes(const struct hri_index_options *o)
+{
+    uint64_t dk = o->k_dim, dv = o->v_dim, n = coded_max(o);
+    return dk * dk + n * dv + (2 * dk + 2 * n) * sizeof(float);
+}
+
+static uint64_t code_bytes(const struct hri_index_options *o, uint64_t lanes)
+{
+    return lanes / LANES * lines_of(o) * LINE_BYTES;
+}
+
+uint64_t hri_sketch_bytes(const struct hri_index_options *o)
+{
+    if (hri_sketch_bits(o) == 0)
+        return 0;
+    return bases_of(o) * basis_bytes(o) + code_bytes(o, hri_sketch_lanes_max(o)) +
+           o->blocks_max * (sizeof(uint32_t) + 1) + lone_of(o) * LONE_BYTES;
+}
+
+static uint32_t next_lane(const struct hri_index_head *head)
+{
+    uint32_t n = head->n_blocks;
+    return n ? head->sketch->first_lane[n - 1] + head->block_rows[n - 1] : 0;
+}
+
+uint64_t hri_sketch_held(const struct hri_index_head *head)
+{
+    if (!head->sketch)
+        return 0;
+    return head->sketch->n_bases * basis_bytes(&head->options) +
+           code_bytes(&head->options, hri_lanes_up(next_lane(head))) +
+           head->n_blocks * (sizeof(uint32_t) + 1) + head->sketch->n_lone * LONE_BYTES;
+}
+
+static bool basis_create(const struct hri_index_options *o, struct hri_basis *basis)
+{
+    uint32_t dk = o->k_dim, dv = o->v_dim, n = coded_max(o);
+    basis->query = hri_aligned(o->device, 64, (size_t)dk * dk);
+    basis->query_scale = hri_array(o->device, dk, sizeof(float));
+    basis->step = hri_array(o->device, n, sizeof(float));
+    basis->missed = hri_array(o->device, dk, sizeof(float));
+    basis->value = hri_aligned(o->device, 64, (size_t)n * dv);
+    basis->value_scale = hri_array(o->device, n, sizeof(float));
+    basis->turn = hri_aligned(o->scratch, 64, (size_t)dk * dk * sizeof(float));
+    return basis->query && basis->query_scale && basis->step && basis->missed && basis->value &&
+           basis->value_scale && basis->turn;
+}
+
+static void basis_destroy(const struct hri_index_options *o, struct hri_basis *basis)
+{
+    hri_free(o->device, basis->query);
+    hri_free(o->device, basis->query_scale);
+    hri_free(o->device, basis->step);
+    hri_free(o->device, basis->missed);
+    hri_free(o->device, basis->value);
+    hri_free(o->device, basis->value_scale);
+    hri_free(o->scratch, basis->turn);
+}
+
+hr_status_t hri_sketch_create(struct hri_index_head *head)
+{
+    const struct hri_index_options *o = &head->options;
+    if (hri_sketch_bits(o) == 0)
+        return HR_OK;
+    struct hri_sketch *s = head->sketch = hri_calloc(o->scratch, 1, sizeof *s);
+    if (!s)
+        return hri_alloc_status();
+    s->bits = hri_sketch_bits(o);
+    s->lines = lines_of(o);
+    s->bases_max = bases_of(o);
+    s->lanes_max = hri_sketch_lanes_max(o);
+    s->codes = hri_aligned_zero(o->device, 64, code_bytes(o, s->lanes_max));
+    s->first_lane = hri_array(o->device, o->blocks_max, sizeof *s->first_lane);
+    s->miss = hri_array(o->device, o->blocks_max, 1);
+    s->lone_max = lone_of(o);
+    s->lone_lane = hri_array(o->device, s->lone_max, sizeof *s->lone_lane);
+    s->lone_miss = hri_array(o->device, s->lone_max, 1);
+    bool all = s->codes && s->first_lane && s->miss && s->lone_lane && s->lone_miss;
+    for (uint32_t i = 0; all && i < s->bases_max; i++)
+        all = basis_create(o, &s->bases[i]);
+    if (all)
+        return HR_OK;
+    hr_status_t status = hri_alloc_status();
+    hri_sketch_destroy(head);
+    return status;
+}
+
+void hri_sketch_destroy(struct hri_index_head *head)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_sketch *s = head->sketch;
+    if (!s)
+        return;
+    for (uint32_t i = 0; i < s->bases_max; i++)
+        basis_destroy(o, &s->bases[i]);
+    hri_free(o->device, s->codes);
+    hri_free(o->device, s->first_lane);
+    hri_free(o->device, s->miss);
+    hri_free(o->device, s->lone_lane);
+    hri_free(o->device, s->lone_miss);
+    hri_free(o->scratch, s);
+    head->sketch = NULL;
+}
+
+/* ------------------------------------------------------------------------------------- encoding */
+
+struct work {
+    float *residuals, *values; /* [FIT_ROWS or CHUNK_ROWS][dim] */
+    float *turned;             /* [CHUNK_ROWS][k_dim] */
+    float *weight;             /* [FIT_ROWS] */
+    uint8_t *miss, *far; /* [n] of every row: what is missed, and how far it is from its centre */
+    void *fit;
+};
+
+static size_t fit_rows(void)
+{
+    return FIT_ROWS > CHUNK_ROWS ? FIT_ROWS : CHUNK_ROWS;
+}
+
+size_t hri_sketch_work_bytes(const struct hri_index_options *o, uint32_t n)
+{
+    return fit_rows() * ((size_t)2 * o->k_dim + o->v_dim + 1) * sizeof(float) +
+           hri_sketch_fit_bytes(o->k_dim, o->v_dim) + 2 * (size_t)n + 7 * 64;
+}
+
+static struct work take_work(const struct hri_index_options *o, uint32_t n, void *memory)
+{
+    struct hri_arena arena;
+    struct work w;
+    hri_arena_init_buffer(&arena, memory, hri_sketch_work_bytes(o, n));
+    w.residuals = hri_arena_array(&arena, fit_rows() * o->k_dim, sizeof(float));
+    w.values = hri_arena_array(&arena, fit_rows() * o->v_dim, sizeof(float));
+    w.turned = hri_arena_array(&arena, fit_rows() * o->k_dim, sizeof(float));
+    w.weight = hri_arena_array(&arena, fit_rows(), sizeof(float));
+    w.miss = hri_arena_array(&arena, n, 1);
+    w.far = hri_arena_array(&arena, n, 1);
+    w.fit = hri_arena_array(&arena, hri_sketch_fit_bytes(o->k_dim, o->v_dim), 1);
+    HRI_ASSERT(w.fit != NULL);
+    return w;
+}
+
+/* k - m and v - v_m of every stride-th row of blocks [begin, end) of the segment; `row` is the first one's place in order. */
+static uint32_t gather(const struct hri_index_head *head, const struct hri_segment *g,
+                       uint32_t begin, uint32_t end, uint32_t row, uint32_t stride,
+                       float *residuals, float *values)
+{
+    uint32_t dk = head->options.k_dim, dv = head->options.v_dim, n = 0;
+    float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
+    for (uint32_t b = begin; b < end; b++) {
+        hri_summary_centers(head, head->n_blocks + b, k_center, v_center);
+        for (uint32_t i = 0; i < g->block_rows[b]; i++, row++) {
+            if (row % stride != 0)
+                continue;
+            const float *k = g->k + (size_t)g->order[row] * dk,
+                        *v = g->v + (size_t)g->order[row] * dv;
+            for (uint32_t j = 0; j < dk; j++)
+                residuals[(size_t)n * dk + j] = k[j] - k_center[j];
+            for (uint32_t j = 0; values && j < dv; j++)
+                values[(size_t)n * dv + j] = v[j] - v_center[j];
+            n++;
+        }
+    }
+    return n;
+}
+
+/* Weights of the rows that gather gives for the whole segment, of mean 1; NULL where there are none. */
+static const float *gather_weights(const struct hri_segment *g, uint32_t stride, float *weight)
+{
+    double sum = 0;
+    uint32_t n = 0;
+    if (!g->weight)
+        return NULL;
+    for (uint32_t row = 0; row < g->n; row += stride) {
+        weight[n] = g->weight[g->order[row]];
+        sum += (double)weight[n++];
+    }
+    for (uint32_t i = 0; i < n; i++)
+        weight[i] = sum > 0 ? (float)(weight[i] * n / sum) : 1;
+    return weight;
+}
+
+/* Mean |z - z~|^2 of residuals under a basis, in the metric p: what the sketch would miss of future logits. */
+static double missed_under(const struct hri_index_head *head, const struct hri_basis *basis,
+                           const float *p, const float *residuals, uint32_t n, struct work *w)
+{
+    uint32_t d = head->options.k_dim;
+    const struct hri_kernels *kernels = head->options.kernels;
+    float rounded[HR_HEAD_DIM_MAX], back[HR_HEAD_DIM_MAX];
+    double sum = 0;
+    kernels->matmul_nt(residuals, n, d, basis->turn, d, w->turned);
+    for (uint32_t i = 0; i < n; i++) {
+        hri_sketch_round(basis, w->turned + (size_t)i * d, rounded);
+        memcpy(back, residuals + (size_t)i * d, d * sizeof(float));
+        for (uint32_t c = 0; c < basis->n; c++) /* r - A'z~ */
+            for (uint32_t j = 0; j < d; j++)
+                back[j] -= rounded[c] * basis->query_scale[c] * basis->query[(size_t)c * d + j];
+        for (uint32_t a = 0; a < d; a++) {
+            double x = 0;
+            for (uint32_t j = 0; j < d; j++)
+                x += (double)p[(size_t)a * d + j] * back[j];
+            sum += x * x;
+        }
+    }
+    return sum / n;
+}
+
+#define CHECK_ROWS 128u /* rows on which an old basis is compared with a fresh one */
+
+/* The newest basis where it still serves this segment, else a new one. */
+static hr_status_t basis_choose(struct hri_index_head *head, const struct hri_segment *g,
+                                struct work *w, struct hri_basis **basis_out)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_sketch *s = head->sketch;
+    while (s->n_bases > 0 && s->bases[s->n_bases - 1].first_block >= head->n_blocks)
+        s->n_bases--; /* a truncate took its blocks */
+    uint32_t stride = (g->n + FIT_ROWS - 1) / FIT_ROWS;
+    uint32_t n = gather(head, g, 0, g->n_blocks, 0, stride, w->residuals, w->values);
+    struct hri_basis *old = s->n_bases > 0 ? &s->bases[s->n_bases - 1] : NULL;
+    *basis_out = old;
+    if (s->n_bases == s->bases_max)
+        return HR_OK;
+    const float *p = head->points.metric;
+    uint32_t check = n < CHECK_ROWS ? n : CHECK_ROWS;
+    double old_missed = old ? missed_under(head, old, p, w->residuals, check, w) : 0;
+    if (old && g->n < FIT_ROWS / 2 && old_missed <= STALE_SMALL * (double)old->missed_mean)
+        return HR_OK;
+    struct hri_basis *fresh = &s->bases[s->n_bases];
+    hr_status_t status =
+        hri_sketch_fit(o->kernels, fresh, o->k_dim, o->v_dim, s->lines, p, w->residuals, w->values,
+                       gather_weights(g, stride, w->weight), n, w->fit);
+    if (status != HR_OK)
+        return status;
+    if (old && old_missed <= STALE * missed_under(head, fresh, p, w->residuals, check, w))
+        return HR_OK;
+    fresh->first_block = head->n_blocks;
+    s->n_bases++;
+    *basis_out = fresh;
+    return HR_OK;
+}
+
+static uint8_t log_code(double square, double mean)
+{
+    double x = mean > 0 ? square / mean : 1;
+    double code = x > 0 ? MISS_ZERO + MISS_STEPS * log2(x) : 0;
+    return (uint8_t)(code < 0 || isnan(code) ? 0 : code > 255 ? 255 : lrint(code));
+}
+
+static float miss_decode(uint8_t code)
+{
+    return exp2f(((float)code - MISS_ZERO) / MISS_STEPS);
+}
+
+float hri_sketch_miss(const struct hri_index_head *head, uint32_t block)
+{
+    return miss_decode(head->sketch->miss[block]);
+}
+
+float hri_sketch_lone_miss(const struct hri_index_head *head, uint32_t i)
+{
+    return miss_decode(head->sketch->lone_miss[i]);
+}
+
+/* Lists the rows that lie farthest out, as many as there is room for; the first row is in lane `lane`. */
+static void lone_list(struct hri_sketch *s, const struct work *w, uint32_t n, uint32_t lane)
+{
+    uint32_t count[256] = {0}, least = 255, room = n / HRI_SKETCH_LONE + 1, taken = 0;
+    while (s->n_lone > 0 && s->lone_lane[s->n_lone - 1] >= lane)
+        s->n_lone--; /* a truncate took them */
+    room = room < s->lone_max - s->n_lone ? room : s->lone_max - s->n_lone;
+    for (uint32_t i = 0; i < n; i++)
+        count[w->far[i]]++;
+    for (; least > MISS_ZERO + LONE_FAR_MIN && taken + count[least] <= room; least--)
+        taken += count[least];
+    for (uint32_t i = 0; i < n; i++)
+        if (w->far[i] > least) {
+            s->lone_lane[s->n_lone] = lane + i;
+            s->lone_miss[s->n_lone++] = w->miss[i];
+        }
+}
+
+static void blocks_miss(struct hri_index_head *head, const struct hri_basis *basis,
+                        const struct hri_segment *g, uint32_t begin, uint32_t end, const float *z,
+                        uint8_t *miss, uint8_t *far)
+{
+    double mean = head->shape.rows > 0 ? head->shape.spread_sum / head->shape.rows : 0;
+    uint32_t d = head->options.k_dim;
+    float rounded[HR_HEAD_DIM_MAX];
+    for (uint32_t b = begin; b < end; b++) {
+        double sum = 0;
+        for (uint32_t i = 0; i < g->block_rows[b]; i++, z += d) {
+            double square = 0, all = 0;
+            hri_sketch_round(basis, z, rounded);
+            for (uint32_t j = 0; j < d; j++) {
+                double x = (double)z[j] - (j < basis->n ? rounded[j] : 0);
+                square += x * x;
+                all += (double)z[j] * (double)z[j];
+            }
+            *miss++ = log_code(square, (double)basis->missed_mean);
+            *far++ = log_code(all, mean);
+            sum += square;
+        }
+        head->sketch->miss[head->n_blocks + b] =
+            log_code(sum / g->block_rows[b], (double)basis->missed_mean);
+    }
+}
+
+hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment *g)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_sketch *s = head->sketch;
+    struct work w = take_work(o, g->n, g->workspace);
+    struct hri_basis *basis;
+    hr_status_t status = basis_choose(head, g, &w, &basis);
+    if (status != HR_OK)
+        return status;
+    uint32_t d = o->k_dim, lane = next_lane(head), row = 0, b = 0;
+    if (basis->first_block == head->n_blocks)
+        lane = hri_lanes_up(lane);
+    if (g->n > s->lanes_max - lane)
+        return hri_error_set(HR_ERR_FULL, "index head: %u rows, %u have sketches, %u more fit",
+                             g->n, head->n_rows, s->lanes_max - lane);
+    float inverse[HR_HEAD_DIM_MAX];
+    for (uint32_t j = 0; j < basis->n; j++)
+        inverse[j] = basis->step[j] > 0 ? 1 / basis->step[j] : 0;
+    while (b < g->n_blocks) {
+        uint32_t begin = b, held = 0;
+        for (; b < g->n_blocks && held + g->block_rows[b] <= CHUNK_ROWS; b++) {
+            s->first_lane[head->n_blocks + b] = lane + held;
+            held += g->block_rows[b];
+        }
+        gather(head, g, begin, b, row, 1, w.residuals, NULL);
+        o->kernels->matmul_nt(w.residuals, held, d, basis->turn, d, w.turned);
+        o->kernels->pack_sketch(w.turned, d, held, inverse, basis->n4, basis->n2, s->codes, lane);
+        blocks_miss(head, basis, g, begin, b, w.turned, w.miss + row, w.far + row);
+        lane += held;
+        row += held;
+    }
+    lone_list(s, &w, g->n, lane - g->n);
+    return HR_OK;
+}
+
+/* --------------------------------------------------------------------------------------- a step */
+
+uint32_t hri_sketch_basis_of(const struct hri_index_head *head, uint32_t block)
+{
+    const struct hri_sketch *s = head->sketch;
+    uint32_t i = s->n_bases - 1;
+    while (i > 0 && s->bases[i].first_block > block)
+        i--;
+    return i;
+}
+
+void hri_sketch_turn(const struct hri_index_head *head, const struct hri_basis *basis,
+                     const float *q, float *x, float *rest)
+{
+    uint32_t d = head->options.k_dim;
+    for (uint32_t g = 0; g < head->options.g; g++) {
+        rest[g] = 0;
+        for (uint32_t c = 0; c < d; c++) {
+            const int8_t *row = basis->query + (size_t)c * d;
+            float sum = 0;
+            for (uint32_t j = 0; j < d; j++)
+                sum += row[j] * q[(size_t)g * d + j];
+            sum *= basis->query_scale[c];
+            rest[g] += sum * sum * basis->missed[c];
+            if (c < basis->n)
+                x[(size_t)g * basis->n + c] = sum * basis->step[c];
+        }
+    }
+}
