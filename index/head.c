@@ -425,10 +425,29 @@ void hri_index_rebuild_row(struct hri_index_head *head, uint32_t row, float *k)
 void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,
                           uint32_t block, float *dots_out)
 {
-    struct hri_step step = hri_step_at(head, in);
+    const float *dots = hri_step_dots(in);
+    size_t stride = hri_lanes_up(head->n_blocks);
     HRI_ASSERT(block < head->n_blocks);
     for (uint32_t g = 0; g < head->options.g; g++)
-        dots_out[g] = step.dots[g * step.stride + block];
+        dots_out[g] = dots[g * stride + block];
+}
+
+void hri_index_block_ahead(const struct hri_index_head *head, const struct hri_select_in *in,
+                           uint32_t block)
+{
+    const float *dots = hri_step_dots(in);
+    size_t stride = hri_lanes_up(head->n_blocks), dv = head->options.v_dim;
+    HRI_ASSERT(block < head->n_blocks && head->k_step);
+    for (uint32_t g = 0; g < head->options.g; g++)
+        __builtin_prefetch(dots + g * stride + block);
+    __builtin_prefetch(head->block_rows + block);
+    __builtin_prefetch(head->k_step + block);
+    __builtin_prefetch(head->v_step + block);
+    if (head->summary.v_codes == NULL)
+        return;
+    __builtin_prefetch(head->summary.v_scale + block);
+    for (size_t j = 0; j < dv; j += 64)
+        __builtin_prefetch(head->summary.v_codes + block * dv + j);
 }
 
 void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in,

@@ -89,6 +89,11 @@ struct hri_step {
     uint8_t *mark;             /* [stride] */
 };
 size_t hri_step_bytes(const struct hri_index_options *options);
+/* Of these, the dots alone: they come first. */
+static inline const float *hri_step_dots(const struct hri_select_in *in)
+{
+    return in->scratch;
+}
 struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_select_in *in);
 
 #define HRI_HALF_VARIANCE_MAX 3.0f

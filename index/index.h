@@ -216,6 +216,10 @@ void hri_index_rebuild_row(struct hri_index_head *head, uint32_t row, float *k);
 /* q . k_center of a block, [G], as scored by the last select with this scratch. */
 void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,
                           uint32_t block, float *dots_out);
+/* Says that the dots, centre and steps of a block (codec int8) are wanted soon: brings them into the
+ * caches. */
+void hri_index_block_ahead(const struct hri_index_head *head, const struct hri_select_in *in,
+                           uint32_t block);
 /* Adds the estimate of every block not chosen in out to part (nothing for selectors that drop the
  * remainder). estimated_blocks_out may be NULL. */
 void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in,

@@ -22,6 +22,7 @@ struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_
     struct hri_step step = {.stride = hri_lanes_up(head->n_blocks)};
     hri_arena_init_buffer(&arena, in->scratch, hri_step_bytes(o));
     step.dots = hri_arena_array(&arena, o->g * step.stride, sizeof(float));
+    HRI_ASSERT(step.dots == hri_step_dots(in));
     step.weight = hri_arena_array(&arena, o->g * step.stride, sizeof(float));
     step.sum = hri_arena_array(&arena, (size_t)o->g * o->v_dim, sizeof(float));
     step.shift = hri_arena_array(&arena, (size_t)o->g * o->v_dim, sizeof(float));

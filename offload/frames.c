@@ -373,6 +373,8 @@ hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *
 {
     fetch->n_hits = 0;
     fetch->n_misses = 0;
+    fetch->n_settled = 0;
+    fetch->frames = frames;
     fetch->batch = (struct hri_read_batch){0};
     HRI_TRY(check_fetch(frames, fetch));
     note_turn(frames, &frames->lanes[fetch->lane_index]);
@@ -413,12 +415,22 @@ static void copy_now(struct hri_read *read)
     read->from = NULL;
 }
 
+/* Touches nothing but the frame and its lane's table of residents, so that fetches of different
+ * blocks may do it at the same time. */
 void hri_fetch_copy(struct hri_fetch *fetch, uint32_t j)
 {
-    if (fetch->reads[j].from == NULL)
+    struct hri_frames *frames = fetch->frames;
+    struct hri_read *read = &fetch->reads[j];
+    if (read->from == NULL)
         return;
-    copy_now(&fetch->reads[j]);
-    fetch->where[fetch->read_block[j]] = fetch->reads[j].dst;
+    copy_now(read);
+    fetch->where[fetch->read_block[j]] = read->dst;
+    uint32_t f = (uint32_t)((size_t)((unsigned char *)read->dst - frames->memory) /
+                            frames->stride_bytes);
+    frames->frames[f].read = NULL;
+    frames->frames[f].fetch = NULL;
+    frame_ready(frames, f);
+    fetch->n_settled++;
 }
 
 /* After the reads: frames that arrived are ready, the others are lost. */
@@ -430,6 +442,7 @@ static void settle_misses(struct hri_frames *frames, const struct hri_fetch *fet
         /* A truncate may have come between. */
         if (f == NONE || frames->frames[f].read != &fetch->reads[i])
             continue;
+        copy_now(&fetch->reads[i]);
         frames->frames[f].read = NULL;
         frames->frames[f].fetch = NULL;
         frame_ready(frames, f);
@@ -466,9 +479,8 @@ hr_status_t hri_frames_fetch_wait(struct hri_frames *frames, struct hri_fetch *f
         status = hri_store_read_wait(frames->store, &fetch->batch, deadline_ns);
         if (status == HR_ERR_TIMEOUT)
             hri_store_read_cancel(frames->store, &fetch->batch);
-        for (uint32_t i = 0; i < fetch->n_misses; i++)
-            copy_now(&fetch->reads[i]);
-        settle_misses(frames, fetch);
+        if (fetch->n_settled < fetch->n_misses)
+            settle_misses(frames, fetch);
     }
     if (status == HR_OK)
         status = wait_for_others(frames, fetch, deadline_ns);

@@ -53,6 +53,8 @@ struct hri_fetch {
     uint32_t n_hits, n_misses;
     struct hri_read_batch batch;
     uint32_t *read_block; /* [n_blocks] space: reads[j] is for blocks[read_block[j]], ascending */
+    struct hri_frames *frames; /* private */
+    uint32_t n_settled;        /* private: misses whose frames are ready before the wait */
 };
 /* Hits are there at once; misses take frames (least worth first by the replacement policy) and
  * their reads start. Every fetch is waited for within its step. HR_ERR_FULL when the step needs

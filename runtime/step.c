@@ -347,6 +347,30 @@ static void block_attend(const struct step *st, uint32_t head, uint32_t item)
     s->runtime->kernels->attend_block_i8(hs->q, s->g, s->dk, s->dv, &b, s->soft_cap, &hs->part);
 }
 
+/* Item i's bytes, in a frame or where they wait to be copied to one; NULL: on their way. */
+static const void *bytes_find(const struct hri_head_step *hs, uint32_t i, uint32_t miss)
+{
+    if (miss < hs->fetch.n_misses && hs->read_block[miss] == i) {
+        return hs->reads[miss].from;
+    }
+    return hs->where[i];
+}
+
+/* Blocks lie here and there, so the processor cannot guess the next one; asked for early, its bytes and what the index keeps of it
+ * come while the one before is attended. */
+static void block_ahead(const struct step *st, uint32_t head, uint32_t item, uint32_t miss)
+{
+    const struct hri_head_step *hs = &st->s->steps[head];
+    if (item >= hs->out.n_items || st->s->recipe.selector->codec != HRI_CODEC_I8) {
+        return;
+    }
+    const char *bytes = bytes_find(hs, item, miss);
+    hri_index_block_ahead(st->layer->heads[head], &hs->in, hs->items[item]);
+    for (uint32_t j = 0; bytes != NULL && j < hs->address[item].bytes; j += 64) {
+        __builtin_prefetch(bytes + j, 0, 2);
+    }
+}
+
 /* The estimate of what was not chosen, the hits, and what comes from host memory, which is brought into its frame first; what is
  * still on its way from the file is noted in late[]. */
 static void attend_task(void *context, unsigned head, unsigned worker)
@@ -362,6 +386,7 @@ static void attend_task(void *context, unsigned head, unsigned worker)
         if (miss < hs->fetch.n_misses && hs->read_block[miss] == i) {
             hri_fetch_copy(&hs->fetch, miss++);
         }
+        block_ahead(st, head, i + 1, miss);
         if (hs->where[i] == NULL) {
             hs->late[n_late++] = i;
         } else {

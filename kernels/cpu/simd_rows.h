@@ -203,47 +203,50 @@ static void dot_tile(const float *q, uint32_t g, uint32_t dk, const struct row_t
     }
 }
 
-/* o[i][0..4 VN) += sum_r w[i][r] * row_r[offset..]. */
-HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, const bool prefetch,
-                          const struct row_tile *tile, enum element element, size_t offset,
-                          float *o, size_t dv)
+/* Queries that sum_block takes at most: where registers are few, four of them have two vectors each
+ * instead of four. */
+#define SUM_QUERIES_MAX 4
+
+/* o[i][0..vectors VN) += sum_r w[i][r] * row_r[offset..]; vectors: 2 or 4. */
+HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, const int vectors,
+                          const bool prefetch, const struct row_tile *tile, enum element element,
+                          size_t offset, float *o, size_t dv)
 {
-    const size_t bytes = 4 * VN * element_bytes(element);
-    vf sum[SUM_QUERIES][4], v[4];
+    const size_t bytes = (size_t)vectors * VN * element_bytes(element);
+    vf sum[SUM_QUERIES_MAX][4], v[4];
 
     HRI_UNROLL
     for (int i = 0; i < queries; i++) {
         HRI_UNROLL
-        for (int c = 0; c < 4; c++)
+        for (int c = 0; c < vectors; c++)
             sum[i][c] = vf_load(o + i * dv + c * VN);
-        if (element == ELEMENT_BF16) {
-            vf_unzip(&sum[i][0], &sum[i][1]);
-            vf_unzip(&sum[i][2], &sum[i][3]);
-        }
+        HRI_UNROLL
+        for (int c = 0; element == ELEMENT_BF16 && c < vectors; c += 2)
+            vf_unzip(&sum[i][c], &sum[i][c + 1]);
     }
     for (uint32_t r = 0; r < tile->n; r++) {
         if (r + 4 < tile->n)
             prefetch_near((const char *)tile->rows[r + 4] + offset * element_bytes(element), bytes);
         if (prefetch)
             prefetch_far((const char *)tile->next[r] + offset * element_bytes(element), bytes);
-        vf_load_pair(tile->rows[r], element, offset, v, v + 1);
-        vf_load_pair(tile->rows[r], element, offset + 2 * VN, v + 2, v + 3);
+        HRI_UNROLL
+        for (int c = 0; c < vectors; c += 2)
+            vf_load_pair(tile->rows[r], element, offset + (size_t)c * VN, v + c, v + c + 1);
         HRI_UNROLL
         for (int i = 0; i < queries; i++) {
             vf weight = vf_set(w[i * w_stride + r]);
             HRI_UNROLL
-            for (int c = 0; c < 4; c++)
+            for (int c = 0; c < vectors; c++)
                 sum[i][c] = vf_fma(weight, v[c], sum[i][c]);
         }
     }
     HRI_UNROLL
     for (int i = 0; i < queries; i++) {
-        if (element == ELEMENT_BF16) {
-            vf_zip(&sum[i][0], &sum[i][1]);
-            vf_zip(&sum[i][2], &sum[i][3]);
-        }
         HRI_UNROLL
-        for (int c = 0; c < 4; c++)
+        for (int c = 0; element == ELEMENT_BF16 && c < vectors; c += 2)
+            vf_zip(&sum[i][c], &sum[i][c + 1]);
+        HRI_UNROLL
+        for (int c = 0; c < vectors; c++)
             vf_store(o + i * dv + c * VN, sum[i][c]);
     }
 }
@@ -254,7 +257,7 @@ HRI_INLINE void sum_vector(const float *w, size_t w_stride, const int queries, c
                            float *o, size_t dv)
 {
     const uint32_t lanes = half ? VN / 2 : VN;
-    vf sum[SUM_QUERIES];
+    vf sum[SUM_QUERIES_MAX];
 
     HRI_UNROLL
     for (int i = 0; i < queries; i++)
@@ -271,17 +274,18 @@ HRI_INLINE void sum_vector(const float *w, size_t w_stride, const int queries, c
         vf_store_n(o + i * dv, sum[i], lanes);
 }
 
-HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, const bool prefetch,
-                            const struct row_tile *tile, enum element element, size_t offset,
-                            uint32_t dv, float *o)
+HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, const int vectors,
+                            const bool prefetch, const struct row_tile *tile, enum element element,
+                            size_t offset, uint32_t dv, float *o)
 {
+    const uint32_t width = (uint32_t)vectors * VN;
     uint32_t j = 0;
 
-    for (; j + 4 * VN <= dv; j += 4 * VN) {
+    for (; j + width <= dv; j += width) {
         if (prefetch)
-            sum_block(w, w_stride, queries, true, tile, element, offset + j, o + j, dv);
+            sum_block(w, w_stride, queries, vectors, true, tile, element, offset + j, o + j, dv);
         else
-            sum_block(w, w_stride, queries, false, tile, element, offset + j, o + j, dv);
+            sum_block(w, w_stride, queries, vectors, false, tile, element, offset + j, o + j, dv);
     }
     if (prefetch && j < dv) {
         for (uint32_t r = 0; r < tile->n; r++)
@@ -301,22 +305,30 @@ HRI_INLINE void sum_tile_of(const float *w, size_t w_stride, uint32_t g,
     bool prefetch = tile->next != NULL; /* by the first queries only */
     uint32_t i = 0;
 
+#if SUM_QUERIES < 4
+    /* Bytes cost more to convert than to sum, so four queries share that. */
+    for (; element == ELEMENT_I8 && i + 4 <= g; i += 4) {
+        sum_columns(w + i * w_stride, w_stride, 4, 2, prefetch, tile, element, offset, dv,
+                    o + (size_t)i * dv);
+        prefetch = false;
+    }
+#endif
     for (; i + SUM_QUERIES <= g; i += SUM_QUERIES) {
-        sum_columns(w + i * w_stride, w_stride, SUM_QUERIES, prefetch, tile, element, offset, dv,
+        sum_columns(w + i * w_stride, w_stride, SUM_QUERIES, 4, prefetch, tile, element, offset, dv,
                     o + (size_t)i * dv);
         prefetch = false;
     }
 #if SUM_QUERIES > 2
     if (g - i == 3)
-        sum_columns(w + i * w_stride, w_stride, 3, prefetch, tile, element, offset, dv,
+        sum_columns(w + i * w_stride, w_stride, 3, 4, prefetch, tile, element, offset, dv,
                     o + (size_t)i * dv);
     else if (g - i == 2)
-        sum_columns(w + i * w_stride, w_stride, 2, prefetch, tile, element, offset, dv,
+        sum_columns(w + i * w_stride, w_stride, 2, 4, prefetch, tile, element, offset, dv,
                     o + (size_t)i * dv);
     else
 #endif
         if (g - i == 1)
-        sum_columns(w + i * w_stride, w_stride, 1, prefetch, tile, element, offset, dv,
+        sum_columns(w + i * w_stride, w_stride, 1, 4, prefetch, tile, element, offset, dv,
                     o + (size_t)i * dv);
 }
 
