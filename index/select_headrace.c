@@ -249,23 +249,32 @@ static inline float tail_factor(float variance, float peak, float log_rows)
     return extra > 0 ? expf(2 * fminf(extra, TAIL_MAX)) : 1;
 }
 
+static void lift_tail(const struct hri_index_head *head, struct hri_step *step, uint32_t b)
+{
+    uint8_t rows = head->block_rows[b];
+    float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[rows];
+    for (uint32_t g = 0; g < head->options.g; g++) {
+        float share = step->weight[g * step->stride + b] * (1 / step->total[g]);
+        float variance = step->variance[g] * hri_f32_from_bf16(head->shape.spread[b]);
+        if (OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance <= log_rows * log_rows)
+            continue;
+        float factor = tail_factor(variance, peak, log_rows);
+        if (factor > 1)
+            step->ranked[b].key += (factor - 1) * doubt_of(share, variance, rows) / rows;
+    }
+}
+
+/* Most blocks have no row that stands out so far, not even for the query that spreads logits most. */
 static void lift_tails(const struct hri_index_head *head, struct hri_step *step)
 {
-    uint32_t n = head->n_blocks;
-    for (uint32_t g = 0; g < head->options.g; g++) {
-        const float *weight = step->weight + g * step->stride;
-        float inverse = 1 / step->total[g];
-        for (uint32_t b = 0; b < n; b++) {
-            uint8_t rows = head->block_rows[b];
-            float variance = step->variance[g] * hri_f32_from_bf16(head->shape.spread[b]);
-            float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[rows];
-            if (OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance <= log_rows * log_rows)
-                continue; /* most blocks */
-            float factor = tail_factor(variance, peak, log_rows);
-            if (factor > 1)
-                step->ranked[b].key +=
-                    (factor - 1) * doubt_of(weight[b] * inverse, variance, rows) / rows;
-        }
+    float largest = 0;
+    for (uint32_t g = 0; g < head->options.g; g++)
+        largest = fmaxf(largest, step->variance[g]);
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
+        float variance = largest * hri_f32_from_bf16(head->shape.spread[b]);
+        float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[head->block_rows[b]];
+        if (OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance > log_rows * log_rows)
+            lift_tail(head, step, b);
     }
 }
 

@@ -1,6 +1,12 @@
 #include "index/sort.h"
 
 #include <stdbool.h>
+#include <string.h>
+
+/* Below so many, quickselect alone is as fast. */
+#define NARROW_MIN 512u
+#define BINS_SHIFT 21u /* of a key's bits: sign, exponent and two bits more */
+#define BINS       (1u << (32 - BINS_SHIFT))
 
 static inline bool before(const struct hri_ranked *a, const struct hri_ranked *b)
 {
@@ -53,11 +59,52 @@ static void choose_pivot(struct hri_ranked *a, size_t low, size_t high)
     swap(&a[low], &a[middle]);
 }
 
+/* The larger the key, the lower the bin. */
+static inline uint32_t bin_of(float key)
+{
+    uint32_t bits;
+    key += 0.0f; /* -0 sorts like 0 */
+    memcpy(&bits, &key, sizeof bits);
+    bits ^= bits >> 31 ? UINT32_MAX : 0x80000000u;
+    return BINS - 1 - (bits >> BINS_SHIFT);
+}
+
+/* Bins before one go to the front, bins after it to the back: [*low_out, *high_out] are left. */
+static void part_bins(struct hri_ranked *a, size_t n, uint32_t bin, size_t *low_out,
+                      size_t *high_out)
+{
+    size_t low = 0, high = n;
+    for (size_t i = 0; i < high;) {
+        uint32_t at = bin_of(a[i].key);
+        if (at > bin)
+            swap(&a[i], &a[--high]);
+        else if (at < bin)
+            swap(&a[i++], &a[low++]);
+        else
+            i++;
+    }
+    *low_out = low;
+    *high_out = high - 1;
+}
+
+/* Two passes leave the range of one bin, in which the n_best-th is. */
+static void narrow(struct hri_ranked *a, size_t n, size_t n_best, size_t *low_out, size_t *high_out)
+{
+    uint32_t count[BINS] = {0}, bin = 0;
+    for (size_t i = 0; i < n; i++)
+        count[bin_of(a[i].key)]++;
+    for (size_t before_bin = count[0]; before_bin < n_best; before_bin += count[bin])
+        bin++;
+    part_bins(a, n, bin, low_out, high_out);
+}
+
 void hri_rank_select(struct hri_ranked *a, size_t n, size_t n_best)
 {
     if (n_best == 0 || n_best >= n)
         return;
     size_t low = 0, high = n - 1;
+    if (n >= NARROW_MIN)
+        narrow(a, n, n_best, &low, &high);
     while (low < high) {
         choose_pivot(a, low, high);
         struct hri_ranked pivot = a[low];

@@ -59,11 +59,12 @@ bool hri_take_blocks(const struct hri_index_head *head, const struct hri_select_
 {
     struct hri_purse purse = {take->budget_bytes, take->reuse_bytes};
     uint32_t passed_over = 0;
+    uint64_t block_bytes = 1 + (uint64_t)head->n_rows * in->row_bytes / (head->n_blocks + 1);
     /* Sorted in pieces: the first is about what the budget holds, so the rest is rarely looked at.
      */
     for (uint32_t begin = 0, end;
          begin < take->n && purse.move_bytes + purse.reuse_bytes >= in->row_bytes; begin = end) {
-        uint64_t guess = (purse.move_bytes + purse.reuse_bytes) / in->row_bytes / 8 + 32;
+        uint64_t guess = (purse.move_bytes + purse.reuse_bytes) / block_bytes + 16;
         end = guess < take->n - begin ? begin + (uint32_t)guess : take->n;
         hri_rank_select(take->ranked + begin, take->n - begin, end - begin);
         hri_rank_sort(take->ranked + begin, end - begin);

@@ -140,30 +140,73 @@ void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t d
     }
 }
 
+/* Rows with their weights, ready for sum_tile; as `next` of the tile before they are only asked for. */
+struct weighed {
+    float x[HR_GROUP_MAX * TILE_ROWS_MAX];
+    const void *rows[TILE_ROWS_MAX];
+    uint32_t n;
+};
+
+/* used[r] = whether any query gives row r a weight, which takes the row's step. The number of rows
+ * used. */
+static uint32_t weigh_rows(const float *w, size_t w_stride, uint32_t g, uint32_t n,
+                           const float *step, float *x, int32_t *used)
+{
+    uint32_t n_used = 0;
+
+    memset(used, 0, n * sizeof *used);
+    for (uint32_t i = 0; i < g; i++) {
+        const float *weight = w + i * w_stride;
+        float *to = x + i * TILE_ROWS_MAX;
+        for (uint32_t r = 0; r < n; r++) {
+            to[r] = weight[r] * step[r];
+            used[r] |= weight[r] != 0.0f;
+        }
+    }
+    for (uint32_t r = 0; r < n; r++)
+        n_used += (uint32_t)used[r];
+    return n_used;
+}
+
+/* Rows without any weight are taken out. The last pointer is repeated, as `next` may be asked for
+ * more. */
+static void weigh_tile(const float *w, size_t w_stride, uint32_t g, uint32_t n, uint32_t dv,
+                       const int8_t *codes, const float *step, struct weighed *out)
+{
+    int32_t used[TILE_ROWS_MAX];
+    const uint32_t n_used = weigh_rows(w, w_stride, g, n, step, out->x, used);
+
+    out->n = 0;
+    for (uint32_t r = 0; r < n && n_used > 0; r++) {
+        if (!used[r])
+            continue;
+        for (uint32_t i = 0; i < g && out->n < r; i++)
+            out->x[i * TILE_ROWS_MAX + out->n] = out->x[i * TILE_ROWS_MAX + r];
+        out->rows[out->n++] = codes + (size_t)r * dv;
+    }
+    for (uint32_t r = out->n; r < TILE_ROWS_MAX && out->n > 0; r++)
+        out->rows[r] = out->rows[out->n - 1];
+}
+
 void HRI_OP(weighted_sum_i8)(const float *w, size_t w_stride, uint32_t g, uint32_t n, uint32_t dv,
                              const int8_t *codes, const float *step, float *o)
 {
-    float x[HR_GROUP_MAX * TILE_ROWS_MAX];
-    const void *rows[TILE_ROWS_MAX];
-    struct row_tile tile = {.rows = rows, .next = NULL, .n = 0, .element = ELEMENT_I8};
+    struct weighed tiles[2];
+    uint32_t now = 0;
 
-    for (size_t b = 0; b < n; b++) {
-        bool used = false;
-        for (uint32_t i = 0; i < g; i++) {
-            float weight = w[i * w_stride + b];
-            x[i * TILE_ROWS_MAX + tile.n] = weight * step[b];
-            used |= weight != 0.0f;
-        }
-        if (used) {
-            rows[tile.n++] = codes + b * dv;
-            prefetch_near(codes + b * dv, dv);
-        }
-        if (tile.n == TILE_ROWS_MAX) {
-            sum_tile(x, TILE_ROWS_MAX, g, &tile, 0, dv, o);
-            tile.n = 0;
-        }
+    tiles[0].n = 0;
+    for (uint32_t b = 0; b < n; b += TILE_ROWS_MAX) {
+        const uint32_t rows = n - b < TILE_ROWS_MAX ? n - b : TILE_ROWS_MAX;
+        struct weighed *next = &tiles[1 - now];
+        weigh_tile(w + b, w_stride, g, rows, dv, codes + (size_t)b * dv, step + b, next);
+        if (next->n == 0)
+            continue;
+        const struct row_tile tile = {tiles[now].rows, next->rows, tiles[now].n, ELEMENT_I8};
+        sum_tile(tiles[now].x, TILE_ROWS_MAX, g, &tile, 0, dv, o);
+        now = 1 - now;
     }
-    sum_tile(x, TILE_ROWS_MAX, g, &tile, 0, dv, o);
+    const struct row_tile last = {tiles[now].rows, NULL, tiles[now].n, ELEMENT_I8};
+    sum_tile(tiles[now].x, TILE_ROWS_MAX, g, &last, 0, dv, o);
 }
 
 /* x[i][0..n) = q_i . half-precision rows, n <= TILE_ROWS_MAX. */

@@ -282,7 +282,8 @@ HRI_INLINE void sum_columns(const float *w, size_t w_stride, const int queries, 
     uint32_t j = 0;
 
     for (; j + width <= dv; j += width) {
-        if (prefetch)
+        /* Bytes: one line serves several blocks of columns. */
+        if (prefetch && (element != ELEMENT_I8 || j % 64 < width))
             sum_block(w, w_stride, queries, vectors, true, tile, element, offset + j, o + j, dv);
         else
             sum_block(w, w_stride, queries, vectors, false, tile, element, offset + j, o + j, dv);
