@@ -104,7 +104,7 @@ static int open_sequence(struct decode *d, uint32_t tokens)
     struct hr_sequence_options sequence;
     uint64_t exact_bytes = (uint64_t)tokens * KV_HEADS * 2 * DIM * 2;
     hr_runtime_options_init(&runtime);
-    runtime.device_bytes = exact_bytes / 8;
+    runtime.device_bytes = exact_bytes / 4;
     runtime.host_bytes =
         2 * exact_bytes; /* rows and blocks: this is about the step, not about the disk */
     runtime.n_threads = d->options->n_threads;

@@ -365,7 +365,7 @@ static void block_ahead(const struct step *st, uint32_t head, uint32_t item, uin
         return;
     }
     const char *bytes = bytes_find(hs, item, miss);
-    hri_index_block_ahead(st->layer->heads[head], &hs->in, hs->items[item]);
+    hri_index_block_ahead(st->layer->heads[head], &hs->in, hs->items[item] / st->s->parts);
     for (uint32_t j = 0; bytes != NULL && j < hs->address[item].bytes; j += 64) {
         __builtin_prefetch(bytes + j, 0, 2);
     }
