@@ -80,14 +80,16 @@ static hr_status_t create(struct hri_index_head *head)
         return hri_alloc_status();
     head->state = s;
     hr_status_t status = create_tables(s, o);
-    if (status != HR_OK)
+    if (status != HR_OK) {
         destroy(head);
+        return status;
+    }
     s->retrieves = true; /* until it is known, nothing is lost */
-    if (status == HR_OK && o->gate >= 0) {
+    if (o->gate >= 0) {
         s->classified = true;
         s->retrieves = hri_gate_retrieves(o, hri_recipe_value(&o->recipe, "threshold"), 0);
     }
-    return status;
+    return HR_OK;
 }
 
 static void observe(struct hri_index_head *head, const float *q, uint32_t n,
