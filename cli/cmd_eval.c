@@ -141,13 +141,8 @@ static int plan(struct cli_eval *eval)
                                                        .moved = o->moved.share[j],
                                                        .moved_text = o->moved.text[j]};
     }
-    uint64_t dense_bytes = cli_exact_bytes(&eval->model, o->recipe.dtype, eval->n_ids);
-    uint64_t most_bytes =
-        2 * dense_bytes + (32u << 20); /* exact rows, blocks, summaries and windows */
-    uint64_t item_bytes = cli_place_memory_bytes(&o->place);
-    item_bytes = item_bytes < most_bytes ? item_bytes : most_bytes;
-    uint64_t left = o->memory_bytes > dense_bytes ? o->memory_bytes - dense_bytes : 0;
-    eval->items_per_pass = left / item_bytes > 0 ? (size_t)(left / item_bytes) : 1;
+    eval->items_per_pass =
+        cli_caches_per_pass(&eval->model, &o->place, o->recipe.dtype, eval->n_ids, o->memory_bytes);
     return 0;
 }
 
@@ -235,6 +230,8 @@ static const struct {
     const char *brief;
 } subjects[] = {
     {"model", cli_eval_model, "recipes against dense attention on a model and a text"},
+    {"tasks", cli_eval_tasks,
+     "answers of recipes to questions about texts, beside dense attention's"},
     {"trace", cli_eval_trace, "recipes against full attention on recorded rows and queries"},
 };
 #define SUBJECTS (sizeof subjects / sizeof subjects[0])
@@ -262,5 +259,5 @@ int cli_eval(int argc, char **argv)
         if (strcmp(argv[1], subjects[i].name) == 0)
             return subjects[i].main(argc - 1, argv + 1);
     }
-    return cli_usage_error("eval", "unknown subject '%s'; there are: model, trace", argv[1]);
+    return cli_usage_error("eval", "unknown subject '%s'; there are: model, tasks, trace", argv[1]);
 }

@@ -7,6 +7,7 @@ int cli_run(int argc, char **argv);
 int cli_info(int argc, char **argv);
 int cli_eval(int argc, char **argv);
 int cli_eval_model(int argc, char **argv);
+int cli_eval_tasks(int argc, char **argv);
 int cli_eval_trace(int argc, char **argv);
 int cli_recipe(int argc, char **argv);
 int cli_trace(int argc, char **argv);

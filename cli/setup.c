@@ -96,6 +96,18 @@ uint64_t cli_exact_bytes(const struct cli_model *model, const char *dtype, uint6
     return n_tokens * info->n_layers * info->n_kv_heads * row_bytes;
 }
 
+size_t cli_caches_per_pass(const struct cli_model *model, const struct cli_place *place,
+                           const char *dtype, uint64_t n_tokens, uint64_t memory_bytes)
+{
+    uint64_t dense_bytes = cli_exact_bytes(model, dtype, n_tokens);
+    uint64_t most_bytes =
+        2 * dense_bytes + (32u << 20); /* exact rows, blocks, summaries and windows */
+    uint64_t cache_bytes = cli_place_memory_bytes(place);
+    cache_bytes = cache_bytes < most_bytes ? cache_bytes : most_bytes;
+    uint64_t left = memory_bytes > dense_bytes ? memory_bytes - dense_bytes : 0;
+    return left / cache_bytes > 0 ? (size_t)(left / cache_bytes) : 1;
+}
+
 static int open_cache(const struct cli_model *model,
                       const struct hr_runtime_options *runtime_options,
                       const struct cli_recipe *recipe, uint32_t tokens_max,
@@ -114,6 +126,7 @@ static int open_cache(const struct cli_model *model,
     options.dtype = dtype_of(recipe->dtype);
     options.seed = recipe->seed;
     options.head_gates = recipe->head_gates;
+    options.keep_tokens = recipe->keep_tokens;
     options.tokens_max = tokens_max;
     status = hr_sequence_create(cache.runtime, &options, &cache.sequence);
     if (status != HR_OK) {
@@ -178,8 +191,8 @@ int cli_recipe_resolve(const char *command, const char *given, char *text, size_
 {
     if (*given != '@') {
         if (strlen(given) >= text_bytes)
-            return cli_usage_error(command, "recipe '%.40s...' is longer than %zu characters", given,
-                                   text_bytes - 1);
+            return cli_usage_error(command, "recipe '%.40s...' is longer than %zu characters",
+                                   given, text_bytes - 1);
         memmove(text, given, strlen(given) + 1);
         return cli_recipe_check(command, text);
     }

@@ -37,6 +37,7 @@ struct cli_recipe {
     uint64_t seed;
     const char *head_gates_path; /* table of gates, or NULL */
     float *head_gates;           /* [n_layers][n_kv_heads] read from it, or NULL */
+    bool keep_tokens;            /* so that a step can tell which rows it refined */
 };
 #define CLI_RECIPE_DEFAULTS                                                                        \
     {                                                                                              \
@@ -58,6 +59,9 @@ int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *
 void cli_cache_close(struct cli_cache *cache); /* zeroed is fine */
 /* Exact K+V bytes of n tokens. */
 uint64_t cli_exact_bytes(const struct cli_model *model, const char *dtype, uint64_t n_tokens);
+/* How many caches of n tokens fit into memory_bytes beside a dense one; at least 1. */
+size_t cli_caches_per_pass(const struct cli_model *model, const struct cli_place *place,
+                           const char *dtype, uint64_t n_tokens, uint64_t memory_bytes);
 
 /* For --help: the recipes of this build. Valid until the next call. */
 const char *cli_recipe_help(void);

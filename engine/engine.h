@@ -149,6 +149,14 @@ struct hre_decode_options {
     size_t struct_size;
     hr_attend_mode_t mode; /* AUTO: the sequence's recipe; EXACT: dense attention */
     int check_exact;       /* also attend exactly in every layer and report the true error */
+    /*
+     * After every layer's attention: refined is [n_kv_heads][n_tokens] as hr_attend_options.refined_out
+     * has it, for the layer's n_tokens rows. NULL: not asked for; else refined_memory has n_kv_heads
+     * times the sequence's length with this token. Recipes of blocks need keep_tokens.
+     */
+    void (*on_refined)(void *context, uint32_t layer, uint32_t n_tokens, const uint8_t *refined);
+    void *on_refined_context;
+    uint8_t *refined_memory;
 };
 void hre_decode_options_init(struct hre_decode_options *options);
 /*

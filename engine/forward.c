@@ -223,6 +223,11 @@ static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t
     if (pass->sum) {
         hre_report_add(pass->sum, &report);
     }
+    if (pass->attend.refined_out) {
+        pass->decode->on_refined(pass->decode->on_refined_context, layer,
+                                 s->lengths[pass->first_sequence] + pass->n,
+                                 pass->attend.refined_out);
+    }
     return HR_OK;
 }
 

@@ -372,6 +372,8 @@ hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32
     hr_attend_options_init(&pass.attend);
     pass.attend.mode = options->mode;
     pass.attend.check_exact = options->check_exact;
+    pass.attend.refined_out = options->on_refined ? options->refined_memory : NULL;
+    pass.decode = options;
     pass.sum = &report.sum;
     status = hre_forward(session, &pass);
     if (status != HR_OK) {

@@ -23,7 +23,7 @@ case $what in
 build) ;;
 test | check)
     required="$required libcmocka-dev=pc:cmocka"
-    optional="$optional python3-numpy= python3-venv= valgrind=valgrind"
+    optional="$optional python3-numpy= python3-venv= valgrind=valgrind wamerican="
     ;;
 *) die "'$what' is not one of: build test check" ;;
 esac
