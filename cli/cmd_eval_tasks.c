@@ -298,7 +298,7 @@ int cli_eval_tasks(int argc, char **argv)
         .recipes = {.n = 1, .name = {"headrace"}},
         .moved = {.n = 1, .share = {0.02}, .text = {"2%"}},
         .tokens_context = 4096,
-        .samples = 2,
+        .samples = 1,
         .question = "decode",
         .recipe = CLI_RECIPE_DEFAULTS,
         .place = CLI_PLACE_DEFAULTS,

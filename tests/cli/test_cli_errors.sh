@@ -9,7 +9,7 @@ cd "$work" || exit 1
 run; expect 2
 has "$err" "usage: headrace COMMAND"
 fails 2 "headrace: unknown command 'rum'; the nearest is 'run'" rum
-for help in "--help" "run --help" "eval --help" "eval model --help" "eval trace --help" "info --help"; do
+for help in "--help" "run --help" "eval --help" "eval model --help" "eval tasks --help" "eval trace --help" "info --help"; do
     # shellcheck disable=SC2086
     run $help; expect 0
     has "$out" "usage: headrace"
@@ -24,7 +24,7 @@ fails 2 "headrace run: --model needs a value" run --model
 fails 2 "headrace run: --chat takes no value ('--chat=1')" run --chat=1
 fails 2 "headrace run: unexpected argument 'file.txt'" run file.txt
 fails 2 "headrace run: --model is empty; it takes FILE" run --model ""
-fails 2 "headrace eval: unknown subject 'modl'; there are: model, trace" eval modl
+fails 2 "headrace eval: unknown subject 'modl'; there are: model, tasks, trace" eval modl
 
 # -- values
 share="is not a share of more than 0 and at most 100%, such as 1% or 0.01"
