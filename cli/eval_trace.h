@@ -95,6 +95,12 @@ struct cli_trace_figures {
 bool cli_trace_figures(const struct cli_trace_eval *eval, size_t trace, size_t recipe, size_t moved,
                        struct cli_trace_figures *figures_out);
 
+/* It moved more than its budget: such a figure must not stand beside others without a mark. */
+static inline bool cli_trace_is_over(const struct cli_trace_figures *figures, double budget)
+{
+    return figures->moved_fraction > 1.1 * budget;
+}
+
 /* Recipes that have figures, best first: by the mean error over all traces at the largest budget. */
 size_t cli_trace_rank(const struct cli_trace_eval *eval, size_t order[CLI_LIST_MAX]);
 

@@ -20,7 +20,7 @@ static const char style[] =
     "th{font-weight:600;color:#4a545a;border-bottom:1px solid #c3c9cd}"
     "tr:nth-child(even) td{background:#f6f7f8}"
     "td:first-child,th:first-child{text-align:left}td.first,th.first{border-left:1px solid #dde1e4}"
-    "td.dim{color:#7a858c}b.best{color:#0b5fa5}"
+    "td.dim{color:#7a858c}b.best{color:#0b5fa5}.over{color:#b23a1e;font-size:12px}"
     ".swatch{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:8px}"
     ".row{display:flex;flex-wrap:wrap;gap:10px 26px;align-items:flex-start}"
     "figure{margin:8px 0}figcaption{font-weight:600;font-size:14px;margin:2px 0 4px}"
@@ -75,6 +75,7 @@ static double best_error(const struct cli_trace_page *page, size_t trace, size_t
     for (size_t i = 0; i < page->n; i++) {
         struct cli_trace_figures f;
         if (cli_trace_figures(page->eval, trace, page->order[i], moved, &f) &&
+            !cli_trace_is_over(&f, page->eval->options->moved.share[moved]) &&
             f.error_mean > CLI_TRACE_EXACT && f.error_mean < best)
             best = f.error_mean;
     }
@@ -82,12 +83,18 @@ static double best_error(const struct cli_trace_page *page, size_t trace, size_t
 }
 
 static void error_cells(const struct cli_trace_page *page, const struct cli_trace_figures *f,
-                        double best)
+                        double budget, double best)
 {
-    bool is_best = f->error_mean <= best && f->error_mean > CLI_TRACE_EXACT;
-    fprintf(page->file, "<td class=\"first\">%s%.4f%s</td><td class=\"dim\">%.4f</td>",
+    bool is_over = cli_trace_is_over(f, budget);
+    bool is_best = !is_over && f->error_mean <= best && f->error_mean > CLI_TRACE_EXACT;
+    char text[32];
+    fprintf(page->file, "<td class=\"first\">%s%.4f%s</td><td class=\"dim\">%.4f",
             is_best ? "<b class=\"best\">" : "", f->error_mean, is_best ? "</b>" : "",
             f->error_p95);
+    if (is_over)
+        fprintf(page->file, " <span class=\"over\">%s moved</span>",
+                cli_format_share(f->moved_fraction, text, sizeof text));
+    fprintf(page->file, "</td>");
 }
 
 static void error_table(const struct cli_trace_page *page, size_t trace)
@@ -112,7 +119,7 @@ static void error_table(const struct cli_trace_page *page, size_t trace)
                 fprintf(page->file, "<td>%s</td>",
                         there ? cli_format_share(f.device_fraction, text, sizeof text) : "");
             if (there)
-                error_cells(page, &f, best_error(page, trace, j));
+                error_cells(page, &f, o->moved.share[j], best_error(page, trace, j));
             else
                 fprintf(page->file, "<td class=\"first\"></td><td></td>");
         }

@@ -182,6 +182,8 @@ void cli_trace_curves(const struct cli_trace_page *page, size_t trace, bool held
 
 /* ------------------------------------------------------------------------------------ heat maps */
 
+#define HEAT_LEAST 1e-3 /* heads that are attended exactly must not stretch the scale */
+
 /* Mean error of a query head over the queries. */
 static double head_error(const struct cli_trace_item *item, uint32_t head)
 {
@@ -200,7 +202,7 @@ bool cli_trace_heat_range(const struct cli_trace_page *page, size_t moved, doubl
                 cli_trace_item_at(page->eval, t, page->order[i], moved);
             for (uint32_t h = 0; item->done && h < item->n_q_heads; h++) {
                 double error = head_error(item, h);
-                cli_axis_hold(&range, error > CLI_TRACE_EXACT ? error : 0);
+                cli_axis_hold(&range, error > HEAT_LEAST ? error : 0);
             }
         }
     }

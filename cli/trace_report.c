@@ -58,10 +58,10 @@ static void print_heads(FILE *file, const struct cli_trace_options *o, int width
 {
     fprintf(file, "%-*s %8s", width, "", "");
     for (size_t j = 0; j < o->moved.n; j++)
-        fprintf(file, "   %7s moved ", o->moved.text[j]);
+        fprintf(file, "   %7s moved  ", o->moved.text[j]);
     fprintf(file, "\n%-*s %8s", width, "recipe", "device");
     for (size_t j = 0; j < o->moved.n; j++)
-        fprintf(file, "   %6s %7s", "error", "p95");
+        fprintf(file, "   %6s %7s ", "error", "p95");
     fputc('\n', file);
 }
 
@@ -83,9 +83,10 @@ static void print_errors(FILE *file, const struct cli_trace_eval *eval, size_t t
                         cli_format_share(f.device_fraction, text, sizeof text));
             named |= there;
             if (there)
-                fprintf(file, "   %6.4f %7.4f", f.error_mean, f.error_p95);
+                fprintf(file, "   %6.4f %7.4f%s", f.error_mean, f.error_p95,
+                        cli_trace_is_over(&f, o->moved.share[j]) ? "*" : " ");
             else if (named)
-                fprintf(file, "   %6s %7s", "-", "-");
+                fprintf(file, "   %6s %7s ", "-", "-");
         }
         if (named)
             fputc('\n', file);
@@ -146,14 +147,13 @@ void cli_trace_print(FILE *file, const struct cli_trace_eval *eval)
         file,
         "\nerror: |out - full| / |full| against full attention in double, mean and 95th percentile "
         "over query heads and queries;\n"
-        "device: summaries and sketches held; moved: everything refined, fetched or found on the "
-        "device; fetched: what had to come\n"
-        "for it; all as shares of the body's bf16 K and V. recall: attention mass of the body "
-        "whose "
-        "rows were refined; in 2x:\n"
-        "head-steps whose predicted error is within a factor of two of the true one; large: the "
-        "same "
-        "where that is above %g\n",
+        "*: it moved more than the budget, see the second table; device: summaries and sketches "
+        "held; moved: everything refined,\n"
+        "fetched or found on the device; fetched: what had to come for it; all as shares of the "
+        "body's bf16 K and V. recall:\n"
+        "attention mass of the body whose rows were refined; in 2x: head-steps whose predicted "
+        "error is within a factor of two of\n"
+        "the true one; large: the same where that is above %g\n",
         CLI_TRACE_LARGE_ERROR);
 }
 

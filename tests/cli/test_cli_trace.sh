@@ -64,6 +64,8 @@ number '$1 == $2 && $3 == $4 && $1 == 68' c.json results.18.near_rows_min result
     results.22.near_rows_max
 number '$1 < $2 / 3' c.json results.19.error_mean results.22.error_mean
 has "$out" "all traces"
+check "full is not marked" sh -c "grep '^full ' '$out' | head -n 1 | grep -q '[*].*[*]'"
+check "a recipe within its budget is marked" sh -c "! grep '^headrace .*[*]' '$out'"
 check "CSV rows" test "$(wc -l < c.csv)" = 25
 check "CSV columns" test "$(awk -F, 'NF != 25' c.csv | wc -l)" = 0
 has c.html "</svg>"
