@@ -161,11 +161,15 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
             (uint32_t)hri_round_up((uint64_t)s->part_rows * s->code_bytes, HRI_PAGE_BYTES);
         uint32_t segments = s->tokens_max / s->decode_segment + 2;
         s->blocks_max = hri_index_blocks_bound(r, s->dk, s->dv, s->tokens_max, segments);
-        uint64_t items = 2 * budget_rows * 4 / s->part_rows + 32;
+        bool rows = hri_index_takes_rows(r);
+        /* Parts cost whole pages, so about three budgets' worth is more than a step can choose; blocks may be small. Where
+         * everything is in host memory, rows are chosen and no parts. */
+        uint64_t items =
+            rows ? 3 * budget_rows / s->part_rows + 32 : 2 * budget_rows * 4 / s->part_rows + 32;
+        items = rows && s->runtime->file_bytes == 0 ? 1 : items;
         uint64_t whole = (uint64_t)s->blocks_max * s->parts;
         s->items_max = (uint32_t)(items < whole ? items : whole);
-        s->rows_max =
-            hri_index_takes_rows(r) ? min_u32((uint32_t)budget_rows + 1, s->tokens_max) : 0;
+        s->rows_max = rows ? min_u32((uint32_t)budget_rows + 1, s->tokens_max) : 0;
     } else if (r->selector->unit == HRI_UNIT_ROWS) {
         s->items_max = min_u32((uint32_t)budget_rows + 1, s->tokens_max);
         s->blocks_max =
