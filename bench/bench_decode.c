@@ -210,6 +210,8 @@ static int measure(struct decode *d, struct hrb_result *result)
     result->limit_is = "full attention by the same kernels over the same rows";
     result->details = cJSON_CreateObject();
     cJSON_AddNumberToObject(result->details, "tokens", hr_sequence_length(d->sequence, 0));
+    cJSON_AddNumberToObject(result->details, "rows_sketched", (double)d->report.rows_by_level[1]);
+    cJSON_AddNumberToObject(result->details, "rows_int8", (double)d->report.rows_by_level[2]);
     cJSON_AddNumberToObject(result->details, "predicted_error", d->predicted);
     cJSON_AddNumberToObject(result->details, "true_error", d->truth);
     cJSON_AddNumberToObject(result->details, "moved_fraction",

@@ -10,8 +10,11 @@
 /* Sketches are read until level 0 leaves at most this part of the expected squared error: at first of what it leaves before
  * anything is read, then of what is left after refining. */
 #define UNREAD_FIRST 0.02
-#define UNREAD_LAST  0.10
-#define ROUNDS_MAX   8
+#define UNREAD_FLOOR                                                                               \
+    (0.003 *                                                                                       \
+     0.003) /* relative, squared: a query head whose unread blocks leave less needs none of them */
+#define UNREAD_LAST 0.10
+#define ROUNDS_MAX  8
 /* Half the variance of what a sketch misses: clamped, since a row that it puts far off is rather an outlier of its own. */
 #define HALF_MISSED_MAX 1.0f
 #define EXPONENT_MAX    8.0f   /* weights and their squares stay well inside what a float holds */
@@ -663,9 +666,10 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
             break;
         out->bytes_sketched += sketches_read(&l);
         double unread = worth_fill(&l, ladder), left = left_after(&l, want);
-        if (unread <= UNREAD_LAST * left)
+        double enough = fmax(UNREAD_LAST * left, UNREAD_FLOOR * head->options.g);
+        if (unread <= enough)
             break;
-        most = doubts_sum(&l, ladder->doubt) * 0.5 * UNREAD_LAST * left / unread;
+        most = doubts_sum(&l, ladder->doubt) * 0.5 * enough / unread;
     }
     for (uint32_t b = 0; b < head->n_blocks; b++)
         out->rows_sketched += l.state[b] == READ ? head->block_rows[b] : 0;
