@@ -14,7 +14,9 @@
     (0.003 *                                                                                       \
      0.003) /* relative, squared: a query head whose unread blocks leave less needs none of them */
 #define UNREAD_LAST 0.10
-#define ROUNDS_MAX  8
+#define LIGHT_SHARE                                                                                \
+    (UNREAD_FLOOR / 32) /* of all light blocks together, as worth of single rows at most */
+#define ROUNDS_MAX 8
 /* Half the variance of what a sketch misses: clamped, since a row that it puts far off is rather an outlier of its own. */
 #define HALF_MISSED_MAX 1.0f
 #define EXPONENT_MAX    8.0f   /* weights and their squares stay well inside what a float holds */
@@ -27,7 +29,9 @@
 #define BIN_SHIFT 20
 #define BINS      (1u << (31 - BIN_SHIFT))
 
-enum block_state { UNREAD, PENDING, READ }; /* pending: to be read in this round */
+/* Pending: to be read in this round. Light: read, and found to weigh so little that its rows need no look of their own; its weight counts
+ * with the mean value. */
+enum block_state { UNREAD, PENDING, READ, LIGHT };
 
 struct ladder {
     const struct hri_index_head *head;
@@ -206,7 +210,7 @@ static void top_raise(struct ladder *l, uint32_t g, float most)
     float factor = expf(step->top[g] - most);
     for (uint32_t b = 0; b < l->head->n_blocks; b++) {
         step->weight[g * step->stride + b] *= factor;
-        if (l->state[b] == READ)
+        if (l->state[b] >= READ)
             for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
                 l->weight[g * l->stride + l->head->sketch->first_lane[b] + i] *= factor;
     }
@@ -325,6 +329,30 @@ static double sum_squares(const float *x, uint32_t n)
     return (double)((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
+static bool block_is_light(const struct ladder *l, uint32_t b, uint32_t basis)
+{
+    const struct hri_step *step = l->step;
+    float worth = 0;
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        float w = step->weight[g * step->stride + b];
+        worth += row_factor(l, g, b, basis) * w * w;
+    }
+    return worth * (float)l->head->n_blocks < (float)LIGHT_SHARE;
+}
+
+static void rows_worth(struct ladder *l, uint32_t b, uint32_t basis)
+{
+    uint32_t lane = l->head->sketch->first_lane[b], rows = l->head->block_rows[b];
+    memset(l->worth + lane, 0, rows * sizeof(float));
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        const float *w = l->weight + g * l->stride + lane;
+        float factor = row_factor(l, g, b, basis);
+        for (uint32_t i = 0; i < rows; i++)
+            l->worth[lane + i] += factor * w[i] * w[i];
+        l->left[g] += (double)factor * sum_squares(w, rows);
+    }
+}
+
 static uint32_t block_of_lane(const struct hri_index_head *head, uint32_t lane)
 {
     uint32_t low = 0, high = head->n_blocks - 1;
@@ -356,6 +384,12 @@ static void lone_lift(struct ladder *l)
             float w = l->weight[g * l->stride + lane] * expf(fminf(reach, LONE_TAIL_MAX));
             worth += row_factor(l, g, b, basis) * w * w;
         }
+        if (l->state[b] == LIGHT && worth * (float)head->n_blocks < (float)LIGHT_SHARE)
+            continue;
+        if (l->state[b] == LIGHT) {
+            l->state[b] = READ;
+            rows_worth(l, b, basis);
+        }
         l->worth[lane] = fmaxf(l->worth[lane], worth);
     }
 }
@@ -373,7 +407,6 @@ static double worth_fill(struct ladder *l, const struct hri_ladder_in *ladder)
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         while (b >= basis_end(head, basis))
             basis++;
-        uint32_t lane = head->sketch->first_lane[b], rows = head->block_rows[b];
         if (l->state[b] == UNREAD) {
             for (uint32_t g = 0; g < n_g; g++) {
                 double part = (double)ladder->doubt_of(head, l->step, g, b) * (double)l->far[g];
@@ -383,14 +416,9 @@ static double worth_fill(struct ladder *l, const struct hri_ladder_in *ladder)
             }
             continue;
         }
-        memset(l->worth + lane, 0, rows * sizeof(float));
-        for (uint32_t g = 0; g < n_g; g++) {
-            const float *w = l->weight + g * l->stride + lane;
-            float factor = row_factor(l, g, b, basis);
-            for (uint32_t i = 0; i < rows; i++)
-                l->worth[lane + i] += factor * w[i] * w[i];
-            l->left[g] += (double)factor * sum_squares(w, rows);
-        }
+        l->state[b] = block_is_light(l, b, basis) ? LIGHT : READ;
+        if (l->state[b] == READ)
+            rows_worth(l, b, basis);
     }
     lone_lift(l);
     return unread;
@@ -449,16 +477,9 @@ static void part_take(struct ladder *l, uint32_t item, uint32_t basis)
         row_take(l, item / l->head->parts, first + i, basis);
 }
 
-/* The worth from which on about `want` rows lie: they fill bins above `bin` and part of it. */
-static uint32_t rows_bin(struct ladder *l, uint64_t want)
+/* The worth from which on about `want` rows lie, by the bins that left_after filled: they fill bins above it and part of it. */
+static uint32_t rows_bin(const struct ladder *l, uint64_t want)
 {
-    memset(l->bins, 0, BINS * sizeof *l->bins);
-    for (uint32_t b = 0; b < l->head->n_blocks; b++) {
-        uint32_t lane = l->head->sketch->first_lane[b];
-        if (l->state[b] == READ)
-            for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
-                l->bins[bin_of(l->worth[lane + i])]++;
-    }
     uint64_t n = 0;
     for (uint32_t bin = BINS; bin-- > 1;) {
         n += l->bins[bin];
@@ -672,7 +693,7 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
         most = doubts_sum(&l, ladder->doubt) * 0.5 * enough / unread;
     }
     for (uint32_t b = 0; b < head->n_blocks; b++)
-        out->rows_sketched += l.state[b] == READ ? head->block_rows[b] : 0;
+        out->rows_sketched += l.state[b] >= READ ? head->block_rows[b] : 0;
     bool reached = in->tolerance > 0 && predicted_mean(&l) <= (float)in->tolerance;
     if (!reached && in->tolerance <= 0 && out->rows != NULL && all_by_rows(&l)) {
         rows_choose(&l, want, out);

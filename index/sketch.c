@@ -132,6 +132,8 @@ hr_status_t hri_sketch_create(struct hri_index_head *head)
     s->codes = hri_aligned_zero(o->device, 64, code_bytes(o, s->lanes_max));
     s->first_lane = hri_array(o->device, o->blocks_max, sizeof *s->first_lane);
     s->miss = hri_array(o->device, o->blocks_max, 1);
+    for (int i = 0; i < 256; i++)
+        s->miss_of[i] = exp2f(((float)i - MISS_ZERO) / MISS_STEPS);
     s->lone_max = lone_of(o);
     s->lone_lane = hri_array(o->device, s->lone_max, sizeof *s->lone_lane);
     s->lone_miss = hri_array(o->device, s->lone_max, 1);
@@ -306,19 +308,14 @@ static uint8_t log_code(double square, double mean)
     return (uint8_t)(code < 0 || isnan(code) ? 0 : code > 255 ? 255 : lrint(code));
 }
 
-static float miss_decode(uint8_t code)
-{
-    return exp2f(((float)code - MISS_ZERO) / MISS_STEPS);
-}
-
 float hri_sketch_miss(const struct hri_index_head *head, uint32_t block)
 {
-    return miss_decode(head->sketch->miss[block]);
+    return head->sketch->miss_of[head->sketch->miss[block]];
 }
 
 float hri_sketch_lone_miss(const struct hri_index_head *head, uint32_t i)
 {
-    return miss_decode(head->sketch->lone_miss[i]);
+    return head->sketch->miss_of[head->sketch->lone_miss[i]];
 }
 
 /* Lists the rows that lie farthest out, as many as there is room for; the first row is in lane `lane`. */

@@ -36,6 +36,7 @@ struct hri_sketch {
     struct hri_basis bases[HRI_SKETCH_BASES_MAX];
     uint8_t *codes;       /* [lanes_max / 16][lines][64] device */
     uint32_t *first_lane; /* [blocks_max] device: where a block's rows begin */
+    float miss_of[256];   /* what the codes of miss stand for */
     uint8_t
         *miss; /* [blocks_max] device: the block's mean |z - z~|^2 over the basis's, log coded */
     /* Rows that lie farthest from their centres, at most one in HRI_SKETCH_LONE: their lanes, ascending, and their own miss. One row unlike all
