@@ -11,8 +11,8 @@
  * anything is read, then of what is left after refining. */
 #define UNREAD_FIRST 0.02
 #define UNREAD_FLOOR                                                                               \
-    (0.003 *                                                                                       \
-     0.003) /* relative, squared: a query head whose unread blocks leave less needs none of them */
+    (0.0005 *                                                                                       \
+     0.0005) /* relative, squared: a query head whose unread blocks leave less needs none of them */
 #define UNREAD_LAST 0.10
 #define LIGHT_SHARE                                                                                \
     (UNREAD_FLOOR / 32) /* of all light blocks together, as worth of single rows at most */
