@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <headrace/headrace.h>
 #include <headrace/parse.h>
 
 #include "cli/out.h"
@@ -158,6 +159,23 @@ static int parse_shares(const char *command, const struct cli_option *o, const c
     return -1;
 }
 
+/* "faiss:IVF256,Flat,quest": commas belong to the argument of a recipe that takes one, until a recipe's name comes. */
+static bool goes_on_argument(const char *before, const char *piece, size_t n)
+{
+    struct hr_recipe_info info;
+    size_t n_name = strcspn(before, ":"), n_piece = strcspn(piece, ":,");
+    bool takes = false;
+    n_piece = n_piece < n ? n_piece : n;
+    for (size_t i = 0; hr_recipe_name(i); i++) {
+        const char *name = hr_recipe_name(i);
+        if (strlen(name) == n_piece && strncmp(name, piece, n_piece) == 0)
+            return false;
+        if (strlen(name) == n_name && strncmp(name, before, n_name) == 0)
+            takes = hr_recipe_describe(i, &info) == HR_OK && info.takes_argument;
+    }
+    return takes && before[n_name] == ':' && !strchr(before, ';') && piece[0] != '@';
+}
+
 /* "quest:page=32,sink=4,full": a piece with a '=' but no ':' goes on with the recipe before it. */
 static int parse_names(const char *command, const struct cli_option *o, const char *text)
 {
@@ -169,8 +187,9 @@ static int parse_names(const char *command, const struct cli_option *o, const ch
         const char *equal = memchr(rest, '=', n), *colon = memchr(rest, ':', n);
         if (n == 0)
             return cli_usage_error(command, "--%s '%s' has an empty name", o->name, text);
-        bool goes_on = names->n > 0 && equal && (!colon || colon > equal) &&
-                       strchr(names->name[names->n - 1], ':');
+        const char *before = names->n > 0 ? names->name[names->n - 1] : "";
+        bool goes_on = (equal && (!colon || colon > equal) && strchr(before, ':')) ||
+                       goes_on_argument(before, rest, n);
         if (!goes_on && names->n == CLI_LIST_MAX)
             return cli_usage_error(command, "--%s '%s' has more than %d names", o->name, text,
                                    CLI_LIST_MAX);

@@ -26,7 +26,11 @@ foreach(part base kernels index offload runtime)
     endif()
 endforeach()
 set(hr_static_libs)
-foreach(pair "FAISS;-lfaiss -lgomp -lstdc++" "HWLOC;-lhwloc" "ISAL;-lisal" "URING;-luring"
+set(hr_faiss_libs "-lfaiss_c")
+if(HR_FAISS_BRIDGE)
+    set(hr_faiss_libs "-lfaiss -lopenblas -lgomp -lstdc++")
+endif()
+foreach(pair "FAISS;${hr_faiss_libs}" "HWLOC;-lhwloc" "ISAL;-lisal" "URING;-luring"
         "BLAS;-lopenblas" "XXHASH;-lxxhash" "ZSTD;-lzstd")
     list(GET pair 0 hr_name)
     list(GET pair 1 hr_lib)

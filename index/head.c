@@ -371,6 +371,7 @@ static void out_clear(struct hri_select_out *out)
     out->n_items = 0;
     out->n_rows = 0;
     out->rows_sketched = 0;
+    out->rows_visited = 0;
     out->bytes_sketched = 0;
     out->bytes = 0;
     out->all = false;
@@ -420,6 +421,23 @@ void hri_index_rebuild_row(struct hri_index_head *head, uint32_t row, float *k)
 {
     HRI_ASSERT(row < head->n_rows);
     head->ops->rebuild_row(head, row, k);
+}
+
+bool hri_index_weighs_rows(const struct hri_recipe *recipe)
+{
+    return recipe->selector->ops->weigh_row != NULL;
+}
+
+void hri_index_weigh_row(struct hri_index_head *head, const struct hri_select_in *in, uint32_t i,
+                         uint32_t row, const float *dots, float *log_weight_out)
+{
+    HRI_ASSERT(row < head->n_rows);
+    head->ops->weigh_row(head, in, i, row, dots, log_weight_out);
+}
+
+uint64_t hri_index_host_bytes(const struct hri_index_head *head)
+{
+    return head->ops->host_bytes ? head->ops->host_bytes(head) : 0;
 }
 
 void hri_index_block_dots(const struct hri_index_head *head, const struct hri_select_in *in,

@@ -35,13 +35,13 @@ struct hri_selector {
     enum hri_unit unit;
     enum hri_codec codec;
     bool needs_row_scores; /* true top-k: select gets the logits of all body rows */
-    bool weighs_rows;      /* rows come with a log weight of their own (importance sampling) */
     bool keeps_stats;      /* query statistics (index/qstats.h) are gathered for it */
     bool takes_argument;   /* "name:ARGUMENT" is passed on as it stands (a FAISS factory string) */
     bool needs_gates;      /* which heads retrieve comes from the caller's table */
     bool attends_in_place; /* heads that attend everything do it where the rows lie; partials move */
     bool wants_early_q;    /* a guess of the query, made a layer before (in->early_q) */
     bool splits_clusters;  /* clusters have any size; one larger than a block is several blocks */
+    bool shares_budget; /* unit ROWS: one head may read what the others of its layer leave */
     const struct hri_param *params;     /* ends with name NULL */
     const struct hri_selector_ops *ops; /* index/selector_ops.h */
 };
@@ -192,8 +192,7 @@ struct hri_select_out {
     uint32_t rows_max, n_rows;
     uint32_t rows_sketched; /* rows whose sketch was read, refined ones included */
     uint64_t bytes_sketched;
-    float *row_log_weight; /* [G][items_max], the caller's, with selector->weighs_rows: added to the
-                              logits of the rows */
+    uint32_t rows_visited; /* by walks and look-ups in host memory: keys or codes compared */
     bool all;              /* attend every row of this head exactly; items are ignored */
     float predicted[HR_GROUP_MAX]; /* relative output error per query head once they are refined */
     bool capped;                   /* tolerance mode: the budget ended it */
@@ -220,6 +219,13 @@ void hri_index_block_dots(const struct hri_index_head *head, const struct hri_se
  * caches. */
 void hri_index_block_ahead(const struct hri_index_head *head, const struct hri_select_in *in,
                            uint32_t block);
+/* Selectors that sample rows weigh each by how likely it was to be drawn (hri_index_weighs_rows): dots[G], q . k of
+ * out->items[i], becomes what is added to its logits; -INFINITY: not in this query head's sample. */
+bool hri_index_weighs_rows(const struct hri_recipe *recipe);
+void hri_index_weigh_row(struct hri_index_head *head, const struct hri_select_in *in, uint32_t i,
+                         uint32_t row, const float *dots, float *log_weight_out);
+/* Held in host memory by an index that is searched there. */
+uint64_t hri_index_host_bytes(const struct hri_index_head *head);
 /* Adds the estimate of every block not chosen in out to part (nothing for selectors that drop the
  * remainder). estimated_blocks_out may be NULL. */
 void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in *in,

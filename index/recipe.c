@@ -1,4 +1,5 @@
-/* Reading a recipe: "name" or "name:key=value,key=value". */
+/* Reading a recipe: "name", "name:key=value,key=value" or, for recipes that take an argument,
+ * "name:ARGUMENT;key=value,key=value". */
 #include "base/error.h"
 #include "base/parse.h"
 #include "index/index.h"
@@ -116,6 +117,21 @@ static hr_status_t set_param(struct hri_recipe *recipe, char *item)
     return HR_OK;
 }
 
+/* "ARGUMENT;rest": *cursor becomes the rest, or NULL. */
+static hr_status_t take_argument(struct hri_recipe *recipe, const char **cursor)
+{
+    const char *text = *cursor;
+    size_t n = text ? strcspn(text, ";") : 0;
+    *cursor = text && text[n] == ';' ? text + n + 1 : NULL;
+    if (n >= sizeof recipe->argument)
+        return hri_error_set(HR_ERR_INVALID,
+                             "recipe %s: the argument has %zu characters; at most %zu",
+                             recipe->selector->name, n, sizeof recipe->argument - 1);
+    if (n)
+        memcpy(recipe->argument, text, n);
+    return HR_OK;
+}
+
 hr_status_t hri_recipe_parse(const char *text, struct hri_recipe *recipe_out)
 {
     char name[NAME_BYTES_MAX];
@@ -134,6 +150,11 @@ hr_status_t hri_recipe_parse(const char *text, struct hri_recipe *recipe_out)
         recipe.values[i] = recipe.selector->params[i].value_default;
 
     const char *cursor = text[length] == ':' ? text + length + 1 : NULL;
+    if (recipe.selector->takes_argument) {
+        hr_status_t status = take_argument(&recipe, &cursor);
+        if (status != HR_OK)
+            return status;
+    }
     while (cursor) {
         char item[HRI_PARSE_ITEM_BYTES_MAX];
         hr_status_t status = hri_parse_list_next(&cursor, item);

@@ -60,6 +60,11 @@ struct hri_selector_ops {
                             uint32_t first_row, uint32_t position_end);
     /* Forgets rows >= n_rows (a truncate); required with add_rows. */
     void (*truncate_rows)(struct hri_index_head *head, uint32_t n_rows);
+    /* Log weights [G] of the i-th row chosen by the step whose scratch is in->scratch; default: 0. */
+    void (*weigh_row)(struct hri_index_head *head, const struct hri_select_in *in, uint32_t i,
+                      uint32_t row, const float *dots, float *log_weight_out);
+    /* Bytes in host memory of an index that is searched there; default 0. */
+    uint64_t (*host_bytes)(const struct hri_index_head *head);
     /* k [block's rows][k_dim]: keys as the device keeps them; default: as stored. Where it is there, stored
      * rows have no keys: a row is its value. rebuilds (NULL: always) says whether this recipe does it. */
     void (*rebuild_keys)(struct hri_index_head *head, uint32_t block, float *k);
@@ -93,6 +98,15 @@ extern const struct hri_selector hri_selector_duoattention;
 extern const struct hri_selector hri_selector_razorattention;
 extern const struct hri_selector hri_selector_task_kv;
 extern const struct hri_selector hri_selector_rlkv;
+extern const struct hri_selector hri_selector_pqcache;
+extern const struct hri_selector hri_selector_a2ats;
+extern const struct hri_selector hri_selector_clusterkv;
+extern const struct hri_selector hri_selector_squeezed;
+extern const struct hri_selector hri_selector_magicpig;
+extern const struct hri_selector hri_selector_pariskv;
+extern const struct hri_selector hri_selector_retrievalattention;
+extern const struct hri_selector hri_selector_faiss;
+extern const struct hri_selector hri_selector_triforce;
 extern const struct hri_selector hri_selector_headrace;
 
 #endif

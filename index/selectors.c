@@ -9,6 +9,9 @@ static const struct hri_selector *const selectors[] = {
     &hri_selector_actqkv,         &hri_selector_lserve,    &hri_selector_tokenselect,
     &hri_selector_infinigen,      &hri_selector_instinfer, &hri_selector_duoattention,
     &hri_selector_razorattention, &hri_selector_task_kv,   &hri_selector_rlkv,
+    &hri_selector_clusterkv,      &hri_selector_squeezed,  &hri_selector_pqcache,
+    &hri_selector_a2ats,          &hri_selector_magicpig,  &hri_selector_pariskv,
+    &hri_selector_retrievalattention, &hri_selector_faiss, &hri_selector_triforce,
     &hri_selector_headrace,
 };
 /* clang-format on */

@@ -155,6 +155,12 @@ static hr_status_t lines_read(struct recipe_file *f, const char *text, size_t n_
     return status;
 }
 
+static bool takes_argument(const char *name)
+{
+    struct hri_recipe parsed;
+    return hri_recipe_parse(name, &parsed) == HR_OK && parsed.selector->takes_argument;
+}
+
 /* A recipe with this one parameter, so that its message is about this line. */
 static hr_status_t entry_check(const struct recipe_file *f, const char *name, const struct entry *e)
 {
@@ -166,7 +172,8 @@ static hr_status_t entry_check(const struct recipe_file *f, const char *name, co
     }
     int n = is_name    ? snprintf(text, sizeof text, "%s", e->value)
             : argument ? snprintf(text, sizeof text, "%.64s:%s", name, e->value)
-                       : snprintf(text, sizeof text, "%.64s:%s=%s", name, e->key, e->value);
+                       : snprintf(text, sizeof text, "%.64s:%s%s=%s", name,
+                                  takes_argument(name) ? ";" : "", e->key, e->value);
     struct hri_recipe parsed;
     hr_status_t status = n < (int)sizeof text ? hri_recipe_parse(text, &parsed) : HR_ERR_INVALID;
     if (status != HR_OK) {
@@ -199,7 +206,9 @@ static hr_status_t recipe_join(const struct recipe_file *f, char *recipe_out, si
         if (e == name || e == argument || at >= sizeof text) {
             continue;
         }
-        const char *separator = n++ == 0 && argument == NULL ? ":" : ",";
+        bool argued = takes_argument(name->value);
+        const char *first = argument != NULL ? ";" : argued ? ":;" : ":";
+        const char *separator = n++ == 0 ? first : ",";
         at += (size_t)snprintf(text + at, sizeof text - at, "%s%s=%s", separator, e->key, e->value);
     }
     if (status == HR_OK && (at >= sizeof text || at >= recipe_bytes)) {

@@ -171,7 +171,8 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
         s->items_max = (uint32_t)(items < whole ? items : whole);
         s->rows_max = rows ? min_u32((uint32_t)budget_rows + 1, s->tokens_max) : 0;
     } else if (r->selector->unit == HRI_UNIT_ROWS) {
-        s->items_max = min_u32((uint32_t)budget_rows + 1, s->tokens_max);
+        uint64_t rows = r->selector->shares_budget ? budget_rows * s->n_kv : budget_rows;
+        s->items_max = rows < s->tokens_max ? (uint32_t)rows + 1 : s->tokens_max;
         s->blocks_max =
             s->tokens_max / hri_index_block_rows_max(r, s->dk, s->dv) + 1; /* sizes its ranking */
     }
@@ -387,12 +388,6 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
             return hri_alloc_status();
         }
     }
-    if (s->recipe.selector->weighs_rows) {
-        st->row_log_weight = hri_array(a, (size_t)s->g * n, sizeof *st->row_log_weight);
-        if (st->row_log_weight == NULL) {
-            return hri_alloc_status();
-        }
-    }
     st->select_scratch = hri_aligned(a, 64, select_bytes > 0 ? select_bytes : 64);
     if (!st->q || !st->part.m || !st->part.l || !st->part.o || !st->items || !st->place ||
         !st->address || !st->where || !st->reads || !st->read_block || !st->late ||
@@ -419,7 +414,6 @@ static void step_destroy(hr_sequence_t *s, struct hri_head_step *st)
     hri_free(a, st->reads);
     hri_free(a, st->read_block);
     hri_free(a, st->late);
-    hri_free(a, st->row_log_weight);
     hri_free(a, st->rows);
     hri_free(a, (void *)st->row_codes);
     hri_free(a, st->select_scratch);
@@ -670,6 +664,7 @@ hr_status_t hr_sequence_stats_get(const hr_sequence_t *s, struct hr_sequence_sta
             st.summary_bytes += hri_index_summary_bytes(l->heads[h]);
             st.sketch_bytes += hri_index_sketch_bytes(l->heads[h]);
             st.blocks += hri_index_blocks(l->heads[h]);
+            st.host_index_bytes += hri_index_host_bytes(l->heads[h]);
         }
         uint64_t cells = (uint64_t)hri_lane_cells(l->log_lane) * s->log_cell_bytes;
         cells += l->block_lane != NULL

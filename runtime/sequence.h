@@ -97,7 +97,6 @@ struct hri_layer {
 /* One kv-head's part of a step. */
 struct hri_head_step {
     float *q;              /* [G][k_dim], scaled */
-    float *row_log_weight; /* [G][items_max] or NULL */
     struct hri_partial part;
     struct hri_partial far; /* of recipes that attend in place; else NULLs */
     struct hri_select_in in;

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include <math.h>
 #include <string.h>
 
 #define PARALLEL_WORK                                                                              \
@@ -113,11 +114,8 @@ static void question_fill(const struct step *st, uint32_t head)
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
     near_attend(st, head);
-    hs->out = (struct hri_select_out){.items = hs->items,
-                                      .items_max = s->items_max,
-                                      .rows = hs->rows,
-                                      .rows_max = s->rows_max,
-                                      .row_log_weight = hs->row_log_weight};
+    hs->out = (struct hri_select_out){
+        .items = hs->items, .items_max = s->items_max, .rows = hs->rows, .rows_max = s->rows_max};
     hs->status = HR_OK;
     if (st->layer->heads == NULL) {
         return;
@@ -420,19 +418,19 @@ static void weighted_rows_attend(const struct step *st, uint32_t head)
 {
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
-    float o_mean[HR_HEAD_DIM_MAX * HR_GROUP_MAX], wide[HR_HEAD_DIM_MAX], logit[HR_GROUP_MAX];
+    float values[HR_HEAD_DIM_MAX * HR_GROUP_MAX], logit[HR_GROUP_MAX], shift[HR_GROUP_MAX];
     for (uint32_t i = 0; i < hs->out.n_items; i++) {
-        struct hri_rows row = {
-            .base = hs->where[i], .stride_bytes = s->row_bytes, .n = 1, .dtype = s->dtype};
-        s->runtime->kernels->score_rows(hs->q, s->g, s->dk, row, s->soft_cap, logit, 1);
-        s->runtime->kernels->to_f32(
-            wide, (const unsigned char *)hs->where[i] + s->dk * hr_dtype_bytes(s->dtype), s->dtype,
-            s->dv);
+        const unsigned char *at = hs->where[i];
+        struct hri_rows row = {.base = at, .stride_bytes = s->row_bytes, .n = 1, .dtype = s->dtype};
+        s->runtime->kernels->score_rows(hs->q, s->g, s->dk, row, 0.0f, logit, 1);
+        hri_index_weigh_row(st->layer->heads[head], &hs->in, i, hs->items[i], logit, shift);
+        s->runtime->kernels->to_f32(values, at + s->dk * hr_dtype_bytes(s->dtype), s->dtype, s->dv);
         for (uint32_t g = 0; g < s->g; g++) {
-            logit[g] += hs->row_log_weight[(size_t)g * s->items_max + i];
-            memcpy(o_mean + (size_t)g * s->dv, wide, s->dv * sizeof(float));
+            float capped = s->soft_cap > 0 ? s->soft_cap * tanhf(logit[g] / s->soft_cap) : logit[g];
+            logit[g] = capped + shift[g];
+            memmove(values + (size_t)g * s->dv, values, s->dv * sizeof(float));
         }
-        hri_partial_add(&hs->part, s->g, s->dv, logit, o_mean);
+        hri_partial_add(&hs->part, s->g, s->dv, logit, values);
     }
 }
 
@@ -464,7 +462,7 @@ static void rows_task(void *context, unsigned head, unsigned worker)
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
     hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
-    if (hs->out.row_log_weight != NULL) {
+    if (hri_index_weighs_rows(&s->recipe)) {
         weighted_rows_attend(st, head);
     } else if (hri_index_rebuilds_keys(&s->recipe)) {
         rebuilt_rows_attend(st, head);
@@ -542,6 +540,7 @@ static void report_fill(struct step *st)
         r->rows_by_level[level] += hs->refined_rows;
         r->bytes_by_level[level] += hs->refined_rows * s->code_bytes;
         r->bytes_selected += hs->out.bytes;
+        r->rows_visited += hs->out.rows_visited;
         if (l->indexed) {
             r->blocks_total += hri_index_items(l->heads[h]);
             r->blocks_hit += hs->fetch.n_hits;

@@ -18,6 +18,7 @@ what=${1:-test}
 required='gcc=cc g++=c++ libc6-dev= cmake=cmake ninja-build=ninja pkg-config=pkg-config'
 optional='ccache=ccache libhwloc-dev=pc:hwloc libisal-dev=pc:libisal libxxhash-dev=pc:libxxhash
     libcjson-dev=pc:libcjson libopenblas-dev=pc:openblas liburing-dev=pc:liburing
+    libfaiss-dev= libgomp1=
     python3=python3 python3-pip=pip3 unzip=unzip bible-kjv=bible'
 case $what in
 build) ;;
