@@ -264,6 +264,7 @@ static hr_status_t score_query(struct pass *p, uint32_t query)
     item->near_rows_min = query == 0 || near < item->near_rows_min ? near : item->near_rows_min;
     item->near_rows_max = near > item->near_rows_max ? near : item->near_rows_max;
     item->index_ns = stats.index_ns;
+    item->host_index_bytes += stats.host_index_bytes;
     score(p, query, body_end - body, body_end);
     return HR_OK;
 }

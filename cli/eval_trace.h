@@ -45,6 +45,8 @@ struct cli_trace_item {
     uint64_t held_bytes,
         body_bytes; /* summaries and sketches; the body in bf16: both summed over the queries */
     uint64_t attend_ns, index_ns;
+    uint64_t
+        host_index_bytes; /* of indexes that are searched in host memory, summed like held_bytes */
     uint64_t near_rows_min, near_rows_max; /* exact rows beside the body, of a kv-head */
     bool done;
 };
@@ -89,6 +91,8 @@ struct cli_trace_figures {
     double predicted_mean, within_2x, within_2x_large, mass_recall;
     double rows_by_level[HR_LEVELS], bytes_by_level[HR_LEVELS]; /* of a step */
     double near_rows_min, near_rows_max, body_rows;             /* of a kv-head */
+    double visited_fraction,
+        host_index_fraction; /* rows that an index in host memory looked at; its bytes */
     double ns_per_step, index_seconds, stage_ns[HR_STAGES];
 };
 /* trace SIZE_MAX: all. False when nothing is there (or memory was short). */

@@ -10,6 +10,7 @@ struct sums {
     float *error; /* all of them, for quantiles */
     double error_sum, predicted, recall, within, within_large;
     uint64_t n, large, held_bytes, body_bytes, attend_ns, index_ns, steps, body_rows;
+    uint64_t host_index_bytes, head_rows;
     uint64_t near_min, near_max;
     struct hr_attend_report report;
 };
@@ -58,6 +59,7 @@ static void add_report(struct hr_attend_report *sum, const struct hr_attend_repo
     sum->bytes_from_file += r->bytes_from_file;
     sum->bytes_hit += r->bytes_hit;
     sum->bytes_selected += r->bytes_selected;
+    sum->rows_visited += r->rows_visited;
 }
 
 static void add_item(struct sums *s, const struct cli_trace_item *item)
@@ -73,6 +75,8 @@ static void add_item(struct sums *s, const struct cli_trace_item *item)
     s->body_rows += item->body_bytes / ((uint64_t)item->n_kv_heads * item->head_dim * 4);
     s->attend_ns += item->attend_ns;
     s->index_ns += item->index_ns;
+    s->host_index_bytes += item->host_index_bytes;
+    s->head_rows += item->body_bytes / ((uint64_t)item->head_dim * 4);
 }
 
 static double share(uint64_t part, uint64_t whole)
@@ -98,6 +102,8 @@ static void bytes_figures(const struct sums *s, struct cli_trace_figures *f)
     f->body_rows = (double)s->body_rows / steps;
     f->ns_per_step = (double)s->attend_ns / steps;
     f->index_seconds = (double)s->index_ns * 1e-9;
+    f->host_index_fraction = share(s->host_index_bytes, s->body_bytes);
+    f->visited_fraction = share(r->rows_visited, s->head_rows);
     for (unsigned i = 0; i < HR_STAGES; i++)
         f->stage_ns[i] = (double)r->time_ns[i] / steps;
 }

@@ -194,6 +194,8 @@ static const struct {
     {"body_rows", offsetof(struct cli_trace_figures, body_rows)},
     {"ns_per_step", offsetof(struct cli_trace_figures, ns_per_step)},
     {"index_seconds", offsetof(struct cli_trace_figures, index_seconds)},
+    {"visited_fraction", offsetof(struct cli_trace_figures, visited_fraction)},
+    {"host_index_fraction", offsetof(struct cli_trace_figures, host_index_fraction)},
 };
 #define COLUMNS (sizeof columns / sizeof columns[0])
 

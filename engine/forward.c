@@ -176,6 +176,7 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
     sum->bytes_hit += r->bytes_hit;
     sum->body_bytes += r->body_bytes;
     sum->ios += r->ios;
+    sum->rows_visited += r->rows_visited;
     sum->predicted_error += r->predicted_error;
     sum->true_error += r->true_error;
     sum->predicted_error_max = r->predicted_error_max > sum->predicted_error_max

@@ -38,10 +38,11 @@ struct hri_selector {
     bool keeps_stats;      /* query statistics (index/qstats.h) are gathered for it */
     bool takes_argument;   /* "name:ARGUMENT" is passed on as it stands (a FAISS factory string) */
     bool needs_gates;      /* which heads retrieve comes from the caller's table */
-    bool attends_in_place; /* heads that attend everything do it where the rows lie; partials move */
-    bool wants_early_q;    /* a guess of the query, made a layer before (in->early_q) */
-    bool splits_clusters;  /* clusters have any size; one larger than a block is several blocks */
-    bool shares_budget; /* unit ROWS: one head may read what the others of its layer leave */
+    bool
+        attends_in_place; /* heads that attend everything do it where the rows lie; partials move */
+    bool wants_early_q;   /* a guess of the query, made a layer before (in->early_q) */
+    bool splits_clusters; /* clusters have any size; one larger than a block is several blocks */
+    bool shares_budget;   /* unit ROWS: one head may read what the others of its layer leave */
     const struct hri_param *params;     /* ends with name NULL */
     const struct hri_selector_ops *ops; /* index/selector_ops.h */
 };

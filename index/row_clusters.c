@@ -15,7 +15,7 @@ uint32_t hri_row_clusters_max(const struct hri_index_options *o, uint32_t target
 
 uint64_t hri_row_clusters_bytes(const struct hri_index_options *o, uint32_t n_clusters)
 {
-    return hri_means_bytes(o, n_clusters, false) + (uint64_t)n_clusters * sizeof(uint32_t);
+    return hri_means_bytes(o, n_clusters, false) + (n_clusters + (uint64_t)1) * sizeof(uint32_t);
 }
 
 hr_status_t hri_row_clusters_create(struct hri_row_clusters *c, const struct hri_index_options *o,

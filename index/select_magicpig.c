@@ -58,7 +58,7 @@ static hr_status_t create(struct hri_index_head *head)
     hr_status_t status =
         hri_simhash_create(&s->hash, o, param(o, "bits"), param(o, "tables"), seed);
     s->center = hri_calloc(o->scratch, o->k_dim, sizeof *s->center);
-    s->length = hri_array(o->device, o->rows_max + (size_t)1, sizeof *s->length);
+    s->length = hri_array(o->device, o->rows_max, sizeof *s->length);
     if (status == HR_OK && (!s->center || !s->length))
         status = hri_alloc_status();
     if (status != HR_OK)

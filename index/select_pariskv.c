@@ -85,7 +85,7 @@ static void turn_make(float *turn, uint32_t d, uint64_t seed)
 static hr_status_t create(struct hri_index_head *head)
 {
     const struct hri_index_options *o = &head->options;
-    size_t d = o->k_dim, rows = o->rows_max + (size_t)1;
+    size_t d = o->k_dim, rows = o->rows_max;
     struct hri_pariskv *s = hri_calloc(o->scratch, 1, sizeof *s);
     if (!s)
         return hri_alloc_status();

@@ -142,7 +142,8 @@ struct hr_sequence_options {
     double
         tolerance; /* 0: spend the budget; else stop when the predicted relative output error is below it */
     uint64_t seed;
-    const float *head_gates; /* [n_layers][n_kv_heads] 0..1 for recipes that split heads: 1 retrieves
+    const float
+        *head_gates; /* [n_layers][n_kv_heads] 0..1 for recipes that split heads: 1 retrieves
                                 (everything), 0 streams (sink and window); NULL: none; copied */
     int keep_tokens; /* remember which tokens each block holds, for refined_out of an attend: 4 bytes
                         a row of working memory */
@@ -193,8 +194,8 @@ struct hr_attend_report {
     uint64_t bytes_hit;      /* of it, what lay in frames already */
     uint64_t body_bytes;     /* the body's exact K+V bytes: the denominator of "moved" */
     uint64_t ios;            /* reads of the file */
-    uint64_t rows_visited;   /* keys or codes compared by recipes that walk an index in host memory */
-    double predicted_error;  /* relative error of the output, mean over query heads; 0 when exact */
+    uint64_t rows_visited; /* keys or codes compared by recipes that walk an index in host memory */
+    double predicted_error; /* relative error of the output, mean over query heads; 0 when exact */
     double predicted_error_max;
     double true_error; /* with check_exact, mean over query heads; else -1 */
     double true_error_max;
@@ -262,7 +263,8 @@ struct hr_sequence_stats {
     uint64_t body_rows, blocks; /* summed over layers and kv-heads */
     uint64_t host_bytes, file_bytes;
     uint64_t index_ns; /* time spent grouping, so far */
-    uint64_t host_index_bytes; /* of an index that is searched in host memory: graphs, hash tables */
+    uint64_t
+        host_index_bytes; /* of an index that is searched in host memory: graphs, hash tables */
 };
 HR_API hr_status_t hr_runtime_stats_get(const hr_runtime_t *runtime,
                                         struct hr_runtime_stats *stats_out);

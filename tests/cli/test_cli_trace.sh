@@ -67,7 +67,7 @@ has "$out" "all traces"
 check "full is not marked" sh -c "grep '^full ' '$out' | head -n 1 | grep -q '[*].*[*]'"
 check "a recipe within its budget is marked" sh -c "! grep '^headrace .*[*]' '$out'"
 check "CSV rows" test "$(wc -l < c.csv)" = 25
-check "CSV columns" test "$(awk -F, 'NF != 25' c.csv | wc -l)" = 0
+check "CSV columns" test "$(awk -F, 'NF != 27' c.csv | wc -l)" = 0
 has c.html "</svg>"
 has c.html "</html>"
 check "the page wants something from elsewhere" sh -c '! grep -E "(src|href)=|@import|<script" c.html'
