@@ -17,7 +17,7 @@ void hri_partial_clear(struct hri_partial *part, uint32_t g, uint32_t dv)
 static void merge_one(struct hri_partial *into, uint32_t i, uint32_t dv, float m, float l,
                       const float *o)
 {
-    if (!(m > -INFINITY))
+    if (!(m > -INFINITY) || l == 0.0f) /* no weight at all, wherever its top is */
         return;
     float *dst = into->o + (size_t)i * dv;
     const bool had_some = into->m[i] > -INFINITY;
