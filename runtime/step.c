@@ -522,6 +522,17 @@ static hr_status_t whole_heads(struct step *st)
 
 /* -- the report -- */
 
+/* Rows that the selector chose after it had read their sketches; late ones stay at level 0. */
+static uint64_t refined_sketched(const struct step *st, uint32_t head)
+{
+    const struct hri_head_step *hs = &st->s->steps[head];
+    uint64_t n = hs->out.n_rows;
+    for (uint32_t i = 0; hs->out.rows_sketched > 0 && i < hs->out.n_items; i++) {
+        n += hri_index_item_rows(st->layer->heads[head], hs->items[i]);
+    }
+    return n < hs->out.rows_sketched ? n : hs->out.rows_sketched;
+}
+
 static void report_fill(struct step *st)
 {
     const hr_sequence_t *s = st->s;
@@ -548,9 +559,7 @@ static void report_fill(struct step *st)
             r->blocks_estimated += hs->estimated;
             r->blocks_late += hs->n_late;
             uint64_t estimated = hs->estimated > 0 ? body - hs->refined_rows : 0;
-            uint64_t sketched =
-                hs->out.rows_sketched > hs->out.n_rows ? hs->out.rows_sketched - hs->out.n_rows : 0;
-            sketched = sketched < estimated ? sketched : estimated;
+            uint64_t sketched = hs->out.rows_sketched - refined_sketched(st, h);
             r->rows_by_level[0] += estimated - sketched;
             r->rows_by_level[1] += sketched;
             r->bytes_by_level[0] += hri_index_summary_bytes(l->heads[h]);
