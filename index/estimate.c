@@ -112,17 +112,21 @@ void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step
                               const uint32_t *items, uint32_t n, struct hri_partial *part)
 {
     uint32_t dv = head->options.v_dim;
-    float mass[HR_GROUP_MAX];
+    float mass[HR_GROUP_MAX], top[HR_GROUP_MAX];
     if (n == 0)
         return;
     memset(step->sum, 0, (size_t)head->options.g * dv * sizeof(float));
     for (uint32_t g = 0; g < head->options.g; g++) {
         float *sum = step->sum + (size_t)g * dv;
         mass[g] = 0;
+        /* Of these blocks: sketches may have shown that all rows lie far below, and moved the step's. */
+        top[g] = -INFINITY;
+        for (uint32_t i = 0; i < n; i++)
+            top[g] = fmaxf(top[g], hri_step_log_mass(head, step, g, items[i] / head->parts));
         for (uint32_t i = 0; i < n; i++) {
             uint32_t b = items[i] / head->parts;
             float part_of = (float)hri_index_item_rows(head, items[i]) / head->block_rows[b];
-            float weight = part_of * expf(hri_step_log_mass(head, step, g, b) - step->top[g]),
+            float weight = part_of * expf(hri_step_log_mass(head, step, g, b) - top[g]),
                   spread = hri_block_spread(head, b);
             const int8_t *codes = head->summary.v_codes + (size_t)b * dv;
             mass[g] += weight;
@@ -131,5 +135,6 @@ void hri_step_estimate_listed(const struct hri_index_head *head, struct hri_step
                                     spread * step->shift[(size_t)g * dv + j]);
         }
     }
-    merge_sum(head, step, mass, part);
+    struct hri_partial parts = {.m = top, .l = mass, .o = step->sum};
+    hri_partial_merge(part, &parts, head->options.g, dv);
 }

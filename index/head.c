@@ -358,6 +358,8 @@ void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
         head->n_blocks--;
         head->n_rows -= head->block_rows[head->n_blocks];
     }
+    if (head->sketch)
+        hri_sketch_truncate(head);
 }
 
 size_t hri_index_step_scratch_bytes(const struct hri_index_options *options)

@@ -11,7 +11,7 @@
  * anything is read, then of what is left after refining. */
 #define UNREAD_FIRST 0.02
 #define UNREAD_FLOOR                                                                               \
-    (0.0005 *                                                                                       \
+    (0.0005 *                                                                                      \
      0.0005) /* relative, squared: a query head whose unread blocks leave less needs none of them */
 #define UNREAD_LAST 0.10
 #define LIGHT_SHARE                                                                                \
@@ -21,7 +21,6 @@
 #define HALF_MISSED_MAX 1.0f
 #define EXPONENT_MAX    8.0f   /* weights and their squares stay well inside what a float holds */
 #define EXPONENT_MIN    -20.0f /* and do not all vanish under one that nothing reaches any more */
-#define CHUNK           128u   /* rows attended at a time */
 /* Deviations of what is missed by which a row may be better than its sketch: for ranking those that are missed most. */
 #define LONE_REACH    1.4f
 #define LONE_TAIL_MAX 20.0f
@@ -50,6 +49,7 @@ struct ladder {
     float *bin_sum;     /* [BINS] */
     uint8_t *state;     /* [blocks] enum block_state */
     bool rows_too;      /* single rows may be chosen */
+    bool everything;    /* the budget is enough for all rows: then none is passed over */
     struct hri_ranked *ranked; /* [blocks or rows] */
     struct hri_sketch_query *query;
     float *best;       /* [g] largest logit of the rows read */
@@ -110,6 +110,14 @@ static struct ladder ladder_at(const struct hri_index_head *head, const struct h
     HRI_ASSERT(all);
     (void)all;
     return l;
+}
+
+enum hri_ladder_known hri_ladder_known(const struct hri_index_head *head,
+                                       const struct hri_select_in *in, uint32_t block)
+{
+    struct hri_step step = hri_step_at(head, in);
+    uint8_t state = ladder_at(head, in, &step).state[block];
+    return state == UNREAD ? HRI_KNOWN_SUMMARY : state == LIGHT ? HRI_KNOWN_LIGHT : HRI_KNOWN_ROWS;
 }
 
 /* ------------------------------------------------------------------------------ reading sketches */
@@ -192,13 +200,17 @@ static float block_base(const struct ladder *l, uint32_t g, uint32_t b, uint32_t
     return l->step->dots[g * l->step->stride + b] + fminf(half, HALF_MISSED_MAX);
 }
 
-/* With a soft cap the sum of centre and sketch is bent: folded into the scores, so that bases add as without. */
-static void scores_cap(struct ladder *l, uint32_t g, uint32_t b)
+/* What with block_base makes logits of the rows of block b. With a soft cap the sum of centre and sketch is bent; that goes where
+ * the weights will be, since scores are written again when a neighbour in a group of lanes is read later. */
+static const float *block_scores(struct ladder *l, uint32_t g, uint32_t b)
 {
     float cap = l->head->options.soft_cap, dot = l->step->dots[g * l->step->stride + b];
-    float *score = l->score + g * l->stride + l->head->sketch->first_lane[b];
+    size_t at = g * l->stride + l->head->sketch->first_lane[b];
+    if (cap <= 0)
+        return l->score + at;
     for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
-        score[i] = cap * tanhf((dot + score[i]) / cap) - dot;
+        l->weight[at + i] = cap * tanhf((dot + l->score[at + i]) / cap) - dot;
+    return l->weight + at;
 }
 
 /* Raises top where a row read exceeds it by so much that its weight could overflow. */
@@ -214,7 +226,6 @@ static void top_raise(struct ladder *l, uint32_t g, float most)
             for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
                 l->weight[g * l->stride + l->head->sketch->first_lane[b] + i] *= factor;
     }
-    step->total[g] *= factor;
     step->top[g] = most;
 }
 
@@ -226,16 +237,11 @@ static void block_weigh(struct ladder *l, uint32_t basis, uint32_t b)
     uint32_t lane = head->sketch->first_lane[b], rows = head->block_rows[b];
     for (uint32_t g = 0; g < head->options.g; g++) {
         float *w = step->weight + g * step->stride + b;
-        const float *score = l->score + g * l->stride + lane;
-        if (head->options.soft_cap > 0)
-            scores_cap(l, g, b);
+        const float *score = block_scores(l, g, b);
         float base = block_base(l, g, b, basis), most = kernels->max(score, rows) + base;
         l->best[g] = fmaxf(l->best[g], most);
         top_raise(l, g, most);
-        float mass =
-            kernels->exp_sum(score, step->top[g] - base, l->weight + g * l->stride + lane, rows);
-        step->total[g] += mass - *w;
-        *w = mass;
+        *w = kernels->exp_sum(score, step->top[g] - base, l->weight + g * l->stride + lane, rows);
     }
 }
 
@@ -254,7 +260,6 @@ static void top_lower(struct ladder *l, uint32_t g)
     if (!(top < step->top[g] + EXPONENT_MIN))
         return;
     step->top[g] = top;
-    step->total[g] = near ? l->in->near->l[g] * expf(l->in->near->m[g] - top) : 0;
     for (uint32_t b = 0, basis = 0; b < head->n_blocks; b++) {
         while (b >= basis_end(head, basis))
             basis++;
@@ -263,19 +268,25 @@ static void top_lower(struct ladder *l, uint32_t g)
             weight[b] = expf(hri_step_log_mass(head, step, g, b) - top);
         else
             weight[b] = head->options.kernels->exp_sum(
-                l->score + g * l->stride + lane, top - block_base(l, g, b, basis),
+                block_scores(l, g, b), top - block_base(l, g, b, basis),
                 l->weight + g * l->stride + lane, head->block_rows[b]);
-        step->total[g] += weight[b];
     }
 }
 
-static void tops_lower(struct ladder *l)
+/* Totals are summed anew: what level 0 had put too high must leave no rounding of its own behind. */
+static void tops_settle(struct ladder *l)
 {
     const struct hri_step *step = l->step;
-    for (uint32_t g = 0; g < l->head->options.g; g++)
-        if (l->head->options.kernels->max(step->weight + g * step->stride, l->head->n_blocks) <
-            expf(EXPONENT_MIN))
+    const struct hri_partial *near = l->in->near;
+    uint32_t n = l->head->n_blocks;
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        const float *weight = step->weight + g * step->stride;
+        if (l->head->options.kernels->max(weight, n) < expf(EXPONENT_MIN))
             top_lower(l, g);
+        step->total[g] = hri_sum(weight, n);
+        if (near && near->l[g] > 0)
+            step->total[g] += near->l[g] * expf(near->m[g] - step->top[g]);
+    }
 }
 
 /* Reads the sketches of all marked blocks. Returns the bytes read. */
@@ -301,7 +312,7 @@ static uint64_t sketches_read(struct ladder *l)
                 l->state[b] = READ;
             }
     }
-    tops_lower(l);
+    tops_settle(l);
     return bytes;
 }
 
@@ -416,7 +427,7 @@ static double worth_fill(struct ladder *l, const struct hri_ladder_in *ladder)
             }
             continue;
         }
-        l->state[b] = block_is_light(l, b, basis) ? LIGHT : READ;
+        l->state[b] = !l->everything && block_is_light(l, b, basis) ? LIGHT : READ;
         if (l->state[b] == READ)
             rows_worth(l, b, basis);
     }
@@ -447,17 +458,21 @@ static bool by_rows(const struct ladder *l, uint32_t b, uint32_t row)
            l->in->place[b * head->parts + row / head->part_rows] == HRI_PLACE_HOST;
 }
 
+/* Below such a part of it, what is left of a block's weight is summed anew: a difference would be mostly rounding. */
+#define WEIGHT_LEFT_MIN 1e-3f
+
 /* A row is refined: its weight leaves its block's, and what it left of the error goes. */
 static void row_take(struct ladder *l, uint32_t b, uint32_t row, uint32_t basis)
 {
     struct hri_step *step = l->step;
-    uint32_t lane = l->head->sketch->first_lane[b] + row;
+    uint32_t lane = l->head->sketch->first_lane[b];
     for (uint32_t g = 0; g < l->head->options.g; g++) {
-        float *w = l->weight + g * l->stride + lane;
-        l->left[g] -= (double)(row_factor(l, g, b, basis) * *w * *w);
+        float *weight = l->weight + g * l->stride + lane, w = weight[row];
         float *mass = step->weight + g * step->stride + b;
-        *mass = fmaxf(*mass - *w, 0);
-        *w = 0;
+        l->left[g] -= (double)(row_factor(l, g, b, basis) * w * w);
+        weight[row] = 0;
+        *mass = *mass - w > WEIGHT_LEFT_MIN * *mass ? *mass - w
+                                                    : hri_sum(weight, l->head->block_rows[b]);
     }
 }
 
@@ -583,30 +598,35 @@ static bool candidate_take(struct ladder *l, uint32_t item, struct hri_purse *pu
     return true;
 }
 
-static int row_order(const struct hri_row_ref *a, const struct hri_row_ref *b)
-{
-    return a->block != b->block ? (a->block < b->block ? -1 : 1)
-                                : (a->row > b->row) - (a->row < b->row);
-}
-
-/* Shell sort: few rows, and the C library's sort may allocate. */
-static void rows_sort(struct hri_row_ref *rows, uint32_t n)
-{
-    static const uint32_t gaps[] = {29524, 9841, 3280, 1093, 364, 121, 40, 13, 4, 1};
-    for (size_t k = 0; k < sizeof gaps / sizeof *gaps; k++)
-        for (uint32_t i = gaps[k]; i < n; i++) {
-            struct hri_row_ref row = rows[i];
-            uint32_t j = i;
-            for (; j >= gaps[k] && row_order(&row, &rows[j - gaps[k]]) < 0; j -= gaps[k])
-                rows[j] = rows[j - gaps[k]];
-            rows[j] = row;
-        }
-}
-
 #define PASSED_OVER_MAX 64u
 
-/* One by one, best first; true if the tolerance ended it. */
-static bool candidates_choose(struct ladder *l, struct hri_purse *purse, struct hri_select_out *out)
+static bool can_pay(const struct ladder *l, uint32_t item, const struct hri_purse *purse,
+                    const struct hri_select_out *out)
+{
+    const struct hri_select_in *in = l->in;
+    if (item & IS_ROW)
+        return purse->move_bytes >= in->row_bytes && out->n_rows < out->rows_max;
+    uint64_t bytes = (uint64_t)hri_index_item_rows(l->head, item) * in->row_bytes;
+    uint8_t place = in->place ? in->place[item] : HRI_PLACE_HOST;
+    if (place == HRI_PLACE_FRAME && bytes <= purse->reuse_bytes)
+        return true;
+    return (place == HRI_PLACE_FILE ? in->cell_bytes : bytes) <= purse->move_bytes;
+}
+
+/* Leaves of ranked[begin..n) what may still be taken, so that thousands of rows that nothing is left for do not hide the parts in
+ * frames that have a purse of their own. Returns the new n. */
+static uint32_t candidates_keep(struct ladder *l, uint32_t begin, uint32_t n,
+                                const struct hri_purse *purse, const struct hri_select_out *out)
+{
+    uint32_t kept = begin;
+    for (uint32_t i = begin; i < n; i++)
+        if (can_pay(l, l->ranked[i].item, purse, out))
+            l->ranked[kept++] = l->ranked[i];
+    return kept;
+}
+
+/* One by one, best first. */
+static void candidates_choose(struct ladder *l, struct hri_purse *purse, struct hri_select_out *out)
 {
     uint32_t n = candidates_list(l), passed_over = 0;
     bool reached = false;
@@ -616,14 +636,17 @@ static bool candidates_choose(struct ladder *l, struct hri_purse *purse, struct 
         hri_rank_select(l->ranked + begin, n - begin, end - begin);
         hri_rank_sort(l->ranked + begin, end - begin);
         for (uint32_t i = begin; i < end && !reached && passed_over < PASSED_OVER_MAX; i++) {
-            if (!candidate_take(l, l->ranked[i].item, purse, out))
-                passed_over++;
-            else
+            if (candidate_take(l, l->ranked[i].item, purse, out)) {
                 reached = l->in->tolerance > 0 && predicted_mean(l) <= (float)l->in->tolerance;
+                continue;
+            }
+            passed_over++;
+            n = candidates_keep(l, i + 1, n, purse, out);
+            end = i + 1;
         }
     }
-    rows_sort(out->rows, out->n_rows);
-    return reached;
+    hri_ladder_rows_sort(out->rows, out->n_rows);
+    out->capped = l->in->tolerance > 0 && !reached && passed_over > 0;
 }
 
 static bool all_by_rows(const struct ladder *l)
@@ -680,8 +703,9 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     memset(l.state, UNREAD, head->n_blocks);
     for (uint32_t g = 0; g < head->options.g; g++)
         l.best[g] = -INFINITY;
+    l.everything = in->tolerance <= 0 && want >= head->n_rows;
     blocks_mark_clamped(&l);
-    double most = UNREAD_FIRST * doubts_sum(&l, ladder->doubt);
+    double most = l.everything ? -1 : UNREAD_FIRST * doubts_sum(&l, ladder->doubt);
     for (int round = 0; round < ROUNDS_MAX; round++) {
         if (blocks_mark(&l, ladder->doubt, most) == 0 && round > 0)
             break;
@@ -700,9 +724,8 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     } else if (!reached) {
         double reuse = hri_recipe_value(&head->options.recipe, "reuse");
         struct hri_purse purse = {in->budget_bytes, (uint64_t)(reuse * (double)in->budget_bytes)};
-        reached = candidates_choose(&l, &purse, out);
+        candidates_choose(&l, &purse, out);
     }
-    out->capped = in->tolerance > 0 && !reached;
     for (uint32_t g = 0; g < head->options.g; g++)
         out->predicted[g] = predicted(&l, g);
     return HR_OK;
@@ -767,48 +790,4 @@ uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri
     struct hri_partial sum = {.m = step->top, .l = mass, .o = step->sum};
     hri_partial_merge(part, &sum, head->options.g, dv);
     return hri_index_items(head) - out->n_items;
-}
-
-/* ------------------------------------------------------------------------------------ single rows */
-
-static void rows_attend(const struct hri_index_head *head, const struct hri_select_in *in,
-                        const struct hri_step *step, const struct hri_row_ref *rows, uint32_t n,
-                        const int8_t *const *codes, struct hri_partial *part)
-{
-    const struct hri_index_options *o = &head->options;
-    float logit[HR_GROUP_MAX * CHUNK], k_step[CHUNK], v_step[CHUNK], v_scale[CHUNK];
-    float l[HR_GROUP_MAX], m[HR_GROUP_MAX], sum[HR_GROUP_MAX * HR_HEAD_DIM_MAX];
-    const int8_t *centre[CHUNK];
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t b = rows[i].block;
-        k_step[i] = head->k_step[b];
-        v_step[i] = head->v_step[b];
-        v_scale[i] = head->summary.v_scale[b];
-        centre[i] = head->summary.v_codes + (size_t)b * o->v_dim;
-    }
-    o->kernels->score_gather_i8(in->q, o->g, o->k_dim, codes, k_step, n, logit, CHUNK);
-    for (uint32_t g = 0; g < o->g; g++) {
-        float *x = logit + g * CHUNK;
-        for (uint32_t i = 0; i < n; i++)
-            x[i] += step->dots[g * step->stride + rows[i].block];
-        for (uint32_t i = 0; o->soft_cap > 0 && i < n; i++)
-            x[i] = o->soft_cap * tanhf(x[i] / o->soft_cap);
-        m[g] = o->kernels->max(x, n);
-        l[g] = o->kernels->exp_sum(x, m[g], x, n);
-    }
-    memset(sum, 0, (size_t)o->g * o->v_dim * sizeof(float));
-    o->kernels->sum_gather_i8(logit, CHUNK, o->g, o->k_dim, o->v_dim, codes, v_step, n, sum);
-    o->kernels->sum_gather_i8(logit, CHUNK, o->g, 0, o->v_dim, centre, v_scale, n, sum);
-    struct hri_partial rows_part = {m, l, sum};
-    hri_partial_merge(part, &rows_part, o->g, o->v_dim);
-}
-
-void hri_ladder_attend_rows(const struct hri_index_head *head, const struct hri_select_in *in,
-                            const struct hri_step *step, const struct hri_select_out *out,
-                            const int8_t *const *codes, struct hri_partial *part)
-{
-    for (uint32_t i = 0; i < out->n_rows; i += CHUNK) {
-        uint32_t n = out->n_rows - i < CHUNK ? out->n_rows - i : CHUNK;
-        rows_attend(head, in, step, out->rows + i, n, codes + i, part);
-    }
 }

@@ -20,10 +20,17 @@ struct hri_ladder_in {
 };
 hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladder_in *ladder,
                               struct hri_select_out *out);
+/* What the last select with this scratch knows of a block: its summary alone; its rows' sketches; or those too, found to weigh so
+ * little together that none is looked at singly. */
+enum hri_ladder_known { HRI_KNOWN_SUMMARY, HRI_KNOWN_ROWS, HRI_KNOWN_LIGHT };
+enum hri_ladder_known hri_ladder_known(const struct hri_index_head *head,
+                                       const struct hri_select_in *in, uint32_t block);
 /* Of everything that was not chosen in out; returns how many items that are. */
 uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
                              struct hri_step *step, const struct hri_select_out *out,
                              struct hri_partial *part);
+/* By block, then by row. */
+void hri_ladder_rows_sort(struct hri_row_ref *rows, uint32_t n);
 void hri_ladder_attend_rows(const struct hri_index_head *head, const struct hri_select_in *in,
                             const struct hri_step *step, const struct hri_select_out *out,
                             const int8_t *const *codes, struct hri_partial *part);

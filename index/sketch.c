@@ -274,8 +274,6 @@ static hr_status_t basis_choose(struct hri_index_head *head, const struct hri_se
 {
     const struct hri_index_options *o = &head->options;
     struct hri_sketch *s = head->sketch;
-    while (s->n_bases > 0 && s->bases[s->n_bases - 1].first_block >= head->n_blocks)
-        s->n_bases--; /* a truncate took its blocks */
     uint32_t stride = (g->n + FIT_ROWS - 1) / FIT_ROWS;
     uint32_t n = gather(head, g, 0, g->n_blocks, 0, stride, w->residuals, w->values);
     struct hri_basis *old = s->n_bases > 0 ? &s->bases[s->n_bases - 1] : NULL;
@@ -322,8 +320,6 @@ float hri_sketch_lone_miss(const struct hri_index_head *head, uint32_t i)
 static void lone_list(struct hri_sketch *s, const struct work *w, uint32_t n, uint32_t lane)
 {
     uint32_t count[256] = {0}, least = 255, room = n / HRI_SKETCH_LONE + 1, taken = 0;
-    while (s->n_lone > 0 && s->lone_lane[s->n_lone - 1] >= lane)
-        s->n_lone--; /* a truncate took them */
     room = room < s->lone_max - s->n_lone ? room : s->lone_max - s->n_lone;
     for (uint32_t i = 0; i < n; i++)
         count[w->far[i]]++;
@@ -362,6 +358,16 @@ static void blocks_miss(struct hri_index_head *head, const struct hri_basis *bas
     }
 }
 
+void hri_sketch_truncate(struct hri_index_head *head)
+{
+    struct hri_sketch *s = head->sketch;
+    uint32_t lane = next_lane(head);
+    while (s->n_bases > 0 && s->bases[s->n_bases - 1].first_block >= head->n_blocks)
+        s->n_bases--;
+    while (s->n_lone > 0 && s->lone_lane[s->n_lone - 1] >= lane)
+        s->n_lone--;
+}
+
 hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment *g)
 {
     const struct hri_index_options *o = &head->options;
@@ -374,9 +380,11 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
     uint32_t d = o->k_dim, lane = next_lane(head), row = 0, b = 0;
     if (basis->first_block == head->n_blocks)
         lane = hri_lanes_up(lane);
-    if (g->n > s->lanes_max - lane)
+    if (g->n > s->lanes_max - lane) {
+        hri_sketch_truncate(head);
         return hri_error_set(HR_ERR_FULL, "index head: %u rows, %u have sketches, %u more fit",
                              g->n, head->n_rows, s->lanes_max - lane);
+    }
     float inverse[HR_HEAD_DIM_MAX];
     for (uint32_t j = 0; j < basis->n; j++)
         inverse[j] = basis->step[j] > 0 ? 1 / basis->step[j] : 0;

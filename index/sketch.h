@@ -59,6 +59,8 @@ void hri_sketch_destroy(struct hri_index_head *head);
 /* Sketches the rows of a summarised segment, whose first block is head->n_blocks. */
 size_t hri_sketch_work_bytes(const struct hri_index_options *options, uint32_t n);
 hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment *segment);
+/* Drops what belongs to blocks that are gone. */
+void hri_sketch_truncate(struct hri_index_head *head);
 
 /* The basis of a block, and its miss as a factor. */
 uint32_t hri_sketch_basis_of(const struct hri_index_head *head, uint32_t block);
