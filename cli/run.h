@@ -37,7 +37,7 @@ struct cli_run {
     uint32_t tokens_max;
     struct cli_cache cache, dense_cache;
     hre_session_t *session;
-    float *head_gates; /* of --head-gates, or NULL */
+    float *head_gates;            /* of --head-gates, or NULL */
     float *logits, *dense_logits; /* [vocab]; the second NULL without --check-dense */
     struct hre_bytes text;        /* what was generated */
     uint32_t prefilled, generated;

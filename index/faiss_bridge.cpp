@@ -25,7 +25,8 @@
 #include <memory>
 #include <string>
 
-namespace {
+namespace
+{
 
 thread_local std::string last_error;
 
@@ -162,18 +163,16 @@ int faiss_write_index(const FaissIndex *index, FILE *file)
 
 int faiss_IndexFlatL2_new_with(FaissIndexFlatL2 **p_index, idx_t d)
 {
-    return guarded([&] {
-        *p_index = reinterpret_cast<FaissIndexFlatL2 *>(new faiss::IndexFlatL2(d));
-    });
+    return guarded(
+        [&] { *p_index = reinterpret_cast<FaissIndexFlatL2 *>(new faiss::IndexFlatL2(d)); });
 }
 
 /* -- parameters of a search -- */
 
 int faiss_ParameterSpace_new(FaissParameterSpace **space)
 {
-    return guarded([&] {
-        *space = reinterpret_cast<FaissParameterSpace *>(new faiss::ParameterSpace());
-    });
+    return guarded(
+        [&] { *space = reinterpret_cast<FaissParameterSpace *>(new faiss::ParameterSpace()); });
 }
 
 void faiss_ParameterSpace_free(FaissParameterSpace *space)

@@ -360,6 +360,19 @@ void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
     }
     if (head->sketch)
         hri_sketch_truncate(head);
+    if (head->n_blocks > 0)
+        return;
+    /* Nothing is left, so nothing is known. */
+    head->summary.has_mean = false;
+    head->points.rows = 0;
+    if (head->shape.joint)
+        hri_shape_clear(head);
+}
+
+void hri_index_forget(struct hri_index_head *head, uint32_t n_tokens)
+{
+    if (head->ops->forget)
+        head->ops->forget(head, n_tokens);
 }
 
 size_t hri_index_step_scratch_bytes(const struct hri_index_options *options)

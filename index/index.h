@@ -154,6 +154,8 @@ void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k
                      float *v_step);
 /* Drops blocks >= n_blocks (a truncate). */
 void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks);
+/* Of a truncate, after the blocks or rows: tokens >= n_tokens are gone, also those that were not grouped yet. */
+void hri_index_forget(struct hri_index_head *head, uint32_t n_tokens);
 
 /* -- a step -- */
 enum hri_place { HRI_PLACE_HOST = 0, HRI_PLACE_FRAME = 1, HRI_PLACE_FILE = 2 };

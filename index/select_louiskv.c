@@ -150,6 +150,18 @@ static hr_status_t select_units(struct hri_index_head *head, const struct hri_se
     return HR_OK;
 }
 
+static void forget(struct hri_index_head *head, uint32_t n_tokens)
+{
+    struct louis *s = head->state;
+    hri_clusters_heal(&s->units, head);
+    s->kept.valid = false;
+    s->prompt_end = s->prompt_end < n_tokens ? s->prompt_end : n_tokens;
+    for (uint32_t t = n_tokens; t < s->boundaries_max && t % 64; t++)
+        s->boundary[t / 64] &= ~((uint64_t)1 << t % 64);
+    for (uint32_t word = (n_tokens + 63) / 64; word < s->boundaries_max / 64 + 1; word++)
+        s->boundary[word] = 0;
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -159,6 +171,7 @@ static const struct hri_selector_ops ops = {
     .group = group,
     .scratch_bytes = hri_step_bytes,
     .observe = observe,
+    .forget = forget,
     .select = select_units,
 };
 

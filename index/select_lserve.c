@@ -198,6 +198,13 @@ static hr_status_t select_pages(struct hri_index_head *head, const struct hri_se
     return HR_OK;
 }
 
+static void forget(struct hri_index_head *head, uint32_t n_tokens)
+{
+    struct lserve *s = head->state;
+    (void)n_tokens;
+    s->kept.valid = false;
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -208,6 +215,7 @@ static const struct hri_selector_ops ops = {
     .summarise = summarise,
     .scratch_bytes = scratch_bytes,
     .observe = observe,
+    .forget = forget,
     .select = select_pages,
 };
 

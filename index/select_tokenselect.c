@@ -178,6 +178,7 @@ static const struct hri_selector_ops ops = {
     .select_layer = select_layer,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .forget = truncate_rows,
     .rebuild_row = rebuild_row,
 };
 

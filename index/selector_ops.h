@@ -60,6 +60,9 @@ struct hri_selector_ops {
                             uint32_t first_row, uint32_t position_end);
     /* Forgets rows >= n_rows (a truncate); required with add_rows. */
     void (*truncate_rows)(struct hri_index_head *head, uint32_t n_rows);
+    /* Tokens >= n_tokens are gone (hri_index_forget): drops choices and marks that name them, or blocks that are gone. Default:
+     * nothing. */
+    void (*forget)(struct hri_index_head *head, uint32_t n_tokens);
     /* Log weights [G] of the i-th row chosen by the step whose scratch is in->scratch; default: 0. */
     void (*weigh_row)(struct hri_index_head *head, const struct hri_select_in *in, uint32_t i,
                       uint32_t row, const float *dots, float *log_weight_out);

@@ -80,6 +80,16 @@ void hri_shape_destroy(struct hri_index_head *head)
     *s = (struct hri_shape){0};
 }
 
+void hri_shape_clear(struct hri_index_head *head)
+{
+    struct hri_shape *s = &head->shape;
+    size_t width = head->options.k_dim + head->options.v_dim;
+    memset(s->joint, 0, width * width * sizeof *s->joint);
+    memset(s->v_sum, 0, head->options.v_dim * sizeof *s->v_sum);
+    s->spread_sum = s->v_square_sum = s->rows = 0;
+    s->rows_at_refresh = 0;
+}
+
 struct work {
     float *residuals; /* [CHUNK_ROWS][k_dim + v_dim] */
     float *keys;      /* [CHUNK_ROWS][k_dim] */

@@ -71,6 +71,8 @@ struct hri_shape {
 uint64_t hri_shape_bytes(const struct hri_index_options *options, uint32_t n_blocks);
 hr_status_t hri_shape_create(struct hri_index_head *head);
 void hri_shape_destroy(struct hri_index_head *head);
+/* As created: no rows were seen. */
+void hri_shape_clear(struct hri_index_head *head);
 /* Bytes add needs; then: residuals of the segment's rows enter the statistics, spreads are written,
  * C and D are made anew when the statistics have grown enough to matter. p [k_dim][k_dim] is the
  * metric. */

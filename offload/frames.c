@@ -425,8 +425,8 @@ void hri_fetch_copy(struct hri_fetch *fetch, uint32_t j)
         return;
     copy_now(read);
     fetch->where[fetch->read_block[j]] = read->dst;
-    uint32_t f = (uint32_t)((size_t)((unsigned char *)read->dst - frames->memory) /
-                            frames->stride_bytes);
+    uint32_t f =
+        (uint32_t)((size_t)((unsigned char *)read->dst - frames->memory) / frames->stride_bytes);
     frames->frames[f].read = NULL;
     frames->frames[f].fetch = NULL;
     frame_ready(frames, f);

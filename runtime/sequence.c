@@ -196,6 +196,7 @@ static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
     hri_free(scratch, l->block_tokens);
     hri_free(scratch, l->rope_frequencies);
     hri_free(scratch, l->early_q);
+    hri_free(scratch, l->settled);
     union {
         const float *in;
         float *out;
@@ -350,6 +351,12 @@ static hr_status_t layer_create(hr_sequence_t *s, uint32_t i, const struct hr_se
     }
     if (status == HR_OK && !l->exact && s->recipe.selector->unit != HRI_UNIT_NONE) {
         status = layer_index_create(s, l);
+    }
+    uint32_t least = min_u32(s->segment, s->decode_segment);
+    if (status == HR_OK && !l->exact && least > 1) {
+        l->settled_max = s->tokens_max / least + 2;
+        l->settled = hri_array(&s->runtime->alloc, l->settled_max, sizeof *l->settled);
+        status = l->settled != NULL ? HR_OK : hri_alloc_status();
     }
     if (status == HR_OK && l->indexed && o->keep_tokens) {
         status = block_tokens_create(s, l);

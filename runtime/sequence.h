@@ -82,11 +82,14 @@ struct hri_layer {
     bool exact;     /* the recipe attends everything here: full, or a sliding window */
     struct hr_rope rope;
     float *rope_frequencies;
-    const float *log_n; /* [n_q_heads] or NULL */
-    float *early_q;     /* [n_kv][G][k_dim] scaled, for selectors that want it; else NULL */
+    const float *log_n;    /* [n_q_heads] or NULL */
+    float *early_q;        /* [n_kv][G][k_dim] scaled, for selectors that want it; else NULL */
     uint32_t early_tokens; /* tokens the layer had when it came; 0: none waits */
     struct hri_lane *log_lane;
-    struct hri_lane *block_lane;           /* NULL unless indexed */
+    struct hri_lane *block_lane; /* NULL unless indexed */
+    uint32_t *
+        settled; /* [n_settled] where each segment of the body ends; NULL where rows leave the window one by one */
+    uint32_t n_settled, settled_max;
     unsigned char *sink;                   /* [n_kv][n_sink][row_bytes] */
     unsigned char *tail;                   /* [n_kv][tail_max][row_bytes] */
     struct hri_index_head **heads;         /* [n_kv], NULL unless indexed or selecting rows */
@@ -96,7 +99,7 @@ struct hri_layer {
 
 /* One kv-head's part of a step. */
 struct hri_head_step {
-    float *q;              /* [G][k_dim], scaled */
+    float *q; /* [G][k_dim], scaled */
     struct hri_partial part;
     struct hri_partial far; /* of recipes that attend in place; else NULLs */
     struct hri_select_in in;

@@ -308,11 +308,21 @@ static hr_status_t segment_memory(struct segment *g)
     return HR_OK;
 }
 
+static void body_grow(struct hri_layer *layer, uint32_t n)
+{
+    layer->body_end += n;
+    if (layer->settled != NULL) {
+        /* There is room for all (sequence.c); should there not be, two segments count as one. */
+        layer->n_settled += layer->n_settled < layer->settled_max;
+        layer->settled[layer->n_settled - 1] = layer->body_end;
+    }
+}
+
 static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t n)
 {
     if (!layer->indexed &&
         !layer->adds_rows) { /* nothing to group, but the window is everybody's */
-        layer->body_end += n;
+        body_grow(layer, n);
         return HR_OK;
     }
     struct segment g = {.s = s, .layer = layer, .first = layer->body_end, .n = n};
@@ -349,7 +359,7 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
         return hri_error_set(status, "layer %u: tokens %u to %u not indexed: %s",
                              (unsigned)(layer - s->layers), g.first, g.first + n - 1, message);
     }
-    layer->body_end += n;
+    body_grow(layer, n);
     return HR_OK;
 }
 

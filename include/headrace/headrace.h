@@ -237,6 +237,100 @@ HR_API int hr_sequence_wants_prefetch(const hr_sequence_t *sequence, uint32_t la
 /* Groups and indexes all rows that wait for it (the end of a prompt); the first recipe step does it otherwise. */
 HR_API hr_status_t hr_sequence_settle(hr_sequence_t *sequence, uint32_t layer);
 
+/* Drops the newest tokens of every layer that has more than n_tokens; n_tokens may lie inside a block. What follows is as if the
+ * dropped rows had never come: exact where all rows are attended; of a recipe's derived levels, segments of rows that reach into the
+ * window are undone and grouped anew, sums over all rows keep what they learned. Costs the same at any length that is kept.
+ * HR_ERR_INVALID (a layer has fewer tokens), HR_ERR_NOMEM, HR_ERR_IO, HR_ERR_CORRUPT. After an error the sequence is as it was. */
+HR_API hr_status_t hr_sequence_truncate(hr_sequence_t *sequence, uint32_t n_tokens);
+
+/* A second sequence with the same tokens, on the same runtime; from there on each goes its own way. Rows in the log and blocks are
+ * shared, not copied; summaries and sketches are shared until one of the two groups rows of its own. The fork needs device memory for
+ * its own windows and frames. Either may be destroyed first. A fork of a fork of a fork ... is at most HR_FORK_DEPTH_MAX deep.
+ * HR_ERR_FULL (too deep), HR_ERR_BUDGET, HR_ERR_NOMEM, HR_ERR_IO. */
+#define HR_FORK_DEPTH_MAX 16
+HR_API hr_status_t hr_sequence_fork(hr_sequence_t *sequence, hr_sequence_t **fork_out);
+
+/* Makes the long call that is under way on this sequence (attend of many queries, settle, save) end soon with HR_ERR_CANCELED;
+ * the sequence is then as that call's errors leave it, and goes on. Without such a call: nothing. The one function that any thread
+ * may call while another works on the sequence. */
+HR_API void hr_sequence_cancel(hr_sequence_t *sequence);
+
+/* --------------------------------------------------------------------------------------------------------- saved sessions */
+
+/* A session is a folder with one file, `session` (docs/format.md), and a lock. A save writes a new file beside the old one and
+ * renames it over: whatever happens, the folder holds the old session or the new one, whole. How far that holds:
+ *
+ *   none     while the machine runs: also if the process is killed at any moment. After a power cut the session may be the old one, the
+ *            new one, or damaged, which open and verify then say.
+ *   relaxed  also after a power cut: data is on the disk before the rename. Which of the two is there may still be open for a while
+ *            after the save returned.
+ *   strict   when the save has returned HR_OK, the new session is there, also after a power cut: the rename is on the disk too.
+ */
+typedef enum hr_durability {
+    HR_DURABILITY_NONE = 0,
+    HR_DURABILITY_RELAXED = 1,
+    HR_DURABILITY_STRICT = 2
+} hr_durability_t;
+
+struct hr_save_options {
+    size_t struct_size;
+    hr_durability_t durability; /* default RELAXED */
+    uint64_t model_id
+        [4]; /* what the caller knows of the model: a hash of weights and tokenizer. Compared at open. */
+    const void
+        *user; /* kept beside the rows, for instance token ids; at most HR_SESSION_USER_BYTES_MAX */
+    size_t user_bytes;
+};
+#define HR_SESSION_USER_BYTES_MAX (1u << 30)
+HR_API void hr_save_options_init(struct hr_save_options *options);
+/* Saves all tokens, with everything derived from them, to the folder `dir`, which is made (0700) if it is missing; its parent must
+ * exist. The sequence goes on afterwards. options may be NULL.
+ * HR_ERR_STATE: layers of different lengths (a token under way). HR_ERR_BUSY: the folder is in use (the message names the process).
+ * HR_ERR_INVALID (no folder, a link, not ours), HR_ERR_IO, HR_ERR_CORRUPT (rows lost), HR_ERR_CANCELED: the old session is as it was. */
+HR_API hr_status_t hr_sequence_save(hr_sequence_t *sequence, const char *dir,
+                                    const struct hr_save_options *options);
+
+/* Opens a saved session: a sequence that continues bit for bit as the saved one would have (same build and cpu level, same recipe,
+ * moved, tolerance and seed; with another recipe the rows are the same and its derived levels are made anew by the next settle).
+ * options: as for hr_sequence_create; geometry, dtype, scale, rope and the like must be those of the saved one, tokens_max at least its
+ * length. model_id: of the save, or NULL: not compared. The folder stays locked until the sequence is destroyed.
+ * HR_ERR_NOTFOUND (no session there), HR_ERR_VERSION (another format), HR_ERR_INVALID (of another model: the message says what
+ * differs), HR_ERR_BUSY (in use: the message names the process), HR_ERR_FULL (tokens_max), HR_ERR_BUDGET, HR_ERR_CORRUPT (the
+ * message names what is lost), HR_ERR_IO. The files are never changed. */
+HR_API hr_status_t hr_sequence_open(hr_runtime_t *runtime, const char *dir,
+                                    const struct hr_sequence_options *options,
+                                    const uint64_t *model_id, hr_sequence_t **sequence_out);
+
+/* What a saved session is, from its first pages. */
+struct hr_session_info {
+    size_t struct_size;
+    uint32_t version;
+    uint32_t n_layers, n_q_heads, n_kv_heads, k_dim, v_dim;
+    hr_dtype_t dtype;
+    uint32_t n_tokens;
+    uint64_t generation; /* counts the saves to this folder */
+    uint64_t file_bytes, user_bytes;
+    uint64_t saved_unix_s;
+    uint64_t model_id[4];
+    char recipe[512];
+};
+HR_API hr_status_t hr_session_info_get(const char *dir, struct hr_session_info *info_out);
+/* The caller's own bytes; n_bytes must be info.user_bytes. */
+HR_API hr_status_t hr_session_user_read(const char *dir, void *data, size_t n_bytes);
+
+/* Reads every byte. HR_ERR_CORRUPT: report_out (written then too) says what is damaged, the message says it in words. */
+struct hr_session_check {
+    size_t struct_size;
+    uint64_t bytes_read, blocks, blocks_bad;
+    uint64_t tokens_lost; /* tokens of which a row of some layer is lost */
+    uint32_t first_lost, last_lost;
+    int superblocks_bad; /* of the two */
+    int derived_bad;     /* something is damaged that is derived from rows: open makes it anew */
+};
+HR_API hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_out);
+/* Removes the session's own files, and the folder if nothing else is in it. HR_ERR_BUSY: in use. */
+HR_API hr_status_t hr_session_remove(const char *dir);
+
 /* ------------------------------------------------------------------------------------------------------------------ stats */
 
 typedef enum hr_tier { HR_TIER_DEVICE = 0, HR_TIER_HOST = 1, HR_TIER_FILE = 2 } hr_tier_t;
