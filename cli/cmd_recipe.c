@@ -30,6 +30,7 @@ static cJSON *recipe_json(size_t index)
     cJSON_AddStringToObject(object, "source", info.source);
     cJSON_AddBoolToObject(object, "needs_gates", info.needs_gates != 0);
     cJSON_AddBoolToObject(object, "takes_argument", info.takes_argument != 0);
+    cJSON_AddBoolToObject(object, "drafts", info.drafts != 0);
     cJSON *params = cJSON_AddArrayToObject(object, "parameters");
     for (uint32_t i = 0; i < info.n_params; i++) {
         struct hr_recipe_param p;

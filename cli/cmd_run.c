@@ -110,7 +110,8 @@ static int open_session(struct cli_run *run)
     options.sequences = sequences;
     options.n_sequences = o->check_dense ? 2 : 1;
     options.tokens_max = run->tokens_max;
-    run->logits = malloc(vocab * sizeof *run->logits);
+    run->speculation.tokens = cli_recipe_drafts(recipe.name);
+    run->logits = malloc((run->speculation.tokens + 1) * vocab * sizeof *run->logits);
     run->dense_logits = o->check_dense ? malloc(vocab * sizeof *run->dense_logits) : NULL;
     if (!run->logits || (o->check_dense && !run->dense_logits))
         return cli_fail("out of memory");

@@ -11,6 +11,7 @@
 #include "cli/prompt.h"
 #include "cli/setup.h"
 #include "cli/tally.h"
+#include "engine/sample.h"
 
 struct cli_run_options {
     const char *model;
@@ -22,6 +23,12 @@ struct cli_run_options {
     double temperature, top_p;
     bool check_dense, allow_longer, quiet;
     const char *json;
+};
+
+/* Of a recipe that drafts: what was proposed, and what exact attention agreed to. */
+struct cli_speculation {
+    uint32_t tokens; /* per round; 0: the recipe does not draft */
+    uint64_t rounds, drafted, accepted, draft_ns, verify_ns;
 };
 
 /* The recipe's next-token distributions beside those of dense attention. */
@@ -37,14 +44,16 @@ struct cli_run {
     uint32_t tokens_max;
     struct cli_cache cache, dense_cache;
     hre_session_t *session;
-    float *head_gates;            /* of --head-gates, or NULL */
-    float *logits, *dense_logits; /* [vocab]; the second NULL without --check-dense */
-    struct hre_bytes text;        /* what was generated */
+    float *head_gates; /* of --head-gates, or NULL */
+    float *logits,
+        *dense_logits; /* [vocab], of a drafting recipe [tokens + 1][vocab]; the second NULL without --check-dense */
+    struct hre_bytes text; /* what was generated */
     uint32_t prefilled, generated;
     uint32_t asked, answered; /* a made text's questions */
     const char *ended; /* why: "tokens", "end of text", "context", "questions", "interrupted" */
     struct cli_tally tally;
     struct cli_dense dense;
+    struct cli_speculation speculation;
     cJSON *steps; /* one object per step */
     bool failed;
 };
@@ -53,6 +62,13 @@ struct cli_run {
  * counts are right in any case. */
 int cli_run_prefill(struct cli_run *run);
 int cli_run_generate(struct cli_run *run);
+
+/* One token of free text was chosen: written and counted. *again_out: whether another is wanted. */
+int cli_run_token(struct cli_run *run, struct hre_stream *stream, uint32_t id, bool *again_out);
+/* Free text of a recipe that drafts, in rounds of drafting and verifying, from the first token on. */
+int cli_run_speculate(struct cli_run *run, hre_sampler_t *sampler, struct hre_stream *stream);
+/* Compares with dense attention: run->logits [vocab] against what the dense sequence says after id. */
+int cli_run_compare(struct cli_run *run, uint32_t id, const float *logits);
 
 /* Context of the model against prompt and tokens: 0, or an exit code after a message; sets
  * tokens_max. */

@@ -70,14 +70,31 @@ int cli_run_prefill(struct cli_run *run)
 
 /* ---------------------------------------------------------------------------------------- steps */
 
-static void compare(struct cli_run *run)
+static void compare(struct cli_run *run, const float *logits)
 {
     size_t n = run->model.info->vocab;
-    double kl = cli_kl(run->dense_logits, run->logits, n);
+    double kl = cli_kl(run->dense_logits, logits, n);
     run->dense.tokens++;
-    run->dense.agreed += cli_argmax(run->dense_logits, n) == cli_argmax(run->logits, n);
+    run->dense.agreed += cli_argmax(run->dense_logits, n) == cli_argmax(logits, n);
     run->dense.kl_sum += kl;
     run->dense.kl_max = kl > run->dense.kl_max ? kl : run->dense.kl_max;
+}
+
+static hr_status_t dense_step(struct cli_run *run, uint32_t id)
+{
+    struct hre_decode_options options;
+    hre_decode_options_init(&options);
+    options.mode = HR_ATTEND_EXACT;
+    return hre_session_decode(run->session, 1, id, &options, run->dense_logits, NULL);
+}
+
+int cli_run_compare(struct cli_run *run, uint32_t id, const float *logits)
+{
+    hr_status_t status = dense_step(run, id);
+    if (status != HR_OK)
+        return cli_fail_engine("decode", status);
+    compare(run, logits);
+    return 0;
 }
 
 /* One token through the model: the recipe's sequence, and the dense one beside it. Without
@@ -89,11 +106,8 @@ static int step(struct cli_run *run, uint32_t id, bool compared)
     hre_decode_options_init(&options);
     options.check_exact = run->options->check_dense;
     hr_status_t status = hre_session_decode(run->session, 0, id, &options, run->logits, &report);
-    if (status == HR_OK && run->dense_logits) {
-        hre_decode_options_init(&options);
-        options.mode = HR_ATTEND_EXACT;
-        status = hre_session_decode(run->session, 1, id, &options, run->dense_logits, NULL);
-    }
+    if (status == HR_OK && run->dense_logits)
+        status = dense_step(run, id);
     if (status != HR_OK)
         return cli_fail_engine("decode", status);
     if (run->tally.steps == 0)
@@ -101,7 +115,7 @@ static int step(struct cli_run *run, uint32_t id, bool compared)
     cli_tally_add(&run->tally, &report);
     cJSON_AddItemToArray(run->steps, cli_step_json(&report));
     if (run->dense_logits && compared)
-        compare(run);
+        compare(run, run->logits);
     return 0;
 }
 
@@ -133,20 +147,29 @@ static bool goes_on(struct cli_run *run)
     return run->ended == NULL;
 }
 
-/* One token: chosen, written, and run through the model unless it is the last. */
-static int next_token(struct cli_run *run, hre_sampler_t *sampler, struct hre_stream *stream)
+int cli_run_token(struct cli_run *run, struct hre_stream *stream, uint32_t id, bool *again_out)
 {
-    uint32_t id;
-    hr_status_t status = hre_sampler_next(sampler, run->logits, &id);
-    if (status != HR_OK)
-        return cli_fail_engine("decode", status);
+    *again_out = false;
     if (hre_tokenizer_is_end(run->model.tokenizer, id)) {
         run->ended = "end of text";
         return 0;
     }
     run->generated++;
     int code = emit(run, stream, id);
-    return code || !goes_on(run) ? code : step(run, id, true);
+    *again_out = code == 0 && goes_on(run);
+    return code;
+}
+
+/* One token: chosen, written, and run through the model unless it is the last. */
+static int next_token(struct cli_run *run, hre_sampler_t *sampler, struct hre_stream *stream)
+{
+    uint32_t id;
+    bool again;
+    hr_status_t status = hre_sampler_next(sampler, run->logits, &id);
+    if (status != HR_OK)
+        return cli_fail_engine("decode", status);
+    int code = cli_run_token(run, stream, id, &again);
+    return code || !again ? code : step(run, id, true);
 }
 
 static int generate_text(struct cli_run *run)
@@ -163,6 +186,8 @@ static int generate_text(struct cli_run *run)
     if (status != HR_OK)
         return cli_fail_engine("sampling", status);
     hre_stream_init(&stream, run->model.tokenizer, false);
+    if (run->speculation.tokens)
+        code = cli_run_speculate(run, sampler, &stream);
     while (code == 0 && goes_on(run))
         code = next_token(run, sampler, &stream);
     if (code == 0)

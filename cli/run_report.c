@@ -68,6 +68,21 @@ static void print_dense_line(FILE *file, const struct cli_run *run)
             (unsigned long long)d->tokens);
 }
 
+static void print_speculation_line(FILE *file, const struct cli_run *run)
+{
+    const struct cli_speculation *s = &run->speculation;
+    char drafting[32], verifying[32];
+    if (s->rounds == 0)
+        return;
+    fprintf(file,
+            "%-10s %llu rounds, %llu of %llu drafted tokens accepted; drafting %s, verifying %s; "
+            "%.1f tokens/s\n",
+            "draft", (unsigned long long)s->rounds, (unsigned long long)s->accepted,
+            (unsigned long long)s->drafted, cli_format_ns(s->draft_ns, drafting, sizeof drafting),
+            cli_format_ns(s->verify_ns, verifying, sizeof verifying),
+            per_second(s->accepted + s->rounds, s->draft_ns + s->verify_ns));
+}
+
 void cli_run_report(const struct cli_run *run)
 {
     FILE *file = cli_out();
@@ -92,6 +107,7 @@ void cli_run_report(const struct cli_run *run)
     if (run->tally.steps)
         fputc('\n', file);
     cli_tally_print(file, &run->tally);
+    print_speculation_line(file, run);
     print_dense_line(file, run);
     if (run->prompt.n_keys)
         fprintf(file, "\n%u of %u answered%s\n", run->answered, run->prompt.n_keys,
@@ -189,6 +205,14 @@ cJSON *cli_run_json(const struct cli_run *run)
         cJSON_AddItemToObject(json, "tiers", cli_tiers_json(&stats));
     cli_json_u64(json, "peak_resident_bytes", cli_peak_resident_bytes());
     cJSON_AddItemToObject(json, "step_mean", cli_tally_json(&run->tally));
+    if (run->speculation.tokens) {
+        cJSON *draft = cJSON_AddObjectToObject(json, "draft");
+        cli_json_u64(draft, "rounds", run->speculation.rounds);
+        cli_json_u64(draft, "drafted", run->speculation.drafted);
+        cli_json_u64(draft, "accepted", run->speculation.accepted);
+        cJSON_AddNumberToObject(draft, "draft_seconds", (double)run->speculation.draft_ns * 1e-9);
+        cJSON_AddNumberToObject(draft, "verify_seconds", (double)run->speculation.verify_ns * 1e-9);
+    }
     add_dense(json, run);
     cJSON_AddItemToObject(json, "steps", cJSON_Duplicate(run->steps, 1));
     return json;

@@ -187,6 +187,19 @@ int cli_recipe_check(const char *command, const char *recipe)
     return hr_recipe_check(recipe) == HR_OK ? -1 : cli_usage_error(command, "%s", hr_last_error());
 }
 
+uint32_t cli_recipe_drafts(const char *recipe)
+{
+    struct hr_recipe_info info;
+    double tokens;
+    size_t n = strcspn(recipe, ":");
+    for (size_t i = 0; hr_recipe_describe(i, &info) == HR_OK; i++)
+        if (strlen(info.name) == n && memcmp(info.name, recipe, n) == 0)
+            return info.drafts && hr_recipe_value(recipe, "tokens", &tokens) == HR_OK
+                       ? (uint32_t)tokens
+                       : 0;
+    return 0;
+}
+
 int cli_recipe_resolve(const char *command, const char *given, char *text, size_t text_bytes)
 {
     if (*given != '@') {

@@ -70,6 +70,9 @@ const char *cli_recipe_help(void);
  * after a message. */
 int cli_recipe_check(const char *command, const char *recipe);
 
+/* Tokens that a recipe proposes before they are verified exactly; 0 where it does not draft. */
+uint32_t cli_recipe_drafts(const char *recipe);
+
 /* "@FILE" becomes the recipe in that file, anything else itself; checked. -1, or the exit code after a
  * message. text may be given. */
 int cli_recipe_resolve(const char *command, const char *given, char *text, size_t text_bytes);

@@ -167,6 +167,35 @@ hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32
                                const struct hre_decode_options *options, float *logits_out,
                                struct hre_step_report *report_out);
 
+/* Takes the newest tokens of a sequence back; last_id is its newest token then (0 if none is left). */
+hr_status_t hre_session_truncate(hre_session_t *session, uint32_t sequence, uint32_t n_tokens,
+                                 uint32_t last_id);
+
+#define HRE_DRAFT_TOKENS_MAX 64
+struct hre_speculation {
+    size_t struct_size;
+    uint32_t
+        draft_tokens; /* proposed before they are verified together; less than chunk_tokens. 0: plain exact decoding */
+    float *logits; /* [draft_tokens + 1][vocab], the caller's: exact ones, after the round */
+    struct hre_step_report *steps; /* [draft_tokens] of the draft, or NULL */
+    /* The next token after exact logits [vocab]; called once per token of the text, in order. */
+    hr_status_t (*choose)(void *context, const float *logits, uint32_t *id_out);
+    void *choose_context;
+};
+struct hre_speculation_report {
+    uint32_t drafted, accepted;
+    uint64_t draft_ns, verify_ns, total_ns; /* draft_ns: 0 without steps */
+};
+/*
+ * One round: the sequence's recipe drafts what follows id, exact attention verifies all of it in one pass, and what was refused is
+ * truncated. ids_out [draft_tokens + 1], n_out: the next 1 to draft_tokens + 1 tokens of the text, those that decoding one by one with
+ * exact attention and the same chooser gives. All but the last have been run; the last is the next round's id. Statuses as for
+ * prefill, and the chooser's.
+ */
+hr_status_t hre_session_speculate(hre_session_t *session, uint32_t sequence, uint32_t id,
+                                  const struct hre_speculation *how, uint32_t *ids_out,
+                                  uint32_t *n_out, struct hre_speculation_report *report_out);
+
 /* Time and bytes of the session so far. */
 struct hre_session_stats {
     uint64_t scratch_bytes; /* allocated by the session */

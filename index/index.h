@@ -41,6 +41,8 @@ struct hri_selector {
     bool
         attends_in_place; /* heads that attend everything do it where the rows lie; partials move */
     bool wants_early_q;   /* a guess of the query, made a layer before (in->early_q) */
+    bool
+        drafts; /* of a speculative decoder: its output is a proposal, param "tokens" says how many before they are verified */
     bool splits_clusters; /* clusters have any size; one larger than a block is several blocks */
     bool shares_budget;   /* unit ROWS: one head may read what the others of its layer leave */
     const struct hri_param *params;     /* ends with name NULL */

@@ -1,7 +1,7 @@
 /* TriForce (arXiv 2404.11912): the draft of a speculative decoder whose result is exact. This is the draft's rule: chunks of 8
  * consecutive tokens with their mean key, ranked by the softmax of query times mean over the chunks, summed over the group; the best
  * are read, the rest is dropped. Verification with full attention is the caller's, who takes rejected tokens back with
- * hr_sequence_truncate; the engine does it (hre_speculation). */
+ * hr_sequence_truncate; the engine does it (hre_session_speculate). */
 #include "index/means.h"
 #include "index/params.h"
 
@@ -98,6 +98,7 @@ const struct hri_selector hri_selector_triforce = {
     .source = "TriForce, arXiv 2404.11912",
     .unit = HRI_UNIT_BLOCKS,
     .codec = HRI_CODEC_EXACT,
+    .drafts = true,
     .params = params_triforce,
     .ops = &ops,
 };

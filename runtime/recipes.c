@@ -34,7 +34,8 @@ hr_status_t hr_recipe_describe(size_t index, struct hr_recipe_info *info_out)
                                         .source = selector->source,
                                         .n_params = params_count(selector),
                                         .needs_gates = selector->needs_gates,
-                                        .takes_argument = selector->takes_argument};
+                                        .takes_argument = selector->takes_argument,
+                                        .drafts = selector->drafts};
     return HR_OK;
 }
 
@@ -54,6 +55,24 @@ hr_status_t hr_recipe_param(size_t index, uint32_t param, struct hr_recipe_param
                                           .max = p->max,
                                           .whole = hri_param_counts(p)};
     return HR_OK;
+}
+
+hr_status_t hr_recipe_value(const char *recipe, const char *param, double *value_out)
+{
+    struct hri_recipe parsed;
+    if (recipe == NULL || param == NULL || value_out == NULL) {
+        return hri_error_set(HR_ERR_INVALID, "hr_recipe_value: no recipe, name or place for it");
+    }
+    hr_status_t status = hri_recipe_parse(recipe, &parsed);
+    for (uint32_t i = 0; status == HR_OK && i < params_count(parsed.selector); i++) {
+        if (strcmp(parsed.selector->params[i].name, param) == 0) {
+            *value_out = parsed.values[i];
+            return HR_OK;
+        }
+    }
+    return status != HR_OK ? status
+                           : hri_error_set(HR_ERR_NOTFOUND, "recipe %s has no parameter '%.40s'",
+                                           parsed.selector->name, param);
 }
 
 hr_status_t hr_recipe_check(const char *recipe)

@@ -135,7 +135,8 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
     s->scale = o->scale != 0.0f ? o->scale : 1.0f / sqrtf((float)o->k_dim);
     s->soft_cap = o->soft_cap;
     s->tokens_max = o->tokens_max;
-    s->moved = o->moved;
+    double draft = param_or(&s->recipe, "draft", 0);
+    s->moved = draft > 0 ? draft : o->moved;
     s->tolerance = o->tolerance;
     const struct hri_recipe *r = &s->recipe;
     bool blocks = r->selector->unit == HRI_UNIT_BLOCKS;

@@ -379,6 +379,7 @@ struct hr_recipe_info {
     uint32_t n_params;
     int needs_gates;    /* hr_sequence_options.head_gates must be given */
     int takes_argument; /* "name:ARGUMENT" */
+    int drafts; /* what it gives is a proposal, to be verified exactly; "tokens" says how many at a time */
 };
 struct hr_recipe_param {
     const char *name, *meaning, *source; /* source: who proposed it, "" where that is plain */
@@ -388,6 +389,8 @@ struct hr_recipe_param {
 /* HR_ERR_NOTFOUND past the last. */
 HR_API hr_status_t hr_recipe_describe(size_t index, struct hr_recipe_info *info_out);
 HR_API hr_status_t hr_recipe_param(size_t index, uint32_t param, struct hr_recipe_param *param_out);
+/* A parameter of a recipe text: what it says, or the default. HR_ERR_NOTFOUND: the recipe has none of that name. */
+HR_API hr_status_t hr_recipe_value(const char *recipe, const char *param, double *value_out);
 /* Whether a recipe text such as "quest:page=32" is right: what hr_sequence_create says about it. */
 HR_API hr_status_t hr_recipe_check(const char *recipe);
 

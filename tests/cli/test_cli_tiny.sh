@@ -53,4 +53,14 @@ check "standard input is not read" test "$(cat "$out")" = v11
 run run --prompt "f01 f02" --temperature 1 --seed 5 --tokens 12 --json j.json; expect 0
 run run --prompt "f01 f02" --temperature 1 --seed 5 --tokens 12 --json k.json; expect 0
 check "the same seed gives another text" test "$(json j.json text)" = "$(json k.json text)"
+
+# a recipe that drafts writes what dense attention writes
+run run --file text.txt --prompt "k05 f01 k05" --tokens 30 --recipe full --dtype f32 --json j.json; expect 0
+run run --file text.txt --prompt "k05 f01 k05" --tokens 30 --recipe triforce --dtype f32 --json k.json; expect 0
+check "drafting changed the text" test "$(json j.json text)" = "$(json k.json text)"
+number '$1 == 30 && $2 > 0 && $3 >= $4' k.json generated_tokens draft.rounds draft.drafted draft.accepted
+run run --file text.txt --tokens 20 --recipe triforce --temperature 1 --json k.json; expect 0
+number '$1 == 20' k.json generated_tokens
+run run --file text.txt --tokens 20 --recipe triforce --check-dense --dtype f32 --json k.json; expect 0
+number '$1 == 1 && $2 < 1e-6' k.json dense.top1_agreement dense.kl
 finish
