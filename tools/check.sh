@@ -13,7 +13,7 @@ cd "$root"
 
 failed=
 sources() {
-    git ls-files -- '*.c' '*.h' '*.cpp' | grep -v -E '^engine/models/'
+    git ls-files -- '*.c' '*.h' '*.cpp' '*.cu' '*.cuh' | grep -v -E '^engine/models/'
 }
 
 there() {

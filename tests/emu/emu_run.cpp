@@ -1,0 +1,2 @@
+/* The emulator's machinery, once per program. */
+#include "kernels/emu/emu_run.h"
