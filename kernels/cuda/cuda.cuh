@@ -6,6 +6,8 @@
 #ifdef HRI_EMU
 #include "kernels/emu/emu.h"
 
+#define HRI_UNROLL
+
 /* HRI_LAUNCH(kernel, grid, threads, dynamic shared bytes, stream, arguments...): 0, or the error. */
 #define HRI_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                               \
     ((void)(stream), ::emu::launch(#kernel, kernel, grid, threads, shared_bytes,                   \
@@ -26,6 +28,7 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#define HRI_UNROLL _Pragma("unroll")
 #define HRI_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                               \
     (kernel<<<(grid), (threads), (shared_bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__),           \
      (int)cudaGetLastError())

@@ -196,7 +196,8 @@ int launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t
     return run({name, grid, block, shared_bytes, at, sizeof c}, c.body, &c, c.copy, c.destroy);
 }
 
-template <class T, class F> T update(T *p, F change, where at)
+template <class T, class F>
+__attribute__((no_sanitize("thread"), noinline)) T update(T *p, F change, where at)
 {
     touch_atomic(p, sizeof *p, at);
     T before = *p;

@@ -1,0 +1,115 @@
+/* Small things all kernels use. */
+#ifndef HRI_CUDA_COMMON_CUH
+#define HRI_CUDA_COMMON_CUH
+
+#include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
+
+#define HRI_ALL_LANES 0xffffffffu
+#define HRI_STEP_MIN  1e-36f /* as kernels/cpu/ops.h */
+#define HRI_LOGIT_MAX 1e30f
+#define HRI_NEGATIVE  (-INFINITY)
+
+static __device__ __forceinline__ uint32_t hri_lane()
+{
+    return threadIdx.x & 31u;
+}
+static __device__ __forceinline__ uint32_t hri_warp()
+{
+    return threadIdx.x >> 5;
+}
+static __device__ __forceinline__ float hri_warp_sum(float x)
+{
+    for (int bit = 16; bit > 0; bit >>= 1)
+        x += __shfl_xor_sync(HRI_ALL_LANES, x, bit);
+    return x;
+}
+static __device__ __forceinline__ float hri_warp_max(float x)
+{
+    for (int bit = 16; bit > 0; bit >>= 1)
+        x = fmaxf(x, __shfl_xor_sync(HRI_ALL_LANES, x, bit));
+    return x;
+}
+/* Among the 4 lanes that share a row of a fragment, and among the 8 that share a column. */
+static __device__ __forceinline__ float hri_quad_sum(float x)
+{
+    x += __shfl_xor_sync(HRI_ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(HRI_ALL_LANES, x, 2);
+}
+static __device__ __forceinline__ float hri_quad_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(HRI_ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(HRI_ALL_LANES, x, 2));
+}
+
+/* e^x of a softmax: x <= 0 or little above; -INFINITY gives 0. */
+static __device__ __forceinline__ float hri_exp(float x)
+{
+#ifdef HRI_EMU
+    return expf(x);
+#else
+    return exp2f(x * 1.4426950408889634f);
+#endif
+}
+
+static __device__ __forceinline__ float hri_capped(float logit, float soft_cap)
+{
+    if (soft_cap > 0.0f)
+        logit = soft_cap * tanhf(logit / soft_cap);
+    return fminf(fmaxf(logit, -HRI_LOGIT_MAX), HRI_LOGIT_MAX);
+}
+
+/* (m, l) += (m2, l2): running softmaxes, either of which may be empty. */
+static __device__ __forceinline__ void hri_softmax_merge(float &m, float &l, float m2, float l2)
+{
+    const float most = fmaxf(m, m2);
+    if (most == HRI_NEGATIVE)
+        return;
+    l = l * hri_exp(m - most) + l2 * hri_exp(m2 - most);
+    m = most;
+}
+
+static __device__ __forceinline__ float hri_bf16_to_f32(uint16_t x)
+{
+    return __bfloat162float(__ushort_as_bfloat16(x));
+}
+static __device__ __forceinline__ uint16_t hri_f32_to_bf16(float x)
+{
+    return __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
+static __device__ __forceinline__ float hri_f16_to_f32(uint16_t x)
+{
+    return __half2float(__ushort_as_half(x));
+}
+static __device__ __forceinline__ uint16_t hri_f32_to_f16(float x)
+{
+    return __half_as_ushort(__float2half_rn(x));
+}
+
+/* Element i of a row of any kind. */
+static __device__ __forceinline__ float hri_element(const void *row, hr_dtype_t dtype, size_t i)
+{
+    if (dtype == HR_DTYPE_F32)
+        return ((const float *)row)[i];
+    const uint16_t half = ((const uint16_t *)row)[i];
+    return dtype == HR_DTYPE_F16 ? hri_f16_to_f32(half) : hri_bf16_to_f32(half);
+}
+static __host__ __device__ __forceinline__ uint32_t hri_dtype_size(hr_dtype_t dtype)
+{
+    return dtype == HR_DTYPE_F32 ? 4u : 2u;
+}
+
+static __host__ __device__ __forceinline__ uint32_t hri_div_up(uint32_t x, uint32_t y)
+{
+    return (x + y - 1) / y;
+}
+
+/* How many blocks of the grid each of n heads gets, if every SM is to have `per_sm` of them. */
+static inline uint32_t hri_splits(uint32_t n_heads, uint32_t per_sm, uint32_t most)
+{
+    const uint32_t n = hri_div_up(hri_cuda_get_machine().sm_count * per_sm, n_heads ? n_heads : 1);
+    return n < 1 ? 1 : n > most ? most : n;
+}
+
+#endif

@@ -1,0 +1,282 @@
+/* The CUDA kernels as C functions: one launcher per operation, on raw device pointers and a stream.
+ *
+ * A launcher checks nothing that its caller can know, allocates nothing and does not wait; it returns
+ * 0 or the runtime's error number (cudaError_t). All may be captured in a graph: what changes from
+ * token to token (lengths, counts, budgets) is read from device memory, and grids are sized by the
+ * machine, not by the data. Results do not depend on the order in which threads or blocks run.
+ *
+ * Letters as in kernels.h: a layer has H kv-heads (those of all sequences of a batch, one after the
+ * other), each shared by G query heads (1..16); dk, dv: multiples of 16 in [16, 256]; queries are
+ * float32 [H][G][dk] and carry the scale. "stride" counts elements and is a multiple of 16. Rows are
+ * K then V, adjacent; rows in float16, bfloat16 or int8 begin at multiples of 16 bytes. */
+#ifndef HRI_CUDA_LAUNCH_H
+#define HRI_CUDA_LAUNCH_H
+
+#if defined(__cplusplus) && defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow" /* a function may have the name of a struct in C */
+#endif
+#include <headrace/headrace.h>
+#if defined(__cplusplus) && defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct hri_cuda_heads {
+    uint32_t n, g, dk, dv; /* H, G */
+};
+
+/* What grids are sized by: set once by the device layer; the default is an H100's. */
+struct hri_cuda_machine {
+    uint32_t sm_count, arch; /* arch: 80, 86, 89, 90, 100, 120 */
+};
+void hri_cuda_set_machine(struct hri_cuda_machine machine);
+struct hri_cuda_machine hri_cuda_get_machine(void);
+
+/* ------------------------------------------------------------------------------------------ append
+ * Rows of new tokens into the tails: token i of the call becomes row (*length + i) % capacity of
+ * each head's tail, converted to `to` (rounded to nearest even). */
+struct hri_cuda_append_args {
+    const void *k, *v; /* [n][H][dk], [n][H][dv] of `from` */
+    int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride; /* elements */
+    hr_dtype_t from, to;
+    void *tail; /* [H][capacity][dk + dv] of `to` */
+    uint32_t capacity;
+    uint32_t *length; /* in device memory */
+    /* Smallest (i * H + head) * (dk + dv) + dimension that is not finite after the conversion;
+     * left alone if all are. The caller sets it to UINT32_MAX. */
+    uint32_t *bad;
+    int advance; /* then adds n to *length */
+};
+int hri_cuda_append(const struct hri_cuda_append_args *append, struct hri_cuda_heads heads,
+                    uint32_t n, void *stream);
+
+/* ---------------------------------------------------------------------------- summaries and blocks
+ * A grouped segment becomes blocks: for each, its summary and its int8 rows as differences from the
+ * summary as it reads back (kernels.h: hri_centroids, hri_block_i8). Blocks b < n_blocks of the
+ * segment of each head; block b becomes number first_block + b. */
+struct hri_cuda_pack_args {
+    const void *rows; /* [H][n][dk + dv] in token order */
+    hr_dtype_t dtype;
+    uint32_t n, n_blocks, first_block;
+    const uint32_t *order;       /* [H][n] the rows of block 0, of block 1, ... */
+    const uint32_t *block_begin; /* [H][n_blocks + 1] in order */
+    const float *k_mean;         /* [H][dk] */
+    uint32_t blocks_max;         /* of the arrays below; multiple of 16 */
+    uint8_t *k_codes;            /* [H][blocks_max/16][dk/4][16][4] */
+    int8_t *v_codes;             /* [H][blocks_max][dv] */
+    float *k_scale, *v_scale;    /* [H][blocks_max] */
+    uint8_t *block_rows;         /* [H][blocks_max] */
+    int8_t *codes;               /* [H][n][dk + dv] in the order of `order` */
+    float *k_step, *v_step;      /* [H][blocks_max] of the rows */
+};
+int hri_cuda_pack(const struct hri_cuda_pack_args *pack, struct hri_cuda_heads heads, void *stream);
+
+/* codes of rotated residuals (kernels.h: pack_sketch): rows first_row.. of each head. */
+struct hri_cuda_pack_sketch_args {
+    const float *z;        /* [H][n][z_stride] */
+    const float *inv_step; /* [H][n4 + n2] */
+    uint8_t *codes;        /* [H][codes_stride] bytes */
+    size_t z_stride, codes_stride;
+    uint32_t n4, n2, n, first_row;
+};
+int hri_cuda_pack_sketch(const struct hri_cuda_pack_sketch_args *pack, uint32_t n_heads,
+                         void *stream);
+
+/* ----------------------------------------------------------------------------------------- queries
+ * Once per step and layer, from q: the two int8 terms that summaries and int8 rows are scored with
+ * (query_i8.h), what each head's shape makes of it, and the query in the bases of the sketches. */
+#define HRI_CUDA_GROUP_MAX HR_GROUP_MAX
+/* q as step (128 high + low). Rows are padded with 0 to dk_up = dk rounded up to 64, query heads to
+ * g_up = a multiple of 4. */
+#ifdef __CUDACC__
+#define HRI_CUDA_BOTH __host__ __device__
+#else
+#define HRI_CUDA_BOTH
+#endif
+static inline HRI_CUDA_BOTH uint32_t hri_cuda_dk_up(uint32_t dk)
+{
+    return (dk + 63u) & ~63u;
+}
+static inline HRI_CUDA_BOTH uint32_t hri_cuda_g_up(uint32_t g)
+{
+    return (g + 3u) & ~3u;
+}
+struct hri_cuda_query_i8 {
+    int8_t *codes; /* [H][g_up][2][dk_up]: high, then low */
+    float *step;   /* [H][g_up] */
+};
+/* A shape of every head (index/summary.h); NULL members where there is none. */
+struct hri_cuda_shape {
+    const int8_t *f, *w, *u; /* [H][rank_c][dk], [H][rank_d][dk], [H][rank_d][dv] */
+    const float *f_scale, *w_scale, *u_scale;
+    uint32_t rank_c, rank_d;
+    const float *k_mean; /* [H][dk] */
+};
+struct hri_cuda_query_out {
+    struct hri_cuda_query_i8 i8;
+    float *common;   /* [H][G] q . k_mean, or NULL */
+    float *variance; /* [H][G] q'Cq, or NULL */
+    float *shift;    /* [H][G][dv] D q, or NULL */
+};
+int hri_cuda_query(const float *q, struct hri_cuda_heads heads, const struct hri_cuda_shape *shape,
+                   const struct hri_cuda_query_out *out, void *stream);
+
+/* kernels.h: hri_sketch_query, the same layout. */
+struct hri_cuda_sketch_query {
+    int8_t q4[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
+    int8_t q2[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
+    float scale4[HR_GROUP_MAX], scale2[HR_GROUP_MAX], offset[HR_GROUP_MAX];
+    float pad[HR_GROUP_MAX];
+};
+/* Bases of one head (index/sketch.h), in device memory: how to turn a query, and its sketched rows. */
+struct hri_cuda_basis {
+    const int8_t *query;      /* [dk][dk] */
+    const float *query_scale; /* [dk] */
+    const float *step;        /* [n4 + n2] */
+    const float *missed;      /* [dk] */
+    uint32_t n4, n2;
+};
+/* queries [H][n_bases]; rest [H][n_bases][G] */
+int hri_cuda_query_sketch(const float *q, struct hri_cuda_heads heads,
+                          const struct hri_cuda_basis *bases /* [H][n_bases] */, uint32_t n_bases,
+                          struct hri_cuda_sketch_query *queries, float *rest, void *stream);
+
+/* ------------------------------------------------------------------------------------------- score
+ * All summaries. dots = q . centre; log_mass = log n + dots + min(spread variance / 2, 3), with a
+ * soft cap bent as in docs/algorithm.md; top and total: their largest and the sum of exp(log_mass -
+ * top), the softmax (near_m, near_l) of what was attended before included. */
+struct hri_cuda_summaries {
+    const uint8_t *k_codes; /* as above */
+    const float *k_scale;   /* [H][blocks_max] */
+    const uint16_t *spread; /* [H][blocks_max] bfloat16, or NULL */
+    const uint8_t *rows;    /* [H][blocks_max] */
+    uint32_t blocks_max;
+    const uint32_t *n; /* [H] blocks there are */
+};
+struct hri_cuda_score_args {
+    struct hri_cuda_query_i8 q;
+    const float *common, *variance; /* [H][G], NULL: 0 */
+    const float *near_m, *near_l;   /* [H][G], NULL: nothing near */
+    float soft_cap;
+    float *dots, *log_mass; /* [H][G][stride], log_mass may be NULL (then top and total are too) */
+    size_t stride;
+    float *top, *total; /* [H][G] */
+    float *work;        /* hri_cuda_score_work(heads) floats */
+    uint32_t *arrived;  /* [H] zero; zero again afterwards */
+};
+size_t hri_cuda_score_work(struct hri_cuda_heads heads);
+int hri_cuda_score(const struct hri_cuda_score_args *score,
+                   const struct hri_cuda_summaries *summaries, struct hri_cuda_heads heads,
+                   void *stream);
+
+/* ---------------------------------------------------------------------------------------- sketches
+ * A list per head of groups of 16 sketched rows (kernels.h: hri_sketch_rows), in pairs that share a
+ * basis; UINT32_MAX fills a pair up. */
+struct hri_cuda_sketch_list {
+    const uint8_t *codes; /* [H][codes_stride] bytes */
+    size_t codes_stride;
+    const struct hri_cuda_basis *bases; /* [H][n_bases]: n4 and n2 are read */
+    uint32_t n_bases;
+    const uint32_t *groups;     /* [H][2 pairs_max] */
+    const uint32_t *pair_basis; /* [H][pairs_max] */
+    const uint32_t *n_pairs;    /* [H] */
+    uint32_t pairs_max;
+};
+/* out[h][gh][16 group + r] = what the row's codes add to the logit. */
+int hri_cuda_score_sketch(const struct hri_cuda_sketch_list *list,
+                          const struct hri_cuda_sketch_query *queries /* [H][n_bases] */,
+                          struct hri_cuda_heads heads, float *out, size_t stride, void *stream);
+/* sum[h][basis][gh][i] = sum over the listed groups of the basis of w[h][gh][row] (c_i - 7.5 or
+ * 1.5), i < n4 + n2; rows of [256] floats. Lanes without a row must weigh 0; w must be finite. */
+struct hri_cuda_sketch_sum {
+    const float *w; /* [H][G][stride] */
+    size_t stride;
+    float *sum;        /* [H][n_bases][G][256] */
+    float *work;       /* hri_cuda_sum_sketch_work(...) floats */
+    uint32_t *arrived; /* [H][n_bases] zero; zero again afterwards */
+};
+size_t hri_cuda_sum_sketch_work(struct hri_cuda_heads heads, uint32_t n_bases);
+int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
+                        const struct hri_cuda_sketch_sum *sum, struct hri_cuda_heads heads,
+                        void *stream);
+
+/* ------------------------------------------------------------------------------------------ select
+ * Items by key, larger first, ties by smaller index; keys are finite, and those <= 0 never taken. An
+ * item is taken when the costs of it and of all better items of its class fit the class's budget,
+ * and what all better items of both classes leave of the error is above `enough`. Items taken are
+ * listed in ascending order. */
+struct hri_cuda_select_args {
+    const float *key;      /* [H][stride] */
+    const uint32_t *cost;  /* [H][stride], NULL: all 1 */
+    const uint8_t *class_; /* [H][stride] 0 or 1 (hits), NULL: all 0 */
+    const float *error;    /* [H][stride] what taking the item removes, >= 0; NULL: no tolerance */
+    size_t stride;
+    const uint32_t *n;          /* [H] */
+    const uint64_t *budget;     /* [H][2] */
+    const float *left, *enough; /* [H] before anything is taken; enough <= 0: not looked at */
+    uint32_t *items;            /* [H][items_max] */
+    uint32_t items_max;
+    uint32_t *n_items; /* [H]: at most items_max, ascending order decides what is left out */
+    float *left_out;   /* [H] or NULL: of the error, after all that were taken */
+};
+int hri_cuda_select(const struct hri_cuda_select_args *select, uint32_t n_heads, void *stream);
+
+/* ----------------------------------------------------------------------------------------- resolve
+ * The residency table of one layer: which frame holds which block, and the clock that replaces. All
+ * in device memory. Frames used in this turn are never replaced in it. */
+#define HRI_CUDA_NONE UINT32_MAX
+struct hri_cuda_residency {
+    uint32_t *frame_of;    /* [H][blocks_max] or NONE */
+    uint32_t *holds;       /* [n_frames] head * blocks_max + block, or NONE */
+    uint32_t *last_turn;   /* [n_frames] turn of the last use */
+    uint8_t *referenced;   /* [n_frames] the clock's bit */
+    uint32_t *hand, *turn; /* one number each */
+    uint32_t n_frames, blocks_max;
+};
+int hri_cuda_residency_clear(const struct hri_cuda_residency *table, uint32_t n_heads,
+                             void *stream);
+/* Copies to be made: block (head, block) into a frame. */
+struct hri_cuda_job {
+    uint32_t head, block, frame, item; /* item: its place in the head's list */
+};
+struct hri_cuda_resolve_args {
+    const uint32_t *items, *n_items; /* [H][items_max], [H], from select; blocks */
+    uint32_t items_max;
+    uint32_t *frames; /* [H][items_max] the frame, or NONE where no frame is left for a miss */
+    struct hri_cuda_job *jobs; /* [jobs_max] misses, by head and item */
+    uint32_t jobs_max;
+    uint32_t *n_jobs;
+    uint32_t *counts; /* [3] hits, misses, misses without a frame; added to */
+};
+/* A turn: hits are marked used, misses take frames in the clock's order. */
+int hri_cuda_resolve(const struct hri_cuda_residency *table,
+                     const struct hri_cuda_resolve_args *resolve, uint32_t n_heads, void *stream);
+
+/* ------------------------------------------------------------------------------------------ gather
+ * Blocks from mapped pinned host memory into frames. */
+struct hri_cuda_gather_args {
+    const struct hri_cuda_job *jobs;
+    const uint32_t *n_jobs;
+    const unsigned char *host;   /* device address of the mapped memory */
+    const uint64_t *host_offset; /* [H][blocks_max] where each block lies; multiples of 16 */
+    const uint32_t *bytes;       /* [H][blocks_max] multiples of 16, NULL: frame_bytes */
+    uint32_t blocks_max;
+    unsigned char *frames;
+    uint32_t frame_bytes;
+    uint32_t *arrived; /* [n_frames] or NULL: set to *turn once the frame is filled */
+    const uint32_t *turn;
+};
+/* On n_blocks (2..4) thread blocks; 0: 4. use_bulk: -1 by architecture, 0 or 1. */
+int hri_cuda_gather(const struct hri_cuda_gather_args *gather, uint32_t n_blocks, int use_bulk,
+                    void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
