@@ -24,6 +24,7 @@ static const struct {
 #if HR_HAVE_BENCH
     {"bench", cli_bench, "measure the hot paths beside the machine's limits and their peers"},
 #endif
+    {"plan", cli_plan, "what a cache asks of a machine, and how fast a step can be"},
     {"recipe", cli_recipe, "list the recipes there are and show their parameters"},
     {"info", cli_info, "what this build and this machine can do"},
 };
