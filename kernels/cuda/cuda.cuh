@@ -7,6 +7,7 @@
 #include "kernels/emu/emu.h"
 
 #define HRI_UNROLL
+#define HRI_UNROLL_4
 
 /* HRI_LAUNCH(kernel, grid, threads, dynamic shared bytes, stream, arguments...): 0, or the error. */
 #define HRI_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                               \
@@ -28,7 +29,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-#define HRI_UNROLL _Pragma("unroll")
+#define HRI_UNROLL   _Pragma("unroll")
+#define HRI_UNROLL_4 _Pragma("unroll 4")
 #define HRI_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                               \
     (kernel<<<(grid), (threads), (shared_bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__),           \
      (int)cudaGetLastError())

@@ -132,7 +132,6 @@ struct hri_cuda_sketch_query {
     int8_t q4[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
     int8_t q2[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
     float scale4[HR_GROUP_MAX], scale2[HR_GROUP_MAX], offset[HR_GROUP_MAX];
-    float pad[HR_GROUP_MAX];
 };
 /* Bases of one head (index/sketch.h), in device memory: how to turn a query, and its sketched rows. */
 struct hri_cuda_basis {
@@ -177,15 +176,16 @@ int hri_cuda_score(const struct hri_cuda_score_args *score,
 
 /* ---------------------------------------------------------------------------------------- sketches
  * A list per head of groups of 16 sketched rows (kernels.h: hri_sketch_rows), in pairs that share a
- * basis; UINT32_MAX fills a pair up. */
+ * basis; HRI_CUDA_NONE fills a pair up. All bases have the same number of lines. */
+#define HRI_CUDA_NONE UINT32_MAX
 struct hri_cuda_sketch_list {
-    const uint8_t *codes; /* [H][codes_stride] bytes */
+    const uint8_t *codes; /* [H][codes_stride] bytes, 64-byte aligned */
     size_t codes_stride;
     const struct hri_cuda_basis *bases; /* [H][n_bases]: n4 and n2 are read */
-    uint32_t n_bases;
-    const uint32_t *groups;     /* [H][2 pairs_max] */
-    const uint32_t *pair_basis; /* [H][pairs_max] */
-    const uint32_t *n_pairs;    /* [H] */
+    uint32_t n_bases, lines;            /* lines = n4/8 + n2/16 */
+    const uint32_t *groups;             /* [H][2 pairs_max] */
+    const uint32_t *pair_basis;         /* [H][pairs_max] */
+    const uint32_t *n_pairs;            /* [H] */
     uint32_t pairs_max;
 };
 /* out[h][gh][16 group + r] = what the row's codes add to the logit. */
@@ -193,15 +193,16 @@ int hri_cuda_score_sketch(const struct hri_cuda_sketch_list *list,
                           const struct hri_cuda_sketch_query *queries /* [H][n_bases] */,
                           struct hri_cuda_heads heads, float *out, size_t stride, void *stream);
 /* sum[h][basis][gh][i] = sum over the listed groups of the basis of w[h][gh][row] (c_i - 7.5 or
- * 1.5), i < n4 + n2; rows of [256] floats. Lanes without a row must weigh 0; w must be finite. */
+ * 1.5), i < n4 + n2. Lanes without a row must weigh 0; w must be finite. */
 struct hri_cuda_sketch_sum {
     const float *w; /* [H][G][stride] */
     size_t stride;
-    float *sum;        /* [H][n_bases][G][256] */
+    float *sum;        /* [H][n_bases][G][HR_HEAD_DIM_MAX] */
     float *work;       /* hri_cuda_sum_sketch_work(...) floats */
-    uint32_t *arrived; /* [H][n_bases] zero; zero again afterwards */
+    uint32_t *arrived; /* hri_cuda_sum_sketch_counters(...), zero; zero again afterwards */
 };
-size_t hri_cuda_sum_sketch_work(struct hri_cuda_heads heads, uint32_t n_bases);
+size_t hri_cuda_sum_sketch_work(struct hri_cuda_heads heads, uint32_t n_bases, uint32_t lines);
+size_t hri_cuda_sum_sketch_counters(struct hri_cuda_heads heads, uint32_t n_bases, uint32_t lines);
 int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
                         const struct hri_cuda_sketch_sum *sum, struct hri_cuda_heads heads,
                         void *stream);
@@ -230,7 +231,6 @@ int hri_cuda_select(const struct hri_cuda_select_args *select, uint32_t n_heads,
 /* ----------------------------------------------------------------------------------------- resolve
  * The residency table of one layer: which frame holds which block, and the clock that replaces. All
  * in device memory. Frames used in this turn are never replaced in it. */
-#define HRI_CUDA_NONE UINT32_MAX
 struct hri_cuda_residency {
     uint32_t *frame_of;    /* [H][blocks_max] or NONE */
     uint32_t *holds;       /* [n_frames] head * blocks_max + block, or NONE */
