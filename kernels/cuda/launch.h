@@ -208,19 +208,19 @@ int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
                         void *stream);
 
 /* ------------------------------------------------------------------------------------------ select
- * Items by key, larger first, ties by smaller index; keys are finite, and those <= 0 never taken. An
- * item is taken when the costs of it and of all better items of its class fit the class's budget,
- * and what all better items of both classes leave of the error is above `enough`. Items taken are
- * listed in ascending order. */
+ * Items by key, larger first, ties by smaller index; keys that are not > 0 are never taken.
+ * Candidates of a class are its best items whose costs together fit the class's budget: one that
+ * does not fit ends them. Of all candidates the best are taken, until what they leave of the error
+ * is at most `enough`. Items taken are listed in ascending order. */
 struct hri_cuda_select_args {
     const float *key;      /* [H][stride] */
     const uint32_t *cost;  /* [H][stride], NULL: all 1 */
     const uint8_t *class_; /* [H][stride] 0 or 1 (hits), NULL: all 0 */
-    const float *error;    /* [H][stride] what taking the item removes, >= 0; NULL: no tolerance */
+    const float *error;    /* [H][stride] what taking the item removes, >= 0; or NULL */
     size_t stride;
     const uint32_t *n;          /* [H] */
     const uint64_t *budget;     /* [H][2] */
-    const float *left, *enough; /* [H] before anything is taken; enough <= 0: not looked at */
+    const float *left, *enough; /* [H] error before; enough <= 0: not looked at. With `error` */
     uint32_t *items;            /* [H][items_max] */
     uint32_t items_max;
     uint32_t *n_items; /* [H]: at most items_max, ascending order decides what is left out */
@@ -230,26 +230,30 @@ int hri_cuda_select(const struct hri_cuda_select_args *select, uint32_t n_heads,
 
 /* ----------------------------------------------------------------------------------------- resolve
  * The residency table of one layer: which frame holds which block, and the clock that replaces. All
- * in device memory. Frames used in this turn are never replaced in it. */
+ * in device memory. A frame used in this turn is never replaced in it. Each layer has frames of its
+ * own: layers take turns, and a clock over all of them would lose every frame just before its layer
+ * comes round again (docs/decisions/0002). */
 struct hri_cuda_residency {
     uint32_t *frame_of;    /* [H][blocks_max] or NONE */
     uint32_t *holds;       /* [n_frames] head * blocks_max + block, or NONE */
-    uint32_t *last_turn;   /* [n_frames] turn of the last use */
+    uint32_t *last_turn;   /* [n_frames] turn of the last use, 0: never */
     uint8_t *referenced;   /* [n_frames] the clock's bit */
     uint32_t *hand, *turn; /* one number each */
     uint32_t n_frames, blocks_max;
 };
 int hri_cuda_residency_clear(const struct hri_cuda_residency *table, uint32_t n_heads,
                              void *stream);
-/* Copies to be made: block (head, block) into a frame. */
+/* Blocks whose bytes did not come, [*n] jobs: they leave the table. */
 struct hri_cuda_job {
     uint32_t head, block, frame, item; /* item: its place in the head's list */
 };
+int hri_cuda_residency_drop(const struct hri_cuda_residency *table, const struct hri_cuda_job *jobs,
+                            const uint32_t *n, void *stream);
 struct hri_cuda_resolve_args {
-    const uint32_t *items, *n_items; /* [H][items_max], [H], from select; blocks */
+    const uint32_t *items, *n_items; /* [H][items_max], [H]: blocks, each once per head */
     uint32_t items_max;
-    uint32_t *frames; /* [H][items_max] the frame, or NONE where no frame is left for a miss */
-    struct hri_cuda_job *jobs; /* [jobs_max] misses, by head and item */
+    uint32_t *frames;          /* [H][items_max] the frame, or NONE: no frame is left for it */
+    struct hri_cuda_job *jobs; /* [jobs_max] copies to be made, by head and item */
     uint32_t jobs_max;
     uint32_t *n_jobs;
     uint32_t *counts; /* [3] hits, misses, misses without a frame; added to */
