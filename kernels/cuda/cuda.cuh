@@ -13,6 +13,8 @@
 #define HRI_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                               \
     ((void)(stream), ::emu::launch(#kernel, kernel, grid, threads, shared_bytes,                   \
                                    {__FILE__, __LINE__}, __VA_ARGS__))
+/* Before a launch with more than 48 KiB of dynamic shared memory: 0, or the error. */
+#define HRI_ALLOW_SHARED(kernel, bytes) 0
 /* type name[count] in shared memory. */
 #define HRI_SHARED(type, name, count)                                                              \
     static const char name##_tag = 0;                                                              \
@@ -34,6 +36,9 @@
 #define HRI_LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                               \
     (kernel<<<(grid), (threads), (shared_bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__),           \
      (int)cudaGetLastError())
+#define HRI_ALLOW_SHARED(kernel, bytes)                                                            \
+    ((int)cudaFuncSetAttribute((const void *)(kernel),                                             \
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
 #define HRI_SHARED(type, name, count) __shared__ type name[count]
 #define HRI_SHARED_DYNAMIC(name)                                                                   \
     extern __shared__ __align__(128) unsigned char hri_dynamic_shared[];                           \

@@ -269,16 +269,16 @@ struct hri_cuda_gather_args {
     const uint32_t *n_jobs;
     const unsigned char *host;   /* device address of the mapped memory */
     const uint64_t *host_offset; /* [H][blocks_max] where each block lies; multiples of 16 */
-    const uint32_t *bytes;       /* [H][blocks_max] multiples of 16, NULL: frame_bytes */
+    const uint32_t *bytes;       /* [H][blocks_max] multiples of 16, or NULL: frame_bytes */
     uint32_t blocks_max;
-    unsigned char *frames;
-    uint32_t frame_bytes;
-    uint32_t *arrived; /* [n_frames] or NULL: set to *turn once the frame is filled */
-    const uint32_t *turn;
+    unsigned char *frames; /* frame f at f * frame_bytes */
+    uint32_t frame_bytes;  /* multiple of 16 */
 };
-/* On n_blocks (2..4) thread blocks; 0: 4. use_bulk: -1 by architecture, 0 or 1. */
-int hri_cuda_gather(const struct hri_cuda_gather_args *gather, uint32_t n_blocks, int use_bulk,
-                    void *stream);
+/* How bytes travel: bulk copies exist from sm_90 on. */
+enum hri_cuda_path { HRI_CUDA_PATH_AUTO, HRI_CUDA_PATH_LOADS, HRI_CUDA_PATH_BULK };
+/* On n_blocks thread blocks, 0: 4. Few are enough, and leave the machine to others. */
+int hri_cuda_gather(const struct hri_cuda_gather_args *gather, uint32_t n_blocks,
+                    enum hri_cuda_path path, void *stream);
 
 #ifdef __cplusplus
 }
