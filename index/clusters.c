@@ -2,6 +2,7 @@
 
 #include "base/assert.h"
 #include "index/group.h"
+#include "index/image.h"
 
 #include <string.h>
 
@@ -153,4 +154,27 @@ uint32_t hri_centred_clusters(const struct hri_index_head *head, const struct hr
     *cluster_rows_out = (uint32_t *)(void *)at;
     at += hri_round_up((n + 1) * sizeof(uint32_t), 64);
     return hri_group_clusters(&in, at, segment->order, *cluster_rows_out);
+}
+
+void hri_clusters_image(struct hri_clusters *clusters, const struct hri_index_head *head,
+                        struct hri_image *im)
+{
+    uint32_t block = 0;
+    if (!im->loads)
+        hri_clusters_heal(clusters, head);
+    hri_image_u32(im, &clusters->n, head->n_blocks, "more clusters than blocks");
+    for (uint32_t c = 0; c < clusters->n && hri_image_ok(im); c++) {
+        struct hri_cluster *cluster = &clusters->cluster[c];
+        uint32_t rows = 0;
+        hri_image_u32(im, &cluster->n_blocks, head->n_blocks - block, "a cluster of too many blocks");
+        hri_image_check(im, cluster->n_blocks > 0, "a cluster without blocks");
+        cluster->first_block = block;
+        for (uint32_t b = 0; hri_image_ok(im) && b < cluster->n_blocks; b++)
+            rows += head->block_rows[block + b];
+        cluster->n_rows = rows;
+        block += cluster->n_blocks;
+    }
+    hri_image_check(im, block == head->n_blocks, "blocks without a cluster");
+    if (hri_image_ok(im))
+        hri_means_image(&clusters->means, &head->options, clusters->n, im);
 }

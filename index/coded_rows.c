@@ -2,6 +2,7 @@
 
 #include "index/means.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 #include <string.h>
 
@@ -312,4 +313,36 @@ void hri_coded_rows_score(struct hri_coded_rows *r, const struct hri_index_optio
                 out[i] += table[wide[(size_t)i * r->parts]];
         }
     }
+}
+
+static void codes_image(struct hri_coded_rows *r, uint32_t n_rows, struct hri_image *im)
+{
+    size_t n = (size_t)n_rows * r->parts;
+    hri_image_bytes(im, r->code, n * r->code_bytes);
+    for (size_t i = 0; im->loads && hri_image_ok(im) && i < n; i++) {
+        uint32_t code = r->code_bytes == 1 ? r->code[i] : ((uint16_t *)(void *)r->code)[i];
+        hri_image_check(im, code < r->n_codes, "a row is coded by a centroid that is not there");
+    }
+}
+
+void hri_coded_rows_image(struct hri_coded_rows *r, const struct hri_index_options *o,
+                          uint32_t n_rows, struct hri_image *im)
+{
+    hri_image_flag(im, &r->frozen);
+    hri_image_u32(im, &r->n_codes, r->codes_max, "too many centroids");
+    hri_image_u32(im, &r->n_trained, o->rows_max, "centroids of more rows than there are");
+    for (uint32_t p = 0; p < r->parts && hri_image_ok(im); p++)
+        hri_image_halfs(im, r->centroid + (size_t)p * r->codes_max * r->part_d,
+                        (size_t)r->n_codes * r->part_d);
+    codes_image(r, n_rows, im);
+    if (r->frozen || !hri_image_ok(im))
+        return;
+    hri_image_u32(im, &r->n_kept, n_rows, "more rows kept than there are");
+    hri_image_check(im, r->n_kept == n_rows, "fewer rows kept than there are");
+    if (im->loads && hri_image_ok(im) && n_rows) {
+        r->kept = hri_aligned(o->scratch, 64, (size_t)n_rows * r->d * sizeof *r->kept);
+        if (!r->kept)
+            im->status = hri_alloc_status();
+    }
+    hri_image_floats(im, r->kept, (size_t)n_rows * r->d);
 }

@@ -2,6 +2,7 @@
 
 #include "base/arena.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -446,4 +447,25 @@ hr_status_t hri_graph_add(struct hri_graph *g, const struct hri_index_options *o
     hri_free(o->scratch, b.scores);
     hri_free(o->scratch, b.near);
     return status;
+}
+
+void hri_graph_image(struct hri_graph *g, const struct hri_index_options *o, struct hri_image *im)
+{
+    uint32_t n = g->n;
+    hri_image_u32(im, &n, o->rows_max, "more nodes than rows");
+    if (im->loads && hri_image_ok(im))
+        im->status = grow(g, o, n);
+    hri_image_u32(im, &g->entry, n ? n - 1 : 0, "no such entry");
+    if (!hri_image_ok(im))
+        return;
+    g->n = n;
+    hri_image_bytes(im, g->key, n * g->key_bytes);
+    hri_image_floats(im, g->half, n);
+    hri_image_bytes(im, g->n_edges, n * sizeof *g->n_edges);
+    for (uint32_t i = 0; i < n && hri_image_ok(im); i++) {
+        hri_image_check(im, g->n_edges[i] <= 2 * g->degree, "a node with too many edges");
+        if (hri_image_ok(im))
+            hri_image_u32s(im, g->edge + (size_t)i * 2 * g->degree, g->n_edges[i], n,
+                           "an edge to nowhere");
+    }
 }

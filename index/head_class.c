@@ -1,4 +1,5 @@
 #include "index/head_class.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -124,4 +125,13 @@ hr_status_t hri_class_by_reach(struct hri_index_head *const *heads, uint32_t n_h
     if (*measured_out)
         hri_class_top(reach, n_heads, share, retrieves);
     return HR_OK;
+}
+
+void hri_samples_image(struct hri_samples *samples, const struct hri_index_options *o,
+                       struct hri_image *im)
+{
+    hri_image_u32(im, &samples->n, HRI_SAMPLES_MAX, "too many samples");
+    hri_image_u32(im, &samples->next, HRI_SAMPLES_MAX - 1, "no such sample");
+    hri_image_u32s(im, samples->position, samples->n, UINT32_MAX, "no such position");
+    hri_image_floats(im, samples->q, (size_t)samples->n * o->g * o->k_dim);
 }

@@ -159,6 +159,15 @@ void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks);
 /* Of a truncate, after the blocks or rows: tokens >= n_tokens are gone, also those that were not grouped yet. */
 void hri_index_forget(struct hri_index_head *head, uint32_t n_tokens);
 
+/* -- saving, forking (index/image.h) -- */
+struct hri_image;
+/* False: this recipe's index is made anew from the rows instead, with hri_index_add_rows. */
+bool hri_index_saves(const struct hri_recipe *recipe);
+/* Everything a head knows, out of it or into one just created. After an error while loading: destroy the head. */
+hr_status_t hri_index_image(struct hri_index_head *head, struct hri_image *image);
+/* After all heads of a layer were loaded. */
+void hri_index_link(struct hri_index_head *const *heads, uint32_t n_heads);
+
 /* -- a step -- */
 enum hri_place { HRI_PLACE_HOST = 0, HRI_PLACE_FRAME = 1, HRI_PLACE_FILE = 2 };
 

@@ -1,4 +1,5 @@
 #include "index/kept.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -57,4 +58,14 @@ double hri_cosine(const float *a, const float *b, uint32_t g, uint32_t d)
         mean += aa > 0 && bb > 0 ? ab / sqrt(aa * bb) / g : 0;
     }
     return mean;
+}
+
+void hri_kept_image(struct hri_kept *kept, const struct hri_index_options *o, struct hri_image *im)
+{
+    hri_image_flag(im, &kept->valid);
+    if (!kept->valid || !hri_image_ok(im))
+        return;
+    hri_image_u32(im, &kept->n, kept->n_max, "too many kept choices");
+    hri_image_u32s(im, kept->items, kept->n, kept->n_max, "a kept choice of nothing");
+    hri_image_floats(im, kept->q, (size_t)o->g * o->k_dim);
 }

@@ -2,6 +2,7 @@
 
 #include "base/half.h"
 #include "index/head.h"
+#include "index/image.h"
 
 #include <math.h>
 
@@ -81,4 +82,12 @@ void hri_softmax(const struct hri_kernels *kernels, const float *x, float *y, ui
     float total = kernels->exp_sum(x, kernels->max(x, n), y, n);
     for (uint32_t i = 0; i < n; i++)
         y[i] /= total;
+}
+
+void hri_means_image(struct hri_means *means, const struct hri_index_options *o, uint32_t n,
+                     struct hri_image *im)
+{
+    hri_image_halfs(im, means->k, (size_t)n * o->k_dim);
+    if (means->v)
+        hri_image_halfs(im, means->v, (size_t)n * o->v_dim);
 }

@@ -3,6 +3,7 @@
 #include "base/arena.h"
 #include "base/assert.h"
 #include "index/linalg.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -208,4 +209,17 @@ void hri_points_make(const struct hri_points *points, const struct hri_kernels *
             memcpy(out + (size_t)(first + i) * dims + n_k, w.chunk + (size_t)i * n_v,
                    n_v * sizeof(float));
     }
+}
+
+void hri_points_image(struct hri_points *p, struct hri_image *im)
+{
+    hri_image_u32(im, &p->rows, UINT32_MAX, "");
+    hri_image_u32(im, &p->position, UINT32_MAX, "");
+    if (p->rows == 0 || !hri_image_ok(im))
+        return;
+    hri_image_u32(im, &p->n_k, p->dims, "too many axes");
+    hri_image_u32(im, &p->n_v, p->dims - (im->loads ? p->n_k : 0), "too many axes");
+    hri_image_floats(im, p->metric, (size_t)p->k_dim * p->k_dim);
+    hri_image_floats(im, p->k_axes, (size_t)p->n_k * p->k_dim);
+    hri_image_floats(im, p->v_axes, (size_t)p->n_v * p->v_dim);
 }

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "index/linalg.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -226,4 +227,16 @@ hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t
             p_out[(size_t)i * d + j] = root * (float)s[(size_t)i * d + j];
     }
     return HR_OK;
+}
+
+void hri_qstats_image(struct hri_qstats *s, struct hri_image *im)
+{
+    hri_image_u32(im, &s->n_batch, HRI_QSTATS_BATCH, "too many sampled queries");
+    hri_image_u32(im, &s->n_recent, HRI_QSTATS_RECENT, "too many sampled queries");
+    hri_image_u32(im, &s->next_recent, HRI_QSTATS_RECENT - 1, "no such sampled query");
+    hri_image_u32(im, &s->position, UINT32_MAX, "");
+    hri_image_doubles(im, &s->weight, 1);
+    hri_image_floats(im, s->moment, (size_t)s->d * s->d);
+    hri_image_floats(im, s->batch, (size_t)s->n_batch * s->d);
+    hri_image_floats(im, s->recent, (size_t)s->n_recent * s->d);
 }

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "index/group.h"
+#include "index/image.h"
 
 #include <string.h>
 
@@ -107,4 +108,20 @@ void hri_row_clusters_truncate(struct hri_row_clusters *c, uint32_t n_rows)
     }
     while (c->n && c->first[c->n - 1] == at)
         c->n--;
+}
+
+void hri_row_clusters_image(struct hri_row_clusters *c, const struct hri_index_options *o,
+                            uint32_t n_rows, struct hri_image *im)
+{
+    hri_image_u32(im, &c->n, c->clusters_max, "too many clusters");
+    if (!hri_image_ok(im))
+        return;
+    hri_image_u32s(im, c->first, c->n + (size_t)1, n_rows + 1, "a cluster of too many rows");
+    for (uint32_t i = 0; im->loads && hri_image_ok(im) && i < c->n; i++)
+        hri_image_check(im, c->first[i] <= c->first[i + 1], "clusters overlap");
+    hri_image_check(im, c->first[0] == 0, "clusters do not begin with the first row");
+    if (!hri_image_ok(im))
+        return;
+    hri_image_u32s(im, c->row, c->first[c->n], n_rows, "a cluster of rows that are not there");
+    hri_means_image(&c->means, o, c->n, im);
 }

@@ -7,6 +7,7 @@
 #include "index/params.h"
 #include "index/rotation.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -166,6 +167,19 @@ static hr_status_t select_rows(struct hri_index_head *head, const struct hri_sel
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct a2ats *s = head->state;
+    size_t square = (size_t)head->options.k_dim * head->options.k_dim;
+    bool has_metric = s->coded.metric != NULL;
+    hri_image_flag(im, &s->has_queries);
+    hri_image_flag(im, &has_metric);
+    hri_image_floats(im, s->moment, square);
+    hri_image_floats(im, s->metric, square);
+    s->coded.metric = has_metric ? s->metric : NULL;
+    hri_coded_rows_image(&s->coded, &head->options, head->n_rows, im);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -176,6 +190,7 @@ static const struct hri_selector_ops ops = {
     .select = select_rows,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_a2ats[] = {

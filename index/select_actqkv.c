@@ -6,6 +6,7 @@
 #include "index/means.h"
 #include "index/params.h"
 #include "index/sort.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -182,6 +183,16 @@ static hr_status_t select_one(struct hri_index_head *head, const struct hri_sele
     return select_layer(&head, 1, in, out);
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct act *s = head->state;
+    size_t width = (size_t)head->options.g * head->options.k_dim;
+    hri_means_image(&s->means, &head->options, head->n_blocks, im);
+    hri_image_u32(im, &s->n, s->window, "too many queries");
+    hri_image_u32(im, &s->next, s->window - 1, "no such query");
+    hri_image_floats(im, s->queries, hri_image_ok(im) ? s->n * width : 0);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -192,6 +203,7 @@ static const struct hri_selector_ops ops = {
     .observe = observe,
     .select = select_one,
     .select_layer = select_layer,
+    .image = image,
 };
 
 static const struct hri_param params_actqkv[] = {

@@ -5,6 +5,7 @@
 #include "index/means.h"
 #include "index/pages.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <math.h>
 
@@ -45,6 +46,12 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     return HR_OK;
 }
 
+/* The head's own tables are all there is. */
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    (void)head, (void)im;
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -53,6 +60,7 @@ static const struct hri_selector_ops ops = {
     .summarise = summarise,
     .scratch_bytes = hri_step_bytes,
     .select = hri_bounds_select,
+    .image = image,
 };
 
 static const struct hri_param params_arkvale[] = {PARAM_SINK(64),

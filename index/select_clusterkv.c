@@ -4,6 +4,7 @@
 #include "index/params.h"
 #include "index/row_clusters.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 struct clusterkv {
     struct hri_row_clusters clusters; /* first: tests read it */
@@ -95,6 +96,12 @@ static hr_status_t select_rows(struct hri_index_head *head, const struct hri_sel
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct clusterkv *s = head->state;
+    hri_row_clusters_image(&s->clusters, &head->options, head->n_rows, im);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -104,6 +111,7 @@ static const struct hri_selector_ops ops = {
     .select = select_rows,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_clusterkv[] = {

@@ -6,6 +6,7 @@
 #include "index/means.h"
 #include "index/pages.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <string.h>
 
@@ -80,6 +81,14 @@ static hr_status_t select_pages(struct hri_index_head *head, const struct hri_se
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    struct free_kv *s = head->state;
+    hri_image_flag(im, &s->valid);
+    hri_image_floats(im, s->q, s->valid ? (size_t)o->g * o->k_dim : 0);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -90,6 +99,7 @@ static const struct hri_selector_ops ops = {
     .scratch_bytes = hri_step_bytes,
     .observe = observe,
     .select = select_pages,
+    .image = image,
 };
 
 static const struct hri_param params_freekv[] = {

@@ -7,6 +7,7 @@
 #include "index/ladder.h"
 #include "index/params.h"
 #include "index/importance.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -388,6 +389,12 @@ static size_t step_bytes(const struct hri_index_options *o)
     return hri_round_up(hri_step_bytes(o), 64) + hri_ladder_bytes(o);
 }
 
+/* The head's own tables are all there is. */
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    (void)head, (void)im;
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -399,6 +406,7 @@ static const struct hri_selector_ops ops = {
     .scratch_bytes = step_bytes,
     .select = select_blocks,
     .estimate = estimate,
+    .image = image,
 };
 
 static const struct hri_param params_headrace[] = {

@@ -7,6 +7,7 @@
 #include "index/linalg.h"
 #include "index/means.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -207,6 +208,17 @@ static hr_status_t select_one(struct hri_index_head *head, const struct hri_sele
     return select_layer(&head, 1, in, out);
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    struct infini *s = head->state;
+    hri_image_flag(im, &s->has_basis);
+    hri_image_flag(im, &s->has_queries);
+    hri_image_floats(im, s->moment, (size_t)o->k_dim * o->k_dim);
+    hri_image_floats(im, s->projection, (size_t)s->columns * o->k_dim);
+    hri_image_halfs(im, s->keys, (size_t)head->n_rows * s->columns);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -218,6 +230,7 @@ static const struct hri_selector_ops ops = {
     .select_layer = select_layer,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_infinigen[] = {

@@ -5,6 +5,7 @@
 #include "index/clusters.h"
 #include "index/kept.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <string.h>
 
@@ -162,6 +163,20 @@ static void forget(struct hri_index_head *head, uint32_t n_tokens)
         s->boundary[word] = 0;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct louis *s = head->state;
+    uint32_t words = s->boundaries_max / 64 + 1;
+    while (!im->loads && words > 0 && s->boundary[words - 1] == 0)
+        words--;
+    hri_clusters_image(&s->units, head, im);
+    hri_kept_image(&s->kept, &head->options, im);
+    hri_image_u32(im, &s->prompt_end, UINT32_MAX, "");
+    hri_image_u32(im, &words, s->boundaries_max / 64 + 1, "boundaries beyond the end");
+    if (hri_image_ok(im))
+        hri_image_bytes(im, s->boundary, words * sizeof *s->boundary);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -173,6 +188,7 @@ static const struct hri_selector_ops ops = {
     .observe = observe,
     .forget = forget,
     .select = select_units,
+    .image = image,
 };
 
 static const struct hri_param params_louiskv[] = {

@@ -6,6 +6,7 @@
 #include "index/means.h"
 #include "index/pages.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -205,6 +206,21 @@ static void forget(struct hri_index_head *head, uint32_t n_tokens)
     s->kept.valid = false;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    struct lserve *s = head->state;
+    size_t n = (size_t)head->n_blocks * s->parts * o->k_dim;
+    hri_image_halfs(im, s->min, n);
+    hri_image_halfs(im, s->max, n);
+    hri_kept_image(&s->kept, o, im);
+    hri_image_u32(im, &s->age, UINT32_MAX, "");
+    hri_samples_image(&s->samples, o, im);
+    hri_image_flag(im, &s->classified);
+    hri_image_flag(im, &s->streams);
+    hri_image_u32(im, &s->n_retrieve, o->n_heads, "more heads than the layer has");
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -217,6 +233,7 @@ static const struct hri_selector_ops ops = {
     .observe = observe,
     .forget = forget,
     .select = select_pages,
+    .image = image,
 };
 
 static const struct hri_param params_lserve[] = {

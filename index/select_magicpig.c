@@ -9,6 +9,7 @@
 #include "index/magicpig.h"
 #include "index/params.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -210,6 +211,15 @@ static void weigh_row(struct hri_index_head *head, const struct hri_select_in *i
     }
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct hri_magicpig *s = head->state;
+    hri_simhash_image(&s->hash, &head->options, head->n_rows, im);
+    hri_image_flag(im, &s->has_center);
+    hri_image_floats(im, s->center, head->options.k_dim);
+    hri_image_floats(im, s->length, head->n_rows);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -221,6 +231,7 @@ static const struct hri_selector_ops ops = {
     .weigh_row = weigh_row,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_magicpig[] = {

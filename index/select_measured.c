@@ -9,6 +9,7 @@
  * and, within the budget, the rows that the prompt's last queries looked at most. Measured on each prompt segment by itself. */
 #include "index/head_class.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -288,6 +289,23 @@ static hr_status_t select_task(struct hri_index_head *head, const struct hri_sel
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    struct measured *s = head->state;
+    hri_samples_image(&s->samples, o, im);
+    hri_image_flag(im, &s->classified);
+    hri_image_flag(im, &s->retrieves);
+    if (is_razor(o)) {
+        hri_image_doubles(im, s->k_sum, o->k_dim);
+        hri_image_doubles(im, s->v_sum, o->v_dim);
+        return;
+    }
+    hri_image_floats(im, s->row_mass, head->n_rows);
+    if (im->loads && hri_image_ok(im))
+        (void)add_rows_task(head, NULL, NULL, 0, head->n_rows, 0); /* ranks them */
+}
+
 static const struct hri_selector_ops razor_ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -299,6 +317,7 @@ static const struct hri_selector_ops razor_ops = {
     .estimate = compensate,
     .add_rows = add_rows_razor,
     .truncate_rows = truncate_razor,
+    .image = image,
 };
 static const struct hri_selector_ops task_ops = {
     .device_bytes = device_bytes,
@@ -310,6 +329,7 @@ static const struct hri_selector_ops task_ops = {
     .select = select_task,
     .add_rows = add_rows_task,
     .truncate_rows = truncate_task,
+    .image = image,
 };
 
 static const struct hri_param params_razor[] = {

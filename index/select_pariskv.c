@@ -10,6 +10,7 @@
 #include "index/means.h"
 #include "index/params.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -257,6 +258,17 @@ static hr_status_t select_rows(struct hri_index_head *head, const struct hri_sel
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct hri_pariskv *s = head->state;
+    size_t n = head->n_rows, parts = head->options.k_dim / HRI_PARIS_DIMS;
+    hri_image_bytes(im, s->sign, n * parts);
+    hri_image_bytes(im, s->fine, n * head->options.k_dim / 2);
+    hri_image_halfs(im, s->factor, n);
+    for (size_t i = 0; im->loads && hri_image_ok(im) && i < n * parts; i++)
+        s->count[i % parts * HRI_PARIS_CODES + s->sign[i]]++;
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -266,6 +278,7 @@ static const struct hri_selector_ops ops = {
     .select = select_rows,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_pariskv[] = {

@@ -4,6 +4,7 @@
 #include "index/coded_rows.h"
 #include "index/params.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 static uint32_t param(const struct hri_index_options *o, const char *key)
 {
@@ -63,6 +64,11 @@ static hr_status_t select_rows(struct hri_index_head *head, const struct hri_sel
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    hri_coded_rows_image(head->state, &head->options, head->n_rows, im);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -72,6 +78,7 @@ static const struct hri_selector_ops ops = {
     .select = select_rows,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_pqcache[] = {

@@ -4,6 +4,7 @@
 #include "index/head.h"
 #include "index/pages.h"
 #include "index/params.h"
+#include "index/image.h"
 
 static uint64_t device_bytes(const struct hri_index_options *o)
 {
@@ -15,6 +16,12 @@ static uint64_t held_bytes(const struct hri_index_head *head, uint32_t n_blocks)
     return hri_bounds_bytes(&head->options, n_blocks);
 }
 
+/* The head's own tables are all there is. */
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    (void)head, (void)im;
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -24,6 +31,7 @@ static const struct hri_selector_ops ops = {
     .summarise = hri_bounds_summarise,
     .scratch_bytes = hri_step_bytes,
     .select = hri_bounds_select,
+    .image = image,
 };
 
 static const struct hri_param params_quest[] = {PARAM_SINK(4),

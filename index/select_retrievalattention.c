@@ -6,6 +6,7 @@
 #include "index/params.h"
 #include "index/retrievalattention.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 #include <string.h>
 
@@ -135,6 +136,19 @@ static hr_status_t select_rows(struct hri_index_head *head, const struct hri_sel
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_retrievalattention *s = head->state;
+    hri_graph_image(&s->graph, o, im);
+    hri_image_check(im, s->graph.n == head->n_rows, "the graph has other rows than the body");
+    hri_image_u32(im, &s->n_query, s->queries_max, "too many queries");
+    hri_image_u64(im, &s->n_passed);
+    hri_image_flag(im, &s->stale);
+    hri_image_bytes(im, &s->rng, sizeof s->rng);
+    hri_image_floats(im, s->query, hri_image_ok(im) ? (size_t)s->n_query * o->k_dim : 0);
+}
+
 static const struct hri_selector_ops ops = {
     .host_bytes = host_bytes,
     .create = create,
@@ -144,6 +158,7 @@ static const struct hri_selector_ops ops = {
     .select = select_rows,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_retrievalattention[] = {

@@ -6,6 +6,7 @@
  * may be lies in several blocks, which are only taken together; its summary is one. */
 #include "index/clusters.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -125,6 +126,11 @@ static void centers(const struct hri_index_head *head, uint32_t block, float *k_
                    v_center);
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    hri_clusters_image(head->state, head, im);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -136,6 +142,7 @@ static const struct hri_selector_ops ops = {
     .select = select_clusters,
     .estimate = estimate,
     .centers = centers,
+    .image = image,
 };
 
 static const struct hri_param params_retroinfer[] = {

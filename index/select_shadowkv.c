@@ -10,6 +10,7 @@
 #include "index/head.h"
 #include "index/params.h"
 #include "index/rotation.h"
+#include "index/image.h"
 
 #include "base/error.h"
 
@@ -499,6 +500,63 @@ static uint32_t attend_outliers(struct hri_index_head *head, const struct hri_se
     return 0; /* nothing is estimated */
 }
 
+/* Parts follow each other, in rows and in blocks. */
+static void parts_image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct shadow *s = head->state;
+    uint32_t n_parts = s->n_parts, row = 0, block = 0;
+    hri_image_u32(im, &n_parts, head->n_blocks, "more parts than blocks");
+    for (uint32_t i = 0; i < n_parts && hri_image_ok(im); i++) {
+        struct part part = i < s->n_parts ? s->parts[i] : (struct part){0};
+        hri_image_u32(im, &part.n_rows, head->n_rows - row, "a part of too many rows");
+        hri_image_u32(im, &part.basis, s->n_bases - 1, "no such basis");
+        hri_image_check(im, part.n_rows > 0 && s->n_bases > 0, "a part without rows or basis");
+        part.first_row = row;
+        part.rank = s->rank;
+        row += part.n_rows;
+        if (im->loads && hri_image_ok(im)) {
+            im->status = part_push(head, part);
+            s->parts[i].first_block = block;
+        }
+        block += (part.n_rows + s->chunk - 1) / s->chunk;
+    }
+    hri_image_check(im, row == head->n_rows && block == head->n_blocks,
+                    "rows or blocks without a part");
+}
+
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    struct shadow *s = head->state;
+    if (!im->loads) {
+        outliers_heal(head);
+        parts_drop(s, head->n_rows);
+    }
+    hri_means_image(&s->landmarks, o, head->n_blocks, im);
+    hri_image_u32(im, &s->n_outliers, s->outliers_max, "too many outliers");
+    for (uint32_t i = 0; i < s->n_outliers && hri_image_ok(im); i++) {
+        hri_image_floats(im, &s->outliers[i].cosine, 1);
+        hri_image_u32(im, &s->outliers[i].block, head->n_blocks - 1, "no such outlier");
+        hri_image_check(im, head->n_blocks > 0, "no such outlier");
+    }
+    hri_image_bytes(im, s->rows, (size_t)s->n_outliers * s->chunk * s->row_bytes);
+    if (!s->rank)
+        return;
+    hri_image_u32(im, &s->n_bases, s->bases_max, "too many bases");
+    hri_image_halfs(im, s->b, hri_image_ok(im) ? (size_t)s->n_bases * s->rank * o->k_dim : 0);
+    hri_image_halfs(im, s->u, (size_t)head->n_rows * s->columns);
+    parts_image(head, im);
+}
+
+static void link_heads(struct hri_index_head *const *heads, uint32_t n_heads)
+{
+    for (uint32_t h = 0; h < n_heads; h++) {
+        struct shadow *s = heads[h]->state;
+        if (s->heads)
+            memcpy(s->heads, heads, n_heads * sizeof *s->heads);
+    }
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -511,6 +569,8 @@ static const struct hri_selector_ops ops = {
     .estimate = attend_outliers,
     .rebuild_keys = rebuild_keys,
     .rebuilds = rebuilds,
+    .image = image,
+    .link = link_heads,
 };
 
 static const struct hri_param params_shadowkv[] = {

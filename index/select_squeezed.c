@@ -5,6 +5,7 @@
 #include "index/params.h"
 #include "index/row_clusters.h"
 #include "index/rows.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -224,6 +225,14 @@ static hr_status_t select_one(struct hri_index_head *head, const struct hri_sele
     return select_layer(&head, 1, in, out);
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct squeezed *s = head->state;
+    hri_row_clusters_image(&s->clusters, &head->options, head->n_rows, im);
+    if (s->coarse.row)
+        hri_row_clusters_image(&s->coarse, &head->options, s->clusters.n, im);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -234,6 +243,7 @@ static const struct hri_selector_ops ops = {
     .select_layer = select_layer,
     .add_rows = add_rows,
     .truncate_rows = truncate_rows,
+    .image = image,
 };
 
 static const struct hri_param params_squeezed[] = {

@@ -3,6 +3,7 @@
  * made it stays above a threshold. What is not chosen is dropped. Since the keys are on the device, values alone are fetched. */
 #include "index/kept.h"
 #include "index/params.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -168,6 +169,15 @@ static hr_status_t select_one(struct hri_index_head *head, const struct hri_sele
     return select_layer(&head, 1, in, out);
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct tokens *s = head->state;
+    hri_image_bytes(im, s->k, head->n_rows * s->key_bytes);
+    hri_kept_image(&s->kept, &head->options, im);
+    for (uint32_t i = 0; im->loads && hri_image_ok(im) && s->kept.valid && i < s->kept.n; i++)
+        hri_image_check(im, s->kept.items[i] < head->n_rows, "a kept choice of nothing");
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -180,6 +190,7 @@ static const struct hri_selector_ops ops = {
     .truncate_rows = truncate_rows,
     .forget = truncate_rows,
     .rebuild_row = rebuild_row,
+    .image = image,
 };
 
 static const struct hri_param params_tokenselect[] = {

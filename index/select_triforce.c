@@ -6,6 +6,7 @@
 #include "index/params.h"
 
 #include "index/head.h"
+#include "index/image.h"
 
 #include <string.h>
 
@@ -71,6 +72,11 @@ static hr_status_t select_chunks(struct hri_index_head *head, const struct hri_s
     return HR_OK;
 }
 
+static void image(struct hri_index_head *head, struct hri_image *im)
+{
+    hri_means_image(head->state, &head->options, head->n_blocks, im);
+}
+
 static const struct hri_selector_ops ops = {
     .device_bytes = device_bytes,
     .held_bytes = held_bytes,
@@ -79,6 +85,7 @@ static const struct hri_selector_ops ops = {
     .summarise = summarise,
     .scratch_bytes = hri_step_bytes,
     .select = select_chunks,
+    .image = image,
 };
 
 static const struct hri_param params_triforce[] = {

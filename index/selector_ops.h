@@ -63,6 +63,10 @@ struct hri_selector_ops {
     /* Tokens >= n_tokens are gone (hri_index_forget): drops choices and marks that name them, or blocks that are gone. Default:
      * nothing. */
     void (*forget)(struct hri_index_head *head, uint32_t n_tokens);
+    /* State and create-time tables beyond the head's own, as index/image.h says. Without it the index is made anew from the rows. */
+    void (*image)(struct hri_index_head *head, struct hri_image *image);
+    /* All heads of a layer have been loaded: pointers from one to others. Default: nothing. */
+    void (*link)(struct hri_index_head *const *heads, uint32_t n_heads);
     /* Log weights [G] of the i-th row chosen by the step whose scratch is in->scratch; default: 0. */
     void (*weigh_row)(struct hri_index_head *head, const struct hri_select_in *in, uint32_t i,
                       uint32_t row, const float *dots, float *log_weight_out);

@@ -4,6 +4,7 @@
 #include "base/half.h"
 #include "index/head.h"
 #include "index/linalg.h"
+#include "index/image.h"
 
 #include <float.h>
 #include <math.h>
@@ -381,4 +382,28 @@ void hri_shape_query(const struct hri_index_head *head, const float *q, float *v
         for (uint32_t j = 0; j < dv; j++)
             shift_out[j] += t * s->u[(size_t)r * dv + j];
     }
+}
+
+void hri_shape_image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct hri_shape *s = &head->shape;
+    size_t dk = head->options.k_dim, dv = head->options.v_dim;
+    hri_image_bytes(im, s->f, s->rank_c * dk);
+    hri_image_floats(im, s->f_scale, s->rank_c);
+    hri_image_bytes(im, s->w, s->rank_d * dk);
+    hri_image_bytes(im, s->u, s->rank_d * dv);
+    hri_image_floats(im, s->w_scale, s->rank_d);
+    hri_image_floats(im, s->u_scale, s->rank_d);
+    hri_image_bytes(im, s->spread, head->n_blocks * sizeof *s->spread);
+    for (uint32_t b = 0; im->loads && hri_image_ok(im) && b < head->n_blocks; b++)
+        hri_image_check(im, isfinite(hri_f32_from_bf16(s->spread[b])), "a spread is not finite");
+    hri_image_bytes(im, s->peak, head->n_blocks);
+    hri_image_floats(im, s->v_mean, dv);
+    hri_image_doubles(im, &s->v_variance, 1);
+    hri_image_floats(im, s->joint, (dk + dv) * (dk + dv));
+    hri_image_doubles(im, s->v_sum, dv);
+    hri_image_doubles(im, &s->spread_sum, 1);
+    hri_image_doubles(im, &s->v_square_sum, 1);
+    hri_image_doubles(im, &s->rows, 1);
+    hri_image_u64(im, &s->rows_at_refresh);
 }

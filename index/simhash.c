@@ -1,4 +1,5 @@
 #include "index/simhash.h"
+#include "index/image.h"
 
 #include "base/rng.h"
 
@@ -131,4 +132,21 @@ double hri_simhash_probability(const struct hri_simhash *h, double cosine, uint3
         term *= (double)(h->tables - j) / (j + 1) * p / (1 - p);
     }
     return sum < 1 ? sum : 1;
+}
+
+/* Chains lead to older rows, so that they end. The planes follow from the seed. */
+void hri_simhash_image(struct hri_simhash *h, const struct hri_index_options *o, uint32_t n_rows,
+                       struct hri_image *im)
+{
+    size_t n_buckets = (size_t)h->tables << h->bits, n = (size_t)n_rows * h->tables;
+    if (im->loads && hri_image_ok(im))
+        im->status = grow(h, o, n_rows);
+    hri_image_bytes(im, h->bucket, n_buckets * sizeof *h->bucket);
+    hri_image_bytes(im, h->next, n * sizeof *h->next);
+    for (size_t i = 0; im->loads && hri_image_ok(im) && i < n_buckets; i++)
+        hri_image_check(im, h->bucket[i] == HRI_SIMHASH_END || h->bucket[i] < n_rows,
+                        "a bucket holds a row that is not there");
+    for (size_t i = 0; im->loads && hri_image_ok(im) && i < n; i++)
+        hri_image_check(im, h->next[i] == HRI_SIMHASH_END || h->next[i] < i / h->tables,
+                        "a bucket's rows are not in order");
 }

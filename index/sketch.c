@@ -5,6 +5,7 @@
 #include "base/assert.h"
 #include "base/error.h"
 #include "index/head.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -433,4 +434,69 @@ void hri_sketch_turn(const struct hri_index_head *head, const struct hri_basis *
                 x[(size_t)g * basis->n + c] = sum * basis->step[c];
         }
     }
+}
+
+/* -------------------------------------------------------------------------------------- saving */
+
+static void basis_image(const struct hri_index_head *head, struct hri_basis *basis,
+                        struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    size_t dk = o->k_dim, dv = o->v_dim;
+    hri_image_u32(im, &basis->first_block, head->n_blocks, "a basis begins after the last block");
+    hri_image_u32(im, &basis->n4, coded_max(o), "a basis has too many coordinates");
+    hri_image_u32(im, &basis->n2, coded_max(o), "a basis has too many coordinates");
+    basis->n = basis->n4 + basis->n2;
+    hri_image_check(im,
+                    basis->n <= coded_max(o) &&
+                        4 * basis->n4 + 2 * basis->n2 <= 32 * head->sketch->lines,
+                    "a basis has too many coordinates");
+    if (!hri_image_ok(im))
+        return;
+    hri_image_bytes(im, basis->query, dk * dk);
+    hri_image_floats(im, basis->query_scale, dk);
+    hri_image_floats(im, basis->step, basis->n);
+    hri_image_floats(im, basis->missed, dk);
+    hri_image_bytes(im, basis->value, basis->n * dv);
+    hri_image_floats(im, basis->value_scale, basis->n);
+    hri_image_floats(im, &basis->value_rest, 1);
+    hri_image_floats(im, basis->turn, dk * dk);
+    hri_image_floats(im, &basis->missed_mean, 1);
+}
+
+/* Blocks lie one after the other, a new basis's on a new group; lone rows are rows of blocks. */
+static void lanes_check(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_sketch *s = head->sketch;
+    uint32_t end = 0, basis = 0, lone = 0;
+    for (uint32_t b = 0; hri_image_ok(im) && b < head->n_blocks; b++) {
+        bool starts = basis < s->n_bases && s->bases[basis].first_block == b;
+        basis += starts;
+        end = starts ? hri_lanes_up(end) : end;
+        hri_image_check(im, basis > 0 && s->first_lane[b] == end, "a block's sketch is misplaced");
+        while (lone < s->n_lone && s->lone_lane[lone] < end + head->block_rows[b] &&
+               s->lone_lane[lone] >= end)
+            lone++;
+        end += head->block_rows[b];
+        hri_image_check(im, end <= s->lanes_max, "more sketches than there is room for");
+    }
+    hri_image_check(im, basis == s->n_bases && lone == s->n_lone,
+                    "sketches of blocks that are not there");
+}
+
+void hri_sketch_image(struct hri_index_head *head, struct hri_image *im)
+{
+    struct hri_sketch *s = head->sketch;
+    hri_image_u32(im, &s->n_bases, s->bases_max, "too many bases");
+    for (uint32_t i = 0; i < s->n_bases && hri_image_ok(im); i++)
+        basis_image(head, &s->bases[i], im);
+    hri_image_u32s(im, s->first_lane, head->n_blocks, s->lanes_max, "no such lane");
+    hri_image_bytes(im, s->miss, head->n_blocks);
+    hri_image_u32(im, &s->n_lone, s->lone_max, "too many lone rows");
+    hri_image_u32s(im, s->lone_lane, s->n_lone, s->lanes_max, "no such lane");
+    hri_image_bytes(im, s->lone_miss, s->n_lone);
+    if (im->loads && hri_image_ok(im))
+        lanes_check(head, im);
+    if (hri_image_ok(im))
+        hri_image_bytes(im, s->codes, code_bytes(&head->options, hri_lanes_up(next_lane(head))));
 }

@@ -2,6 +2,7 @@
 
 #include "base/half.h"
 #include "index/head.h"
+#include "index/image.h"
 
 #include <math.h>
 #include <string.h>
@@ -141,4 +142,24 @@ void hri_bounds_destroy(struct hri_index_head *head)
     hri_free(head->options.device, head->bounds.min);
     hri_free(head->options.device, head->bounds.max);
     head->bounds = (struct hri_bounds){0};
+}
+
+void hri_summary_image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_summary *s = &head->summary;
+    uint32_t n = head->n_blocks;
+    hri_image_flag(im, &s->has_mean);
+    hri_image_floats(im, s->k_mean, o->k_dim);
+    hri_image_bytes(im, s->k_codes, hri_centroids_bytes(n, o->k_dim));
+    hri_image_floats(im, s->k_scale, n);
+    hri_image_bytes(im, s->v_codes, (size_t)n * o->v_dim);
+    hri_image_floats(im, s->v_scale, n);
+}
+
+void hri_bounds_image(struct hri_index_head *head, struct hri_image *im)
+{
+    size_t n = (size_t)head->n_blocks * head->options.k_dim;
+    hri_image_halfs(im, head->bounds.min, n);
+    hri_image_halfs(im, head->bounds.max, n);
 }
