@@ -166,7 +166,8 @@ void hri_clusters_image(struct hri_clusters *clusters, const struct hri_index_he
     for (uint32_t c = 0; c < clusters->n && hri_image_ok(im); c++) {
         struct hri_cluster *cluster = &clusters->cluster[c];
         uint32_t rows = 0;
-        hri_image_u32(im, &cluster->n_blocks, head->n_blocks - block, "a cluster of too many blocks");
+        hri_image_u32(im, &cluster->n_blocks, head->n_blocks - block,
+                      "a cluster of too many blocks");
         hri_image_check(im, cluster->n_blocks > 0, "a cluster without blocks");
         cluster->first_block = block;
         for (uint32_t b = 0; hri_image_ok(im) && b < cluster->n_blocks; b++)

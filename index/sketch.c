@@ -447,10 +447,9 @@ static void basis_image(const struct hri_index_head *head, struct hri_basis *bas
     hri_image_u32(im, &basis->n4, coded_max(o), "a basis has too many coordinates");
     hri_image_u32(im, &basis->n2, coded_max(o), "a basis has too many coordinates");
     basis->n = basis->n4 + basis->n2;
-    hri_image_check(im,
-                    basis->n <= coded_max(o) &&
-                        4 * basis->n4 + 2 * basis->n2 <= 32 * head->sketch->lines,
-                    "a basis has too many coordinates");
+    hri_image_check(
+        im, basis->n <= coded_max(o) && 4 * basis->n4 + 2 * basis->n2 <= 32 * head->sketch->lines,
+        "a basis has too many coordinates");
     if (!hri_image_ok(im))
         return;
     hri_image_bytes(im, basis->query, dk * dk);

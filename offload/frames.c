@@ -495,3 +495,54 @@ hr_status_t hri_frames_fetch_wait(struct hri_frames *frames, struct hri_fetch *f
                              n_lost, fetch->lane_index);
     return status;
 }
+
+/* --------------------------------------------------------------------------------------- saving */
+
+bool hri_frames_next(const struct hri_frames *frames, uint32_t *cursor,
+                     struct hri_frame_note *note_out)
+{
+    uint32_t f = *cursor == HRI_FRAMES_BEGIN ? frames->oldest : frames->frames[*cursor].next;
+    while (f != NONE && frames->frames[f].state != FRAME_READY)
+        f = frames->frames[f].next;
+    if (f == NONE)
+        return false;
+    const struct frame *frame = &frames->frames[f];
+    *note_out = (struct hri_frame_note){frame->lane, frame->block, frame->step};
+    *cursor = f;
+    return true;
+}
+
+void *hri_frames_restore(struct hri_frames *frames, const struct hri_frame_note *note)
+{
+    if (note->lane >= frames->n_lanes || note->block >= frames->lanes[note->lane].blocks_max ||
+        frames->lanes[note->lane].frames[note->block] != NONE || frames->free_frame == NONE)
+        return NULL;
+    uint32_t f = take_frame(frames, note->lane, note->block);
+    frames->frames[f].step = note->step < frames->step ? note->step : frames->step;
+    frame_ready(frames, f);
+    return memory_of(frames, f);
+}
+
+uint64_t hri_frames_turns(struct hri_frames *frames, uint64_t *steps, bool set)
+{
+    for (uint32_t i = 0; steps != NULL && i < frames->n_lanes; i++) {
+        struct lane_table *lane = &frames->lanes[i];
+        uint64_t *at = steps + 1 + 2 * (size_t)i;
+        if (set) {
+            lane->step = at[0];
+            lane->step_before = at[1];
+        } else {
+            at[0] = lane->step;
+            at[1] = lane->step_before;
+        }
+    }
+    if (steps != NULL)
+        *(set ? &frames->step : steps) = *(set ? steps : &frames->step);
+    return 1 + 2 * (uint64_t)frames->n_lanes;
+}
+
+void hri_frames_clear(struct hri_frames *frames)
+{
+    for (uint32_t i = 0; i < frames->n_lanes; i++)
+        hri_frames_truncate(frames, i, 0);
+}

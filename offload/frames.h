@@ -71,6 +71,23 @@ hr_status_t hri_frames_fetch_wait(struct hri_frames *frames, struct hri_fetch *f
 /* Drops blocks >= n_blocks of a lane. */
 void hri_frames_truncate(struct hri_frames *frames, uint32_t lane, uint32_t n_blocks);
 
+/* -- for saving: which blocks lie in frames, and when they were used -- */
+struct hri_frame_note {
+    uint32_t lane, block;
+    uint64_t step;
+};
+/* The next used frame, the longest unused first; *cursor is HRI_FRAMES_BEGIN before the first. False: there are no more. */
+#define HRI_FRAMES_BEGIN UINT32_MAX
+bool hri_frames_next(const struct hri_frames *frames, uint32_t *cursor,
+                     struct hri_frame_note *note_out);
+/* A frame for this block, used last of all so far; its memory, which the caller fills at once. NULL: none is free, or the block is not
+ * one of the lane's, or has a frame. */
+void *hri_frames_restore(struct hri_frames *frames, const struct hri_frame_note *note);
+/* The clock of the frames and of each lane: steps [the number returned]; set: from steps, else into it (NULL: just the number). */
+uint64_t hri_frames_turns(struct hri_frames *frames, uint64_t *steps, bool set);
+/* Drops all blocks. */
+void hri_frames_clear(struct hri_frames *frames);
+
 struct hri_frames_stats {
     uint64_t hits, misses, replaced;
     uint32_t n_frames, n_used;

@@ -21,6 +21,7 @@ struct hri_io_stat {
     uint64_t physical_bytes;   /* blocks the file takes on the disk */
     uint64_t free_bytes;       /* left on the file system for us */
     uint64_t fs_magic;         /* statfs f_type */
+    uint64_t file_bytes;       /* length */
     uint32_t dio_memory_align; /* of buffers for direct I/O; 0: the kernel does not say */
     uint32_t dio_offset_align; /* of offsets and lengths; 0: the kernel does not say */
 };
@@ -57,6 +58,18 @@ struct hri_io_ops {
     int (*allocate)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
     ssize_t (*readv)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
     ssize_t (*writev)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
+    /* -- folders and named files, for saved sessions; NULL in tables that are used without them -- */
+    /* The folder at path, which may be no link; `make` makes it, mode 0700, if it is missing. Closed with close_file. */
+    int (*folder_open)(void *ctx, const char *path, bool make, bool *made_out);
+    /* A plain file in the folder, never through a link. create: a new one, mode 0600, -EEXIST if the name is taken; else for reading. */
+    int (*file_open)(void *ctx, int folder, const char *name, bool create);
+    int (*file_rename)(void *ctx, int folder, const char *from, const char *to);
+    int (*file_remove)(void *ctx, int folder, const char *name);
+    /* What was written to the file, or done to names in the folder, is on the disk when this returns. */
+    int (*sync_file)(void *ctx, int fd);
+    /* Opens and locks a file until it is closed, also against this process; it says who we are. -EBUSY: somebody has it;
+     * *holder_out is that process, 0 if it cannot be told. */
+    int (*file_lock)(void *ctx, int folder, const char *name, int *holder_out);
     /* -ENOSYS where there is no io_uring. The ring belongs to the calling thread unless it is
      * plain. */
     int (*ring_create)(void *ctx, const struct hri_ring_options *options, void **ring_out);

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -67,6 +68,7 @@ static int real_stat_file(void *ctx, int fd, struct hri_io_stat *stat_out)
         .physical_bytes = (uint64_t)file.st_blocks * 512u,
         .free_bytes = (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize,
         .fs_magic = (uint64_t)fs.f_type & 0xffffffffu,
+        .file_bytes = (uint64_t)file.st_size,
     };
     query_dio_align(fd, stat_out);
     return 0;
@@ -92,6 +94,98 @@ static ssize_t real_writev(void *ctx, int fd, const struct iovec *iov, int n_iov
     return n >= 0 ? n : -errno;
 }
 
+static int real_folder_open(void *ctx, const char *path, bool make, bool *made_out)
+{
+    (void)ctx;
+    bool made = make && mkdir(path, 0700) == 0;
+    if (make && !made && errno != EEXIST)
+        return -errno;
+    if (made_out != NULL)
+        *made_out = made;
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd >= 0 ? fd : -errno;
+}
+
+/* Names are ours and have no slash; what stands under one may be anybody's. */
+static int plain_file(int fd)
+{
+    struct stat info;
+    if (fd < 0)
+        return -errno;
+    int error = fstat(fd, &info) != 0 ? errno : S_ISREG(info.st_mode) ? 0 : EINVAL;
+    if (error == 0)
+        return fd;
+    close(fd);
+    return -error;
+}
+
+static int real_file_open(void *ctx, int folder, const char *name, bool create)
+{
+    (void)ctx;
+    int flags = create ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY | O_NONBLOCK;
+    return plain_file(openat(folder, name, flags | O_NOFOLLOW | O_CLOEXEC, 0600));
+}
+
+static int real_file_rename(void *ctx, int folder, const char *from, const char *to)
+{
+    (void)ctx;
+    return renameat(folder, from, folder, to) == 0 ? 0 : -errno;
+}
+
+static int real_file_remove(void *ctx, int folder, const char *name)
+{
+    (void)ctx;
+    return unlinkat(folder, name, 0) == 0 ? 0 : -errno;
+}
+
+static int real_sync_file(void *ctx, int fd)
+{
+    (void)ctx;
+    return fsync(fd) == 0 ? 0 : -errno;
+}
+
+static int holder_of(int fd)
+{
+    char text[24] = "";
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    return n > 0 ? (int)strtol(text, NULL, 10) : 0;
+}
+
+/* True if the name still stands for what fd has locked: its holder may have removed it before we came. */
+static bool still_named(int fd, int folder, const char *name)
+{
+    struct stat ours, named;
+    return fstat(fd, &ours) == 0 && fstatat(folder, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+           ours.st_ino == named.st_ino && ours.st_dev == named.st_dev;
+}
+
+#define LOCK_TRIES 8
+
+static int real_file_lock(void *ctx, int folder, const char *name, int *holder_out)
+{
+    (void)ctx;
+    *holder_out = 0;
+    for (int i = 0; i < LOCK_TRIES; i++) {
+        int fd = plain_file(
+            openat(folder, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600));
+        if (fd < 0)
+            return fd;
+        if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+            int error = errno == EWOULDBLOCK ? EBUSY : errno;
+            *holder_out = holder_of(fd);
+            close(fd);
+            return -error;
+        }
+        char text[24];
+        int n = snprintf(text, sizeof text, "%ld\n", (long)getpid());
+        if (still_named(fd, folder, name) && ftruncate(fd, 0) == 0 &&
+            pwrite(fd, text, (size_t)n, 0) == n)
+            return fd;
+        close(fd);
+    }
+    return -EAGAIN;
+}
+
 static const struct hri_io_ops real_ops = {
     .open_temp = real_open_temp,
     .close_file = real_close_file,
@@ -99,6 +193,12 @@ static const struct hri_io_ops real_ops = {
     .allocate = real_allocate,
     .readv = real_readv,
     .writev = real_writev,
+    .folder_open = real_folder_open,
+    .file_open = real_file_open,
+    .file_rename = real_file_rename,
+    .file_remove = real_file_remove,
+    .sync_file = real_sync_file,
+    .file_lock = real_file_lock,
     .ring_create = hri_io_ring_create,
     .ring_destroy = hri_io_ring_destroy,
     .ring_register = hri_io_ring_register,

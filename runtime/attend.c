@@ -464,6 +464,7 @@ hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr
     struct hr_attend_report report = {.true_error = -1.0, .true_error_max = -1.0};
     hr_attend_mode_t mode = options != NULL ? options->mode : HR_ATTEND_AUTO;
     uint32_t nq = q->shape[0];
+    hri_cancel_begin(s);
     bool exact = l->exact || mode == HR_ATTEND_EXACT || (mode == HR_ATTEND_AUTO && nq != 1);
     if (exact) {
         status = exact_many(s, l, q, out, nq, &report);

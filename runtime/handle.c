@@ -110,6 +110,7 @@ static hr_status_t store_open(struct hr_runtime *rt, const struct hr_runtime_opt
         .file_dir = o->file_dir,
         .file_bytes = o->file_bytes,
         .io_mode = o->io_mode,
+        .io = rt->io,
         .alloc = &rt->alloc,
         .log = &rt->log,
     };
@@ -117,6 +118,12 @@ static hr_status_t store_open(struct hr_runtime *rt, const struct hr_runtime_opt
 }
 
 hr_status_t hr_runtime_create(const struct hr_runtime_options *options, hr_runtime_t **runtime_out)
+{
+    return hri_runtime_create(options, hri_io_real(), runtime_out);
+}
+
+hr_status_t hri_runtime_create(const struct hr_runtime_options *options,
+                               const struct hri_io_ops *io, hr_runtime_t **runtime_out)
 {
     if (options == NULL || runtime_out == NULL) {
         return hri_error_set(HR_ERR_INVALID,
@@ -133,6 +140,7 @@ hr_status_t hr_runtime_create(const struct hr_runtime_options *options, hr_runti
         return hri_error_set(HR_ERR_NOMEM, "hr_runtime_create: out of memory");
     }
     memset(rt, 0, sizeof *rt);
+    rt->io = io;
     rt->user_alloc = options->alloc;
     rt->user_free = options->free;
     rt->user_context = options->alloc_context;

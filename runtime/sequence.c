@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #define FRAME_STEPS                                                                                \
@@ -267,6 +268,36 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
     io->seed = s->serial;
 }
 
+static hr_status_t heads_create(hr_sequence_t *s, struct hri_layer *l)
+{
+    struct hri_index_options io;
+    index_options_fill(s, l, &io);
+    io.layer = (uint32_t)(l - s->layers);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        io.head = h;
+        io.gate = s->head_gates != NULL ? s->head_gates[io.layer * s->n_kv + h] : -1.0f;
+        hr_status_t status = hri_index_head_create(&io, &l->heads[h]);
+        if (status != HR_OK) {
+            return status;
+        }
+    }
+    return HR_OK;
+}
+
+hr_status_t hri_layer_index_reset(hr_sequence_t *s, struct hri_layer *l)
+{
+    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
+        hri_index_head_destroy(l->heads[h]);
+        l->heads[h] = NULL;
+    }
+    l->n_settled = 0;
+    l->early_tokens = 0;
+    if (l->block_lane != NULL) {
+        (void)hri_lane_truncate(l->block_lane, 0);
+    }
+    return l->heads != NULL ? heads_create(s, l) : HR_OK;
+}
+
 static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
 {
     struct hri_alloc *scratch = &s->runtime->alloc;
@@ -281,25 +312,14 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
             return hri_alloc_status();
         }
     }
-    struct hri_index_options io;
-    index_options_fill(s, l, &io);
-    io.layer = (uint32_t)(l - s->layers);
-    for (uint32_t h = 0; h < s->n_kv; h++) {
-        io.head = h;
-        io.gate = s->head_gates != NULL ? s->head_gates[io.layer * s->n_kv + h] : -1.0f;
-        hr_status_t status = hri_index_head_create(&io, &l->heads[h]);
-        if (status != HR_OK) {
-            return status;
-        }
-        if (l->indexed) {
-            l->places[h] =
-                hri_array(scratch, (size_t)s->blocks_max * s->parts, sizeof(struct hri_block_at));
-            if (l->places[h] == NULL) {
-                return hri_alloc_status();
-            }
+    for (uint32_t h = 0; l->indexed && h < s->n_kv; h++) {
+        l->places[h] =
+            hri_array(scratch, (size_t)s->blocks_max * s->parts, sizeof(struct hri_block_at));
+        if (l->places[h] == NULL) {
+            return hri_alloc_status();
         }
     }
-    return HR_OK;
+    return heads_create(s, l);
 }
 
 static hr_status_t block_tokens_create(hr_sequence_t *s, struct hri_layer *l)
@@ -574,11 +594,14 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
     }
     s->runtime = rt;
     s->serial = o->seed & 0xffffffffu;
+    s->home_lock = -1;
     rt->n_sequences++;
     status = hri_recipe_parse(o->recipe != NULL ? o->recipe : "headrace", &s->recipe);
     if (status != HR_OK) {
         goto err;
     }
+    snprintf(s->recipe_text, sizeof s->recipe_text, "%s",
+             o->recipe != NULL ? o->recipe : "headrace");
     shape_fill(s, o);
     status = head_gates_copy(s, o);
     if (status != HR_OK) {
@@ -615,6 +638,13 @@ err:
     return status;
 }
 
+void hr_sequence_cancel(hr_sequence_t *s)
+{
+    if (s != NULL) {
+        __atomic_store_n(&s->cancel, 1, __ATOMIC_RELAXED);
+    }
+}
+
 void hr_sequence_destroy(hr_sequence_t *s)
 {
     if (s == NULL) {
@@ -640,6 +670,10 @@ void hr_sequence_destroy(hr_sequence_t *s)
         float *out;
     } gates = {.in = s->head_gates};
     hri_free(&rt->alloc, gates.out);
+    hri_free(&rt->alloc, s->home_path);
+    if (s->home_lock >= 0) {
+        rt->io->close_file(rt->io->ctx, s->home_lock);
+    }
     hri_free(&rt->alloc, s);
     rt->n_sequences--;
 }

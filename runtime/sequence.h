@@ -18,6 +18,7 @@
 #include "index/index.h"
 #include "kernels/kernels.h"
 #include "offload/frames.h"
+#include "offload/io_ops.h"
 #include "offload/store.h"
 #include <headrace/headrace.h>
 
@@ -52,6 +53,7 @@ struct hr_runtime {
     const struct hri_kernels *kernels;
     struct hri_store *store;
     struct hri_alloc_hooks hooks;
+    const struct hri_io_ops *io; /* of the file tier and of saved sessions */
     uint32_t n_sequences;
     uint64_t host_bytes, file_bytes;
     struct hri_scratch stream, queries, tiles, rows, group;
@@ -150,7 +152,25 @@ struct hr_sequence {
     unsigned char *row_buffer;   /* [n_kv][items_max][row_bytes] for selectors of rows */
     uint64_t time_ns[HR_STAGES]; /* of append/store/index since the last report */
     uint64_t serial;
+    char recipe_text[512]; /* as given */
+    uint32_t cancel;       /* atomic: 1 ends the long call that is under way */
+    char *home_path;       /* the folder it was opened from, or NULL; and its lock */
+    int home_lock;
 };
+
+/* As hr_runtime_create, with other system calls than the real ones; io outlives the runtime. */
+hr_status_t hri_runtime_create(const struct hr_runtime_options *options,
+                               const struct hri_io_ops *io, hr_runtime_t **runtime_out);
+
+/* A long call begins: what was canceled before it does not count. */
+static inline void hri_cancel_begin(hr_sequence_t *s)
+{
+    __atomic_store_n(&s->cancel, 0, __ATOMIC_RELAXED);
+}
+static inline bool hri_canceled(const hr_sequence_t *s)
+{
+    return __atomic_load_n(&s->cancel, __ATOMIC_RELAXED) != 0;
+}
 
 /* -- shared steps -- */
 static inline const unsigned char *hri_tail_row(const hr_sequence_t *s, const struct hri_layer *l,
@@ -190,6 +210,13 @@ hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer);
 
 /* Groups pending rows into blocks, in segments: while at least `least` wait and, with near, while the tail lacks any of them. */
 hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least, bool near);
+
+/* The first n segments of l->settled, grouped as they were; the body is empty. */
+hr_status_t hri_settle_ends(hr_sequence_t *s, struct hri_layer *layer, uint32_t n);
+/* A layer whose log is whole and whose tail has the rows after it: sink and tail as the recipe wants them, from the log. */
+hr_status_t hri_layer_refill(hr_sequence_t *s, struct hri_layer *layer);
+/* Forgets the layer's index and blocks: as created. */
+hr_status_t hri_layer_index_reset(hr_sequence_t *s, struct hri_layer *layer);
 
 /* One query token by the recipe. q: [n_kv][G][dk], scaled; out: [n_kv][G][dv]. */
 hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position,

@@ -363,6 +363,16 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
     return HR_OK;
 }
 
+hr_status_t hri_settle_ends(hr_sequence_t *s, struct hri_layer *layer, uint32_t n)
+{
+    hr_status_t status = HR_OK;
+    layer->n_settled = 0;
+    for (uint32_t i = 0; i < n && status == HR_OK; i++) {
+        status = segment_settle(s, layer, layer->settled[i] - layer->body_end);
+    }
+    return status;
+}
+
 hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least, bool near)
 {
     uint64_t t0 = hri_now_ns();
@@ -374,6 +384,9 @@ hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least
             break;
         }
         any = true;
+        if (hri_canceled(s)) {
+            return hri_error_set(HR_ERR_CANCELED, "indexing: canceled");
+        }
         hr_status_t status = segment_settle(s, layer, waiting < s->segment ? waiting : s->segment);
         if (status != HR_OK) {
             return status;
@@ -395,6 +408,7 @@ hr_status_t hr_sequence_settle(hr_sequence_t *s, uint32_t layer)
     }
     struct hri_layer *l = &s->layers[layer];
     uint64_t before = s->time_ns[HRI_INDEX];
+    hri_cancel_begin(s);
     hr_status_t status = l->exact ? HR_OK : hri_settle(s, l, s->decode_segment, true);
     s->time_ns[HRI_INDEX] = before; /* asked for by itself: no part of the next step's time */
     return status;

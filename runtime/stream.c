@@ -148,6 +148,9 @@ static hr_status_t stream_log(struct stream *st, hri_tiles_fn visit, void *conte
         if (status == HR_OK) {
             visit(context, &now->tiles);
         }
+        if (status == HR_OK && next_page < page_end && hri_canceled(st->s)) {
+            status = hri_error_set(HR_ERR_CANCELED, "attending: canceled");
+        }
         page = next_page;
         n = next_n;
         turn ^= 1;

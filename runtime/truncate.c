@@ -181,3 +181,46 @@ hr_status_t hr_sequence_truncate(hr_sequence_t *s, uint32_t n_tokens)
     }
     return status;
 }
+
+/* -- as a truncate to all that is there, of one layer: for sessions that were opened with another recipe -- */
+
+struct sink_fill {
+    const hr_sequence_t *s;
+    struct hri_layer *layer;
+};
+
+static void sink_visit(void *context, const struct hri_tiles *tiles)
+{
+    const struct sink_fill *f = context;
+    const hr_sequence_t *s = f->s;
+    for (uint32_t i = 0; i < tiles->n; i++) {
+        for (uint32_t h = 0; h < s->n_kv; h++) {
+            memcpy(f->layer->sink + ((size_t)h * s->n_sink + tiles->token[i]) * s->row_bytes,
+                   tiles->base[(size_t)i * s->n_kv + h], (size_t)tiles->rows[i] * s->row_bytes);
+        }
+    }
+}
+
+hr_status_t hri_layer_refill(hr_sequence_t *s, struct hri_layer *l)
+{
+    struct cut c = cut_plan(s, l, l->n_tokens);
+    struct refill refill = {s, &c};
+    struct sink_fill sink = {s, l};
+    struct hr_attend_report unseen = {0};
+    uint32_t n = l->n_tokens - c.tail_first;
+    size_t bytes = (size_t)s->n_kv * n * s->row_bytes;
+    c.rows = hri_scratch_get(&s->runtime->rows, bytes > 0 ? bytes : 1);
+    if (c.rows == NULL) {
+        return hri_alloc_status();
+    }
+    hr_status_t status =
+        hri_stream_rows(s, l, c.tail_first, l->n_tokens, refill_visit, &refill, &unseen);
+    if (status == HR_OK) {
+        status =
+            hri_stream_rows(s, l, 0, min_u32(s->n_sink, l->n_tokens), sink_visit, &sink, &unseen);
+    }
+    if (status == HR_OK) {
+        layer_cut(s, l, &c);
+    }
+    return status;
+}

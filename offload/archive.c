@@ -1,0 +1,259 @@
+/* Writing an archive; the folder it lies in. */
+#include "offload/archive_impl.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/checksum.h"
+#include "base/error.h"
+
+#define GROUP_BYTES (4u << 20) /* written at once */
+
+/* -- folders -- */
+
+hr_status_t hri_folder_status(int error, const char *what, const char *path)
+{
+    int e = -error;
+    hr_status_t status = e == ENOENT                                 ? HR_ERR_NOTFOUND
+                         : e == ELOOP || e == ENOTDIR || e == EINVAL ? HR_ERR_INVALID
+                         : e == EACCES || e == EPERM || e == EROFS   ? HR_ERR_INVALID
+                                                                     : HR_ERR_IO;
+    const char *why = e == ELOOP ? "it is a symbolic link" : strerror(e);
+    return hri_error_set(status, "session %s: %s: %s", path, what, why);
+}
+
+hr_status_t hri_folder_open(const struct hri_io_ops *io, const char *path, bool make,
+                            bool *made_out, int *folder_out)
+{
+    if (path == NULL || path[0] == '\0')
+        return hri_error_set(HR_ERR_INVALID, "session: no folder is named");
+    int fd = io->folder_open(io->ctx, path, make, made_out);
+    if (fd < 0)
+        return hri_folder_status(fd, make ? "making the folder" : "opening the folder", path);
+    *folder_out = fd;
+    return HR_OK;
+}
+
+hr_status_t hri_folder_lock(const struct hri_io_ops *io, int folder, const char *path,
+                            int *lock_out)
+{
+    int holder = 0, fd = io->file_lock(io->ctx, folder, HRI_SESSION_LOCK, &holder);
+    if (fd == -EBUSY && holder > 0)
+        return hri_error_set(HR_ERR_BUSY, "session %s: in use by process %d", path, holder);
+    if (fd == -EBUSY)
+        return hri_error_set(HR_ERR_BUSY, "session %s: in use by another process", path);
+    if (fd < 0)
+        return hri_folder_status(fd, "locking the folder", path);
+    *lock_out = fd;
+    return HR_OK;
+}
+
+/* -- transfers -- */
+
+static bool again(ssize_t n, int *tries)
+{
+    return (n == -EINTR || n == -EAGAIN) && ++*tries < HRI_ARCHIVE_TRIES;
+}
+
+int hri_archive_write_all(const struct hri_io_ops *io, int fd, const void *data, size_t bytes,
+                          uint64_t offset)
+{
+    union {
+        const void *in;
+        unsigned char *out;
+    } at = {.in = data};
+    for (int tries = 0; bytes > 0;) {
+        struct iovec iov = {at.out, bytes};
+        ssize_t n = io->writev(io->ctx, fd, &iov, 1, offset);
+        if (again(n, &tries))
+            continue;
+        if (n <= 0 || (size_t)n > bytes)
+            return n < 0 ? (int)n : -EIO;
+        at.out += n;
+        offset += (uint64_t)n;
+        bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+int hri_archive_read_all(const struct hri_io_ops *io, int fd, void *data, size_t bytes,
+                         uint64_t offset)
+{
+    unsigned char *at = data;
+    for (int tries = 0; bytes > 0;) {
+        struct iovec iov = {at, bytes};
+        ssize_t n = io->readv(io->ctx, fd, &iov, 1, offset);
+        if (again(n, &tries))
+            continue;
+        if (n <= 0 || (size_t)n > bytes)
+            return n < 0 ? (int)n : n == 0 ? -ENODATA : -EIO;
+        at += n;
+        offset += (uint64_t)n;
+        bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+/* -- writing -- */
+
+struct hri_archive_out {
+    struct hri_archive_out_options options;
+    unsigned char *group;   /* [GROUP_BYTES] blocks that wait to be written */
+    size_t group_bytes;     /* of finished blocks in it */
+    uint64_t group_address; /* in the file */
+    size_t payload_bytes;   /* of the block being filled, behind the finished ones */
+    uint64_t key;           /* its key; 0: no stream was begun */
+    struct hri_archive_entry *entries;
+    uint64_t n_entries, entries_max;
+};
+
+hr_status_t hri_archive_begin(const struct hri_archive_out_options *options,
+                              struct hri_archive_out **out_out)
+{
+    struct hri_archive_out *out = hri_calloc(options->alloc, 1, sizeof *out);
+    if (out == NULL)
+        return hri_alloc_status();
+    out->options = *options;
+    out->group_address = 2 * HRI_ARCHIVE_PAGE;
+    out->group = hri_aligned(options->alloc, HRI_ARCHIVE_PAGE, GROUP_BYTES);
+    if (out->group == NULL) {
+        hri_archive_out_free(out);
+        return hri_alloc_status();
+    }
+    *out_out = out;
+    return HR_OK;
+}
+
+void hri_archive_out_free(struct hri_archive_out *out)
+{
+    if (out == NULL)
+        return;
+    struct hri_alloc *alloc = out->options.alloc;
+    hri_free(alloc, out->group);
+    hri_free(alloc, out->entries);
+    hri_free(alloc, out);
+}
+
+static hr_status_t write_at(const struct hri_archive_out *out, const void *data, size_t bytes,
+                            uint64_t address)
+{
+    int error = hri_archive_write_all(out->options.io, out->options.fd, data, bytes, address);
+    return error == 0 ? HR_OK
+                      : hri_error_set(HR_ERR_IO, "session %s: writing: %s", out->options.path,
+                                      strerror(-error));
+}
+
+static hr_status_t group_write(struct hri_archive_out *out)
+{
+    HRI_TRY(write_at(out, out->group, out->group_bytes, out->group_address));
+    out->group_address += out->group_bytes;
+    out->group_bytes = 0;
+    return HR_OK;
+}
+
+static hr_status_t entry_add(struct hri_archive_out *out, const struct hri_archive_header *h)
+{
+    if (out->n_entries == out->entries_max) {
+        uint64_t most = out->entries_max > 0 ? 2 * out->entries_max : 256;
+        struct hri_archive_entry *more = hri_array(out->options.alloc, most, sizeof *more);
+        if (more == NULL)
+            return hri_alloc_status();
+        if (out->n_entries > 0)
+            memcpy(more, out->entries, out->n_entries * sizeof *more);
+        hri_free(out->options.alloc, out->entries);
+        out->entries = more;
+        out->entries_max = most;
+    }
+    out->entries[out->n_entries++] = (struct hri_archive_entry){
+        .key = h->key, .address = h->address, .bytes = h->bytes, .crc = h->crc};
+    return HR_OK;
+}
+
+/* The block behind the finished ones gets its header and becomes one of them. */
+static hr_status_t block_end(struct hri_archive_out *out)
+{
+    unsigned char *block = out->group + out->group_bytes;
+    size_t used = HRI_ARCHIVE_HEADER_BYTES + out->payload_bytes, whole = hri_archive_round(used);
+    struct hri_archive_header h = {
+        .magic = HRI_ARCHIVE_BLOCK_MAGIC,
+        .crc = hri_crc32c(0, block + HRI_ARCHIVE_HEADER_BYTES, out->payload_bytes),
+        .key = out->key,
+        .address = out->group_address + out->group_bytes,
+        .generation = out->options.generation,
+        .bytes = (uint32_t)out->payload_bytes,
+    };
+    h.header_crc = hri_crc32c(0, &h, offsetof(struct hri_archive_header, header_crc));
+    memcpy(block, &h, sizeof h);
+    memset(block + used, 0, whole - used);
+    HRI_TRY(entry_add(out, &h));
+    out->group_bytes += whole;
+    out->payload_bytes = 0;
+    out->key++;
+    if (GROUP_BYTES - out->group_bytes < HRI_ARCHIVE_BLOCK_BYTES)
+        return group_write(out);
+    return HR_OK;
+}
+
+static hr_status_t stream_end(struct hri_archive_out *out)
+{
+    return out->payload_bytes > 0 ? block_end(out) : HR_OK;
+}
+
+hr_status_t hri_archive_stream(struct hri_archive_out *out, uint64_t key)
+{
+    HRI_TRY(stream_end(out));
+    out->key = key;
+    return HR_OK;
+}
+
+hr_status_t hri_archive_put(struct hri_archive_out *out, const void *data, size_t bytes)
+{
+    const unsigned char *at = data;
+    while (bytes > 0) {
+        size_t room = HRI_ARCHIVE_PAYLOAD_BYTES - out->payload_bytes;
+        size_t now = bytes < room ? bytes : room;
+        memcpy(out->group + out->group_bytes + HRI_ARCHIVE_HEADER_BYTES + out->payload_bytes, at,
+               now);
+        out->payload_bytes += now;
+        at += now;
+        bytes -= now;
+        if (out->payload_bytes == HRI_ARCHIVE_PAYLOAD_BYTES)
+            HRI_TRY(block_end(out));
+    }
+    return HR_OK;
+}
+
+static hr_status_t index_write(struct hri_archive_out *out, uint32_t *crc_out,
+                               uint64_t *file_bytes_out)
+{
+    static const unsigned char zeros[HRI_ARCHIVE_PAGE];
+    size_t bytes = out->n_entries * sizeof *out->entries, whole = hri_archive_round(bytes);
+    *crc_out = hri_crc32c(0, out->entries, bytes);
+    *file_bytes_out = out->group_address + whole;
+    if (bytes > 0)
+        HRI_TRY(write_at(out, out->entries, bytes, out->group_address));
+    return whole > bytes ? write_at(out, zeros, whole - bytes, out->group_address + bytes) : HR_OK;
+}
+
+hr_status_t hri_archive_finish(struct hri_archive_out *out)
+{
+    struct hri_archive_superblock super = {
+        .version = HRI_ARCHIVE_VERSION,
+        .page_bytes = HRI_ARCHIVE_PAGE,
+        .generation = out->options.generation,
+        .saved_unix_s = out->options.saved_unix_s,
+        .n_blocks = out->n_entries,
+    };
+    HRI_TRY(stream_end(out));
+    HRI_TRY(group_write(out));
+    super.n_blocks = out->n_entries;
+    super.index_address = out->group_address;
+    HRI_TRY(index_write(out, &super.index_crc, &super.file_bytes));
+    memcpy(super.magic, hri_archive_magic, sizeof super.magic);
+    for (uint32_t i = 0; i < 2; i++) {
+        super.copy = i;
+        super.crc = hri_crc32c(0, &super, offsetof(struct hri_archive_superblock, crc));
+        HRI_TRY(write_at(out, &super, sizeof super, (uint64_t)i * HRI_ARCHIVE_PAGE));
+    }
+    return HR_OK;
+}

@@ -1,0 +1,54 @@
+/* The bytes of an archive, shared by its writer and its reader. */
+#ifndef HRI_ARCHIVE_IMPL_H
+#define HRI_ARCHIVE_IMPL_H
+
+#include "offload/archive.h"
+
+#define HRI_ARCHIVE_TRIES 32 /* of one transfer that the kernel asks to repeat */
+
+static const char hri_archive_magic[8] = {'H', 'R', 'S', 'E', 'S', 'S', '\r', '\n'};
+#define HRI_ARCHIVE_BLOCK_MAGIC 0x6b6c4248u /* "HBlk" */
+
+struct hri_archive_superblock {
+    char magic[8];
+    uint32_t version, page_bytes;
+    uint64_t generation, file_bytes;
+    uint64_t index_address, n_blocks;
+    uint64_t saved_unix_s;
+    uint32_t index_crc;
+    uint32_t copy; /* 0 or 1 */
+    uint8_t zero[HRI_ARCHIVE_PAGE - 68];
+    uint32_t crc; /* of all before it */
+};
+_Static_assert(sizeof(struct hri_archive_superblock) == HRI_ARCHIVE_PAGE, "on disk");
+
+struct hri_archive_header {
+    uint32_t magic, crc; /* of the payload */
+    uint64_t key, address, generation;
+    uint32_t bytes; /* of the payload */
+    uint32_t zero[6];
+    uint32_t header_crc; /* of all before it */
+};
+_Static_assert(sizeof(struct hri_archive_header) == HRI_ARCHIVE_HEADER_BYTES, "on disk");
+
+struct hri_archive_entry {
+    uint64_t key, address;
+    uint32_t bytes, crc;
+};
+_Static_assert(sizeof(struct hri_archive_entry) == 24, "on disk");
+_Static_assert(sizeof(struct hri_archive_entry) == sizeof(struct hri_archive_block),
+               "the index is read into place");
+
+static inline uint64_t hri_archive_round(uint64_t bytes)
+{
+    return (bytes + HRI_ARCHIVE_PAGE - 1) / HRI_ARCHIVE_PAGE * HRI_ARCHIVE_PAGE;
+}
+
+/* Whole transfers: short ones are continued, EINTR and EAGAIN tried again. Minus an errno value; a read at the end of the file is
+ * -ENODATA. */
+int hri_archive_write_all(const struct hri_io_ops *io, int fd, const void *data, size_t bytes,
+                          uint64_t offset);
+int hri_archive_read_all(const struct hri_io_ops *io, int fd, void *data, size_t bytes,
+                         uint64_t offset);
+
+#endif

@@ -1,0 +1,422 @@
+/* Saves a sequence: a new file beside the old one, synced as asked, renamed over it. */
+#include "runtime/saved.h"
+
+#include "base/checksum.h"
+#include "base/error.h"
+#include "index/image.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#define CELLS_BYTES (4u << 20) /* cells read at a time */
+
+void hr_save_options_init(struct hr_save_options *options)
+{
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+    options->durability = HR_DURABILITY_RELAXED;
+}
+
+struct saver {
+    hr_sequence_t *s;
+    struct hri_archive_out *out;
+};
+
+static hr_status_t canceled(const hr_sequence_t *s)
+{
+    return hri_canceled(s) ? hri_error_set(HR_ERR_CANCELED, "save: canceled") : HR_OK;
+}
+
+/* -- the parts -- */
+
+void hri_saved_meta_fill(const hr_sequence_t *s, struct hri_saved_meta *m)
+{
+    memset(m, 0, sizeof *m);
+    m->n_layers = s->n_layers;
+    m->n_q = s->n_q;
+    m->n_kv = s->n_kv;
+    m->dk = s->dk;
+    m->dv = s->dv;
+    m->dtype = (uint32_t)s->dtype;
+    m->scale = s->scale;
+    m->soft_cap = s->soft_cap;
+    m->log_rows = HRI_LOG_ROWS;
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        const struct hri_layer *l = &s->layers[i];
+        uint32_t rope[2] = {(uint32_t)l->rope.layout, l->rope.n_rot};
+        m->sliding_crc = hri_crc32c(m->sliding_crc, &l->sliding, sizeof l->sliding);
+        m->rope_crc = hri_crc32c(m->rope_crc, rope, sizeof rope);
+        if (l->rope_frequencies != NULL) {
+            m->rope_crc = hri_crc32c(m->rope_crc, l->rope_frequencies,
+                                     l->rope.n_rot / 2 * sizeof *l->rope_frequencies);
+        }
+        if (l->log_n != NULL) {
+            m->log_n_crc = hri_crc32c(m->log_n_crc, l->log_n, s->n_q * sizeof *l->log_n);
+        }
+    }
+    m->n_tokens = s->layers[0].n_tokens;
+    m->n_sink = s->n_sink;
+    m->tail_max = s->tail_max;
+    m->log_cell_bytes = s->log_cell_bytes;
+    if (s->head_gates != NULL) {
+        m->gates_crc =
+            hri_crc32c(0, s->head_gates, (size_t)s->n_layers * s->n_kv * sizeof *s->head_gates);
+    }
+    m->block_cell_bytes = s->block_cell_bytes;
+    m->code_bytes = s->code_bytes;
+    m->parts = s->parts;
+    m->part_rows = s->part_rows;
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        m->keep_tokens |= s->layers[i].block_tokens != NULL;
+    }
+    m->moved = s->moved;
+    m->tolerance = s->tolerance;
+    m->seed = s->serial;
+    memcpy(m->values, s->recipe.values, sizeof m->values);
+    snprintf(m->selector, sizeof m->selector, "%s", s->recipe.selector->name);
+    memcpy(m->argument, s->recipe.argument, sizeof m->argument);
+    snprintf(m->cpu_level, sizeof m->cpu_level, "%s", s->runtime->kernels->name);
+    snprintf(m->recipe, sizeof m->recipe, "%s", s->recipe_text);
+}
+
+static hr_status_t cells_save(struct saver *sv, struct hri_lane *lane, uint32_t cell_bytes)
+{
+    hr_sequence_t *s = sv->s;
+    uint32_t n = hri_lane_cells(lane), group = CELLS_BYTES / cell_bytes;
+    unsigned char *buffer = hri_scratch_get(&s->runtime->rows, (size_t)group * cell_bytes);
+    if (buffer == NULL) {
+        return hri_alloc_status();
+    }
+    for (uint32_t cell = 0; cell < n; cell += group) {
+        struct hri_read read = {.lane = lane,
+                                .cell = cell,
+                                .n_cells = n - cell < group ? n - cell : group,
+                                .dst = buffer};
+        struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
+        hr_status_t status = canceled(s);
+        if (status == HR_OK) {
+            status = hri_store_read_begin(s->runtime->store, &batch);
+        }
+        if (status == HR_OK) {
+            status = hri_store_read_wait(s->runtime->store, &batch, 0);
+        }
+        if (status == HR_OK) {
+            status = hri_archive_put(sv->out, buffer, (size_t)read.n_cells * cell_bytes);
+        }
+        if (status != HR_OK) {
+            return status;
+        }
+    }
+    return HR_OK;
+}
+
+static hr_status_t near_save(struct saver *sv, const struct hri_layer *l)
+{
+    const hr_sequence_t *s = sv->s;
+    uint32_t sink = l->n_tokens < s->n_sink ? l->n_tokens : s->n_sink;
+    hr_status_t status = HR_OK;
+    for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
+        status = hri_archive_put(sv->out, l->sink + (size_t)h * s->n_sink * s->row_bytes,
+                                 (size_t)sink * s->row_bytes);
+    }
+    for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
+        status = hri_archive_put(sv->out, l->tail + (size_t)h * s->tail_max * s->row_bytes,
+                                 (size_t)(l->n_tokens - l->tail_first) * s->row_bytes);
+    }
+    return status;
+}
+
+static hr_status_t image_put(void *context, void *data, size_t bytes)
+{
+    struct saver *sv = context;
+    return hri_archive_put(sv->out, data, bytes);
+}
+
+static hr_status_t head_save(struct saver *sv, struct hri_layer *l, uint32_t h)
+{
+    const hr_sequence_t *s = sv->s;
+    struct hri_image image = {.move = image_put, .context = sv};
+    hr_status_t status = hri_index_image(l->heads[h], &image);
+    uint32_t blocks = hri_index_blocks(l->heads[h]), rows = hri_index_rows(l->heads[h]);
+    if (status == HR_OK && l->indexed) {
+        status = hri_archive_put(sv->out, l->places[h],
+                                 (size_t)blocks * s->parts * sizeof(struct hri_block_at));
+    }
+    if (status == HR_OK && l->block_tokens != NULL) {
+        status = hri_archive_put(sv->out, l->block_tokens[h].token, rows * sizeof(uint32_t));
+    }
+    if (status == HR_OK && l->block_tokens != NULL) {
+        status = hri_archive_put(sv->out, l->block_tokens[h].first, blocks * sizeof(uint32_t));
+    }
+    return status;
+}
+
+static hr_status_t state_save(struct saver *sv, const struct hri_layer *l)
+{
+    const hr_sequence_t *s = sv->s;
+    struct hri_saved_layer state = {
+        .n_tokens = l->n_tokens,
+        .body_end = l->body_end,
+        .tail_first = l->tail_first,
+        .n_logged = l->n_logged,
+        .n_settled = l->n_settled,
+        .block_cells = l->block_lane != NULL ? hri_lane_cells(l->block_lane) : 0,
+        .early_tokens = l->early_q != NULL ? l->early_tokens : 0,
+    };
+    hr_status_t status = hri_archive_put(sv->out, &state, sizeof state);
+    if (status == HR_OK && l->n_settled > 0) {
+        status = hri_archive_put(sv->out, l->settled, l->n_settled * sizeof *l->settled);
+    }
+    if (status == HR_OK && state.early_tokens > 0) {
+        status = hri_archive_put(sv->out, l->early_q, (size_t)s->n_q * s->dk * sizeof *l->early_q);
+    }
+    return status;
+}
+
+static hr_status_t layer_save(struct saver *sv, uint32_t i)
+{
+    hr_sequence_t *s = sv->s;
+    struct hri_layer *l = &s->layers[i];
+    hr_status_t status = canceled(s);
+#define STREAM(kind, head)                                                                         \
+    status = status == HR_OK                                                                       \
+                 ? hri_archive_stream(sv->out, hri_archive_key(HRI_SAVED_LAYER, i, kind, head))    \
+                 : status
+#define PART(call) status = status == HR_OK ? (call) : status
+    STREAM(HRI_SAVED_STATE, 0);
+    PART(state_save(sv, l));
+    STREAM(HRI_SAVED_NEAR, 0);
+    PART(near_save(sv, l));
+    STREAM(HRI_SAVED_LOG, 0);
+    PART(cells_save(sv, l->log_lane, s->log_cell_bytes));
+    if (l->block_lane != NULL) {
+        STREAM(HRI_SAVED_BLOCKS, 0);
+        PART(cells_save(sv, l->block_lane, s->block_cell_bytes));
+    }
+    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
+        if (hri_index_saves(&s->recipe)) {
+            STREAM(HRI_SAVED_HEAD, h);
+            PART(head_save(sv, l, h));
+        }
+    }
+#undef STREAM
+#undef PART
+    return status;
+}
+
+/* Which blocks the frames hold, and the order of their last use: what a step chooses depends on it. */
+static hr_status_t frames_save(struct saver *sv)
+{
+    struct hri_frames *frames = sv->s->frames;
+    struct hri_frame_note note;
+    size_t bytes = hri_frames_turns(frames, NULL, false) * sizeof(uint64_t);
+    uint64_t *steps = hri_scratch_get(&sv->s->runtime->rows, bytes);
+    if (steps == NULL) {
+        return hri_alloc_status();
+    }
+    (void)hri_frames_turns(frames, steps, false);
+    hr_status_t status = hri_archive_put(sv->out, steps, bytes);
+    uint32_t cursor = HRI_FRAMES_BEGIN;
+    while (status == HR_OK && hri_frames_next(frames, &cursor, &note)) {
+        status = hri_archive_put(sv->out, &note, sizeof note);
+    }
+    return status;
+}
+
+static hr_status_t all_save(struct saver *sv, const struct hr_save_options *o)
+{
+    hr_sequence_t *s = sv->s;
+    struct hri_saved_meta meta;
+    hri_saved_meta_fill(s, &meta);
+    memcpy(meta.model_id, o->model_id, sizeof meta.model_id);
+    meta.user_bytes = o->user_bytes;
+    hr_status_t status = hri_archive_stream(sv->out, hri_archive_key(HRI_SAVED_WHOLE, 0, 0, 0));
+    if (status == HR_OK) {
+        status = hri_archive_put(sv->out, &meta, sizeof meta);
+    }
+    if (status == HR_OK) {
+        status = hri_archive_stream(sv->out, hri_archive_key(HRI_SAVED_USER, 0, 0, 0));
+    }
+    if (status == HR_OK) {
+        status = hri_archive_put(sv->out, o->user, o->user_bytes);
+    }
+    for (uint32_t i = 0; i < s->n_layers && status == HR_OK; i++) {
+        status = layer_save(sv, i);
+    }
+    if (status == HR_OK && s->frames != NULL) {
+        status = hri_archive_stream(sv->out, hri_archive_key(HRI_SAVED_FRAMES, 0, 0, 0));
+        status = status == HR_OK ? frames_save(sv) : status;
+    }
+    return status == HR_OK ? hri_archive_finish(sv->out) : status;
+}
+
+/* -- the folder -- */
+
+/* The sequence number of the save that is there; 0 where there is none, or none that can be read. */
+static uint64_t generation_of(hr_sequence_t *s, int folder, const char *dir)
+{
+    const struct hri_io_ops *io = s->runtime->io;
+    struct hri_archive_in *in = NULL;
+    uint64_t generation = 0;
+    int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
+    if (fd >= 0 && hri_archive_open(io, &s->runtime->alloc, fd, dir, &in) == HR_OK) {
+        generation = hri_archive_facts(in).generation;
+    }
+    hri_archive_in_free(in);
+    if (fd >= 0) {
+        io->close_file(io->ctx, fd);
+    }
+    return generation;
+}
+
+static hr_status_t file_write(hr_sequence_t *s, int fd, const char *dir, uint64_t generation,
+                              const struct hr_save_options *o)
+{
+    struct saver sv = {.s = s};
+    struct hri_archive_out_options oo = {.io = s->runtime->io,
+                                         .alloc = &s->runtime->alloc,
+                                         .fd = fd,
+                                         .path = dir,
+                                         .generation = generation,
+                                         .saved_unix_s = (uint64_t)time(NULL)};
+    hr_status_t status = hri_archive_begin(&oo, &sv.out);
+    if (status == HR_OK) {
+        status = all_save(&sv, o);
+    }
+    hri_archive_out_free(sv.out);
+    return status;
+}
+
+/* The new file, whole, under its own name. */
+static hr_status_t new_file(hr_sequence_t *s, int folder, const char *dir,
+                            const struct hr_save_options *o)
+{
+    const struct hri_io_ops *io = s->runtime->io;
+    uint64_t generation = generation_of(s, folder, dir) + 1;
+    int error = io->file_remove(io->ctx, folder, HRI_SESSION_FILE_NEW); /* of a save that died */
+    if (error < 0 && error != -ENOENT) {
+        return hri_folder_status(error, "removing " HRI_SESSION_FILE_NEW, dir);
+    }
+    int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE_NEW, true);
+    if (fd < 0) {
+        return hri_folder_status(fd, "making " HRI_SESSION_FILE_NEW, dir);
+    }
+    hr_status_t status = file_write(s, fd, dir, generation, o);
+    if (status == HR_OK && o->durability != HR_DURABILITY_NONE) {
+        error = io->sync_file(io->ctx, fd);
+        status = error < 0 ? hri_folder_status(error, "syncing " HRI_SESSION_FILE_NEW, dir) : HR_OK;
+    }
+    error = io->close_file(io->ctx, fd);
+    if (status == HR_OK && error < 0) {
+        status = hri_folder_status(error, "closing " HRI_SESSION_FILE_NEW, dir);
+    }
+    return status;
+}
+
+/* A folder that was just made is a name in its parent. */
+static hr_status_t parent_sync(const struct hri_io_ops *io, const char *dir)
+{
+    char path[4096];
+    int parent;
+    if (snprintf(path, sizeof path, "%s/..", dir) >= (int)sizeof path) {
+        return hri_folder_status(-ENAMETOOLONG, "syncing its parent", dir);
+    }
+    hr_status_t status = hri_folder_open(io, path, false, NULL, &parent);
+    if (status != HR_OK) {
+        return status;
+    }
+    int error = io->sync_file(io->ctx, parent);
+    io->close_file(io->ctx, parent);
+    return error < 0 ? hri_folder_status(error, "syncing its parent", dir) : HR_OK;
+}
+
+static hr_status_t save_into(hr_sequence_t *s, int folder, bool made, const char *dir,
+                             const struct hr_save_options *o)
+{
+    const struct hri_io_ops *io = s->runtime->io;
+    hr_status_t status = new_file(s, folder, dir, o);
+    if (status == HR_OK) {
+        int error = io->file_rename(io->ctx, folder, HRI_SESSION_FILE_NEW, HRI_SESSION_FILE);
+        status =
+            error < 0 ? hri_folder_status(error, "renaming " HRI_SESSION_FILE_NEW, dir) : HR_OK;
+    }
+    if (status != HR_OK) {
+        char message[HRI_ERROR_BYTES_MAX];
+        hri_error_get(message, sizeof message);
+        (void)io->file_remove(io->ctx, folder, HRI_SESSION_FILE_NEW);
+        return hri_error_set(status, "%s", message);
+    }
+    if (o->durability == HR_DURABILITY_STRICT) {
+        int error = io->sync_file(io->ctx, folder);
+        status = error < 0 ? hri_folder_status(error, "syncing the folder", dir) : HR_OK;
+        if (status == HR_OK && made) {
+            status = parent_sync(io, dir);
+        }
+    }
+    return status;
+}
+
+static hr_status_t options_check(const hr_sequence_t *s, const struct hr_save_options *o)
+{
+    if (o->struct_size != sizeof *o) {
+        return hri_error_set(HR_ERR_VERSION,
+                             "save options: struct_size %zu where this library has %zu (use the "
+                             "_init function)",
+                             o->struct_size, sizeof *o);
+    }
+    if ((unsigned)o->durability > HR_DURABILITY_STRICT) {
+        return hri_error_set(HR_ERR_INVALID, "save options: durability %d does not exist",
+                             (int)o->durability);
+    }
+    if (o->user_bytes > HR_SESSION_USER_BYTES_MAX || (o->user == NULL && o->user_bytes > 0)) {
+        return hri_error_set(HR_ERR_INVALID, "save options: %zu user bytes, at most %u, at %s",
+                             o->user_bytes, HR_SESSION_USER_BYTES_MAX,
+                             o->user != NULL ? "a place" : "no place");
+    }
+    for (uint32_t i = 1; i < s->n_layers; i++) {
+        if (s->layers[i].n_tokens != s->layers[0].n_tokens) {
+            return hri_error_set(HR_ERR_STATE,
+                                 "save: layer %u has %u tokens, layer 0 has %u: a token is under "
+                                 "way",
+                                 i, s->layers[i].n_tokens, s->layers[0].n_tokens);
+        }
+    }
+    return HR_OK;
+}
+
+hr_status_t hr_sequence_save(hr_sequence_t *s, const char *dir,
+                             const struct hr_save_options *options)
+{
+    struct hr_save_options defaults;
+    if (s == NULL) {
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_save: no sequence");
+    }
+    if (options == NULL) {
+        hr_save_options_init(&defaults);
+        options = &defaults;
+    }
+    const struct hri_io_ops *io = s->runtime->io;
+    hr_status_t status = options_check(s, options);
+    int folder = -1, lock = -1;
+    bool made = false;
+    hri_cancel_begin(s);
+    if (status == HR_OK) {
+        status = hri_folder_open(io, dir, true, &made, &folder);
+    }
+    /* A sequence that was opened from this folder holds its lock already. */
+    bool ours = status == HR_OK && s->home_path != NULL && strcmp(s->home_path, dir) == 0;
+    if (status == HR_OK && !ours) {
+        status = hri_folder_lock(io, folder, dir, &lock);
+    }
+    if (status == HR_OK) {
+        status = save_into(s, folder, made, dir, options);
+    }
+    if (lock >= 0) {
+        io->close_file(io->ctx, lock);
+    }
+    if (folder >= 0) {
+        io->close_file(io->ctx, folder);
+    }
+    return status;
+}
