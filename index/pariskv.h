@@ -10,10 +10,12 @@
 struct hri_pariskv {
     float *turn;         /* [d][d] a random rotation */
     unsigned char *sign; /* [rows_max][d / 8] bit i of byte s: dimension 8s + i is positive */
-    unsigned char *fine; /* [rows_max][d / 2] 4-bit codes, even dimensions in the low half */
-    uint16_t *factor;    /* [rows_max] float16: what makes codes . query an inner product */
-    uint32_t *count;     /* [d / 8][256] rows of each pattern */
-    float *q;            /* [g][d] the step's query, turned */
+    unsigned char
+        *fine; /* [rows_max][d / 2] sign and 3-bit magnitude, even dimensions in the low half */
+    uint16_t *
+        weight; /* [rows_max][d / 8] bf16: what makes a sub-space's codes . query an inner product */
+    uint32_t *count; /* [d / 8][256] rows of each pattern */
+    float *q;        /* [d] the group's mean query of a step, turned */
 };
 
 #endif

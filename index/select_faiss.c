@@ -309,10 +309,10 @@ static void scan(struct faiss_rows *s, const struct hri_index_head *head, const 
 static void vote(struct faiss_rows *s, const struct hri_index_options *o, uint32_t n,
                  struct hri_ranked *ranked)
 {
-    float total = 0;
     hri_soft_cap(s->found, n, s->by_distance ? 0 : o->soft_cap);
+    float total = 0, top = n ? s->found[0] : 0;
     for (uint32_t i = 0; i < n; i++) {
-        s->found[i] = s->by_distance ? 1 / (1 + (float)i) : expf(s->found[i] - s->found[0]);
+        s->found[i] = s->by_distance ? 1 / (1 + (float)i) : expf(s->found[i] - top);
         total += s->by_distance ? 0 : s->found[i];
     }
     for (uint32_t i = 0; i < n; i++)

@@ -1,8 +1,9 @@
 /* ParisKV (arXiv 2602.07721): keys on the unit sphere after a random rotation, cut into sub-spaces of 8 dimensions whose signs are
  * a byte: one of 256 centroids that need no training, so that nothing drifts while decoding. A step ranks the 256 patterns of each
- * sub-space by their product with the query; rows collect points for lying in the best patterns, more for the best few
- * (tiers by share of the rows). The rows with the most points are ranked again by 4-bit codes of all dimensions, scaled so that a
- * code's product with its own key is exact; the best are read, the rest is dropped. */
+ * sub-space by their product with the group's mean query; rows collect points for lying in the best patterns, more for the best few
+ * (tiers by share of the rows). The rows with the most points are ranked again by 4-bit codes of all dimensions: a sign and one of 8
+ * magnitudes, Lloyd-Max for a direction spread evenly in 8 dimensions, with a weight per sub-space that makes a code's product with
+ * its own key exact. The best are read, the rest is dropped. */
 #include "index/pariskv.h"
 
 #include "base/half.h"
@@ -15,18 +16,28 @@
 #include <math.h>
 #include <string.h>
 
-#define FINE_ZERO 7.5f
+/* Of the magnitudes |u_j| of a direction u that is spread evenly over the sphere in 8 dimensions: Lloyd-Max limits and centres, as
+ * ParisKV publishes them. */
+static const float magnitude_limit[] = {0.0843f, 0.1698f, 0.2578f, 0.3499f,
+                                        0.4487f, 0.5585f, 0.6901f};
+static const float magnitude[] = {0.0420f, 0.1266f, 0.2130f, 0.3025f,
+                                  0.3973f, 0.5001f, 0.6169f, 0.7633f};
+#define LIMITS (sizeof magnitude_limit / sizeof *magnitude_limit)
 
-/* Points for patterns that, best first, hold less than this share of the rows before them. Ours: the paper has tiers, not these. */
+/* A pattern gets a point for every tier it is in: those that, best first, have less than this share of the rows that may collide
+ * before them. As in the authors' code. */
+static const double tier_share[] = {0.05, 0.15, 0.30, 0.50, 0.75, 1.0};
+#define TIERS (sizeof tier_share / sizeof *tier_share)
+
+/* Shares of the rows by their number, as the authors have them: candidates, and rows that may collide in a sub-space. */
 static const struct {
-    float share;
-    uint8_t points;
-} tiers[] = {{0.025f, 4}, {0.05f, 3}, {0.1f, 2}, {0.2f, 1}};
-#define TIERS (sizeof tiers / sizeof *tiers)
+    uint32_t rows;
+    double candidates, collide;
+} by_rows[] = {{5000, 0.5, 0.5}, {10000, 0.25, 0.3}, {30000, 0.2, 0.25}, {UINT32_MAX, 0.1, 0.2}};
 
 static uint64_t row_bytes(const struct hri_index_options *o)
 {
-    return o->k_dim / HRI_PARIS_DIMS + o->k_dim / 2 + sizeof(uint16_t);
+    return o->k_dim / HRI_PARIS_DIMS * (1 + sizeof(uint16_t)) + o->k_dim / 2;
 }
 
 static uint64_t fixed_bytes(const struct hri_index_options *o)
@@ -54,7 +65,7 @@ static void destroy(struct hri_index_head *head)
     hri_free(o->device, s->turn);
     hri_free(o->device, s->sign);
     hri_free(o->device, s->fine);
-    hri_free(o->device, s->factor);
+    hri_free(o->device, s->weight);
     hri_free(o->device, s->count);
     hri_free(o->scratch, s->q);
     hri_free(o->scratch, s);
@@ -94,10 +105,10 @@ static hr_status_t create(struct hri_index_head *head)
     s->turn = hri_aligned(o->device, 64, d * d * sizeof *s->turn);
     s->sign = hri_array(o->device, rows, d / HRI_PARIS_DIMS);
     s->fine = hri_array(o->device, rows, d / 2);
-    s->factor = hri_array(o->device, rows, sizeof *s->factor);
+    s->weight = hri_array(o->device, rows * (d / HRI_PARIS_DIMS), sizeof *s->weight);
     s->count = hri_calloc(o->device, d / HRI_PARIS_DIMS * HRI_PARIS_CODES, sizeof *s->count);
-    s->q = hri_aligned(o->scratch, 64, o->g * d * sizeof *s->q);
-    if (!s->turn || !s->sign || !s->fine || !s->factor || !s->count || !s->q) {
+    s->q = hri_aligned(o->scratch, 64, d * sizeof *s->q);
+    if (!s->turn || !s->sign || !s->fine || !s->weight || !s->count || !s->q) {
         destroy(head);
         return hri_alloc_status();
     }
@@ -105,26 +116,41 @@ static hr_status_t create(struct hri_index_head *head)
     return HR_OK;
 }
 
+static unsigned magnitude_code(float u)
+{
+    unsigned code = 0;
+    for (size_t i = 0; i < LIMITS; i++)
+        code += u > magnitude_limit[i];
+    return code;
+}
+
+/* 8 numbers of a sub-space: their signs, their 4-bit codes, and the length over codes . direction. */
+static float part_encode(const float *y, unsigned char *sign, unsigned char *fine)
+{
+    float radius = sqrtf(hri_dot(y, y, HRI_PARIS_DIMS)), along = 0;
+    *sign = 0;
+    memset(fine, 0, HRI_PARIS_DIMS / 2);
+    for (uint32_t j = 0; j < HRI_PARIS_DIMS; j++) {
+        float u = radius > 0 ? fabsf(y[j]) / radius : 0;
+        unsigned code = magnitude_code(u), positive = y[j] >= 0;
+        *sign |= (unsigned char)(positive << j);
+        fine[j / 2] |= (unsigned char)((positive << 3 | code) << 4 * (j % 2));
+        along += magnitude[code] * u;
+    }
+    return along > 0 ? radius / along : 0;
+}
+
 /* y: the key of length 1, turned. */
 static void encode(struct hri_pariskv *s, uint32_t row, const float *y, float length, uint32_t d)
 {
-    unsigned char *sign = s->sign + (size_t)row * (d / HRI_PARIS_DIMS),
-                  *fine = s->fine + (size_t)row * (d / 2);
-    float largest = 0, along = 0;
-    memset(sign, 0, d / HRI_PARIS_DIMS);
-    memset(fine, 0, d / 2);
-    for (uint32_t j = 0; j < d; j++)
-        largest = fmaxf(largest, fabsf(y[j]));
-    for (uint32_t j = 0; j < d; j++) {
-        float code = largest > 0 ? rintf(y[j] / largest * FINE_ZERO + FINE_ZERO) : FINE_ZERO;
-        unsigned c = (unsigned)fminf(fmaxf(code, 0), 15);
-        sign[j / HRI_PARIS_DIMS] |= (unsigned char)((y[j] > 0) << j % HRI_PARIS_DIMS);
-        fine[j / 2] |= (unsigned char)(c << 4 * (j % 2));
-        along += ((float)c - FINE_ZERO) * y[j];
+    uint32_t parts = d / HRI_PARIS_DIMS;
+    for (uint32_t p = 0; p < parts; p++) {
+        size_t i = (size_t)row * parts + p;
+        float weight =
+            part_encode(y + p * HRI_PARIS_DIMS, &s->sign[i], s->fine + i * (HRI_PARIS_DIMS / 2));
+        s->weight[i] = hri_bf16_from_f32(weight * length);
+        s->count[p * HRI_PARIS_CODES + s->sign[i]]++;
     }
-    s->factor[row] = hri_half_clamped(along > 0 ? length / along : 0);
-    for (uint32_t p = 0; p < d / HRI_PARIS_DIMS; p++)
-        s->count[p * HRI_PARIS_CODES + sign[p]]++;
 }
 
 static hr_status_t add_rows(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
@@ -168,8 +194,9 @@ static size_t scratch_bytes(const struct hri_index_options *o)
     return hri_rows_step_bytes(o) + hri_lanes_up(o->rows_max) * sizeof(uint16_t);
 }
 
-/* Points of the 256 patterns of a sub-space for a query's 8 numbers. */
-static void pattern_points(const uint32_t *count, uint32_t n_rows, const float *q, uint8_t *points)
+/* Points of the 256 patterns of a sub-space for a query's 8 numbers; most: rows that may collide in the last tier. */
+static void pattern_points(const uint32_t *count, const uint32_t *most, const float *q,
+                           uint8_t *points)
 {
     struct hri_ranked ranked[HRI_PARIS_CODES];
     uint32_t before = 0;
@@ -183,77 +210,86 @@ static void pattern_points(const uint32_t *count, uint32_t n_rows, const float *
     for (uint32_t i = 0; i < HRI_PARIS_CODES; i++) {
         uint32_t c = ranked[i].item;
         points[c] = 0;
-        for (size_t t = TIERS; t-- > 0;)
-            if ((float)before < tiers[t].share * (float)n_rows)
-                points[c] = tiers[t].points;
+        for (size_t t = 0; t < TIERS; t++)
+            points[c] += before < most[t];
         before += count[c];
     }
 }
 
-static void collide(const struct hri_index_head *head, const float *q, uint16_t *points)
+static void collide(const struct hri_index_head *head, double share, uint16_t *points)
 {
     const struct hri_pariskv *s = head->state;
-    uint32_t parts = head->options.k_dim / HRI_PARIS_DIMS;
+    uint32_t parts = head->options.k_dim / HRI_PARIS_DIMS, most[TIERS];
     uint8_t worth[HRI_PARIS_CODES];
+    for (size_t t = 0; t < TIERS; t++)
+        most[t] = (uint32_t)ceil(head->n_rows * share * tier_share[t]);
     for (uint32_t p = 0; p < parts; p++) {
-        pattern_points(s->count + p * HRI_PARIS_CODES, head->n_rows, q + p * HRI_PARIS_DIMS, worth);
+        pattern_points(s->count + p * HRI_PARIS_CODES, most, s->q + p * HRI_PARIS_DIMS, worth);
         for (uint32_t i = 0; i < head->n_rows; i++)
             points[i] += worth[s->sign[(size_t)i * parts + p]];
     }
 }
 
-/* q . codes of a row. */
-static float fine_dot(const unsigned char *fine, const float *q, uint32_t d)
+/* The mean query times a row, as its codes have it. */
+static float fine_dot(const struct hri_pariskv *s, uint32_t row, uint32_t d)
 {
+    uint32_t parts = d / HRI_PARIS_DIMS;
     float sum = 0;
-    for (uint32_t j = 0; j < d / 2; j++)
-        sum += ((float)(fine[j] & 15) - FINE_ZERO) * q[2 * j] +
-               ((float)(fine[j] >> 4) - FINE_ZERO) * q[2 * j + 1];
+    for (uint32_t p = 0; p < parts; p++) {
+        size_t i = (size_t)row * parts + p;
+        const unsigned char *fine = s->fine + i * (HRI_PARIS_DIMS / 2);
+        float part = 0;
+        for (uint32_t j = 0; j < HRI_PARIS_DIMS; j++) {
+            unsigned code = fine[j / 2] >> 4 * (j % 2) & 15;
+            float q = s->q[p * HRI_PARIS_DIMS + j];
+            part += magnitude[code & 7] * (code & 8 ? q : -q);
+        }
+        sum += hri_f32_from_bf16(s->weight[i]) * part;
+    }
     return sum;
 }
 
-/* Ranks the candidates ranked[n] anew: softmax of the estimated logits per query head, summed over the group. */
-static void rerank(const struct hri_index_head *head, struct hri_rows_step *step, uint32_t n)
+static void query_turn(const struct hri_index_head *head, const float *q)
 {
     const struct hri_index_options *o = &head->options;
     const struct hri_pariskv *s = head->state;
-    for (uint32_t i = 0; i < n; i++)
-        step->ranked[i].key = 0;
-    for (uint32_t g = 0; g < o->g; g++) {
-        float *x = step->logits;
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t row = step->ranked[i].item;
-            x[i] =
-                hri_f32_from_f16(s->factor[row]) * fine_dot(s->fine + (size_t)row * (o->k_dim / 2),
-                                                            s->q + (size_t)g * o->k_dim, o->k_dim);
-        }
-        hri_soft_cap(x, n, o->soft_cap);
-        hri_softmax(o->kernels, x, x, n);
-        for (uint32_t i = 0; i < n; i++)
-            step->ranked[i].key += x[i];
-    }
+    float mean[HR_HEAD_DIM_MAX] = {0};
+    for (uint32_t g = 0; g < o->g; g++)
+        for (uint32_t j = 0; j < o->k_dim; j++)
+            mean[j] += q[(size_t)g * o->k_dim + j] / (float)o->g;
+    o->kernels->matmul_nt(mean, 1, o->k_dim, s->turn, o->k_dim, s->q);
+}
+
+/* What the recipe says, or where it says 0 what the authors take for so many rows. */
+static double share_of(const struct hri_index_head *head, const char *key, bool candidates)
+{
+    double share = hri_recipe_value(&head->options.recipe, key);
+    size_t i = 0;
+    while (by_rows[i].rows != UINT32_MAX && head->n_rows >= by_rows[i].rows)
+        i++;
+    return share > 0 ? share : candidates ? by_rows[i].candidates : by_rows[i].collide;
 }
 
 static hr_status_t select_rows(struct hri_index_head *head, const struct hri_select_in *in,
                                struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
-    struct hri_pariskv *s = head->state;
+    const struct hri_pariskv *s = head->state;
     struct hri_rows_step step = hri_rows_step_at(head, in);
     uint16_t *points = (uint16_t *)(void *)((char *)in->scratch + hri_rows_step_bytes(o));
     uint32_t n = head->n_rows, fit = hri_rows_fit(head, in, out);
-    uint64_t wanted = (uint64_t)(hri_recipe_value(&o->recipe, "candidates") * fit);
-    uint32_t candidates = wanted < n ? (uint32_t)wanted : n;
+    uint32_t candidates = (uint32_t)ceil(share_of(head, "candidates", true) * n);
+    candidates = candidates > fit ? candidates : fit;
     if (fit == 0)
         return HR_OK;
     memset(points, 0, n * sizeof *points);
-    o->kernels->matmul_nt(in->q, o->g, o->k_dim, s->turn, o->k_dim, s->q);
-    for (uint32_t g = 0; g < o->g; g++)
-        collide(head, s->q + (size_t)g * o->k_dim, points);
+    query_turn(head, in->q);
+    collide(head, share_of(head, "collide", false), points);
     for (uint32_t i = 0; i < n; i++)
         step.ranked[i] = (struct hri_ranked){points[i], i};
     hri_rank_select(step.ranked, n, candidates);
-    rerank(head, &step, candidates);
+    for (uint32_t i = 0; i < candidates; i++)
+        step.ranked[i].key = fine_dot(s, step.ranked[i].item, o->k_dim);
     hri_rows_take(step.ranked, candidates, fit, in, out);
     return HR_OK;
 }
@@ -264,7 +300,7 @@ static void image(struct hri_index_head *head, struct hri_image *im)
     size_t n = head->n_rows, parts = head->options.k_dim / HRI_PARIS_DIMS;
     hri_image_bytes(im, s->sign, n * parts);
     hri_image_bytes(im, s->fine, n * head->options.k_dim / 2);
-    hri_image_halfs(im, s->factor, n);
+    hri_image_halfs(im, s->weight, n * parts);
     for (size_t i = 0; im->loads && hri_image_ok(im) && i < n * parts; i++)
         s->count[i % parts * HRI_PARIS_CODES + s->sign[i]]++;
 }
@@ -287,7 +323,11 @@ static const struct hri_param params_pariskv[] = {
     PARAM_SEGMENT(8192),
     PARAM_DECODE_SEGMENT(256),
     PARAM_DENSE(""),
-    {"candidates", "rows ranked again per row that is read", "", 8, 1, 1000},
+    {"candidates", "share of the rows that are ranked again; 0: by their number, 50 % to 10 %",
+     "ParisKV, its published code", 0, 0, 1},
+    {"collide",
+     "share of the rows that may collide in a sub-space; 0: by their number, 50 % to 20 %",
+     "ParisKV, its published code", 0, 0, 1},
     PARAM_END};
 
 const struct hri_selector hri_selector_pariskv = {

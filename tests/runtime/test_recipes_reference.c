@@ -1,7 +1,8 @@
-/* Published selection rules against an implementation of their own in NumPy (tests/reference/recipes_pages.py): the same rows
+/* Published selection rules against an implementation of their own in NumPy (tests/reference/recipes_*.py): the same rows
  * and queries, played through the public API; which rows were refined and what came out are written to a folder and judged
  * there. Without Python or NumPy the test counts as skipped and says so. */
 #include "tests/runtime/naive.h"
+#include "tests/runtime/recipe_state.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -11,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SCRIPT     HR_SOURCE_DIR "/tests/reference/recipes_pages.py"
+#define SCRIPT     HR_SOURCE_DIR "/tests/reference/recipes_judge.py"
 #define PATH_BYTES 768
 #define SKIPPED    77
 #define CHUNK      400u
@@ -79,6 +80,46 @@ static const struct run runs[] = {
     {"razorattention:window=64", 0.01, 8, 4, 64, 64, 900, 300, HR_ROPE_NONE, false, false},
     {"razorattention:window=64", 0.01, 8, 4, 64, 64, 900, 10, HR_ROPE_NONE, true, false},
     {"task-kv", 0.05, 8, 4, 64, 64, 900, 10, HR_ROPE_NONE, false, false},
+    {"full", 0.05, 4, 2, 64, 64, 300, 6, HR_ROPE_NONE, false, false},
+    {"clusterkv", 0.05, 4, 2, 64, 64, 1500, 20, HR_ROPE_NONE, false, false},
+    {"clusterkv:cluster=16,decode_segment=64", 0.1, 8, 1, 128, 64, 600, 150, HR_ROPE_NONE, false,
+     false},
+    {"clusterkv:window=16,decode_segment=16", 0.3, 1, 1, 256, 256, 40, 40, HR_ROPE_NONE, false,
+     false}, /* one cluster */
+    {"squeezed", 0.05, 4, 2, 64, 64, 1500, 20, HR_ROPE_NONE, false, false},
+    {"squeezed:levels=2,decode_segment=64", 0.05, 6, 3, 64, 64, 900, 150, HR_ROPE_NONE, false,
+     false},
+    {"squeezed:threshold=0.002,cluster=10", 0.5, 8, 1, 128, 64, 600, 20, HR_ROPE_NONE, false,
+     false},
+    {"pqcache", 0.03, 4, 2, 64, 64, 1200, 20, HR_ROPE_NONE, false, false},
+    {"pqcache:parts=4,bits=4,train=600,decode_segment=64", 0.05, 8, 1, 128, 64, 400, 300,
+     HR_ROPE_NONE, false, false}, /* trained three times, then kept */
+    {"pqcache:window=16,decode_segment=16", 0.3, 3, 1, 96, 64, 60, 40, HR_ROPE_NONE, false, false},
+    {"a2ats:codes=64", 0.03, 4, 2, 64, 64, 1200, 20, HR_ROPE_NONE, false, false},
+    {"a2ats:codes=100,distance=300,train=500,decode_segment=64", 0.05, 8, 1, 128, 64, 300, 350,
+     HR_ROPE_HALF, false, false},
+    {"a2ats:codes=40", 0.05, 2, 2, 80, 64, 600, 10, HR_ROPE_INTERLEAVED, false, false},
+    {"magicpig", 0.9, 4, 2, 64, 64, 900, 20, HR_ROPE_NONE, false, false},
+    {"magicpig:bits=6,tables=40,collisions=3,decode_segment=64", 0.03, 8, 1, 128, 64, 600, 150,
+     HR_ROPE_NONE, false, false}, /* a sample larger than the budget */
+    {"pariskv", 0.05, 4, 2, 64, 64, 1500, 20, HR_ROPE_NONE, false, false},
+    {"pariskv:candidates=0.1,collide=0.2,decode_segment=64", 0.02, 8, 1, 128, 64, 700, 150,
+     HR_ROPE_NONE, false, false},
+    {"retrievalattention:queries=200,degree=12,neighbours=16", 0.03, 4, 2, 64, 64, 600, 20,
+     HR_ROPE_NONE, false, false},
+    {"retrievalattention:queries=100,degree=16,neighbours=8,beam=20,decode_segment=64", 0.02, 8, 1,
+     128, 64, 500, 150, HR_ROPE_NONE, false, false},
+    {"retrievalattention:queries=0,degree=10", 0.05, 1, 1, 256, 64, 400, 6, HR_ROPE_NONE, false,
+     false}, /* keys alone */
+    {"faiss:Flat", 0.03, 4, 2, 64, 64, 900, 20, HR_ROPE_NONE, false, false},
+    {"faiss:IVF16,Flat;nprobe=16", 0.03, 8, 1, 128, 64, 1300, 20, HR_ROPE_NONE, false, false},
+    {"faiss:IVF16,Flat;train=900,nprobe=16,decode_segment=64", 0.05, 4, 2, 64, 64, 800, 300,
+     HR_ROPE_NONE, false, false}, /* trained while decoding */
+    {"faiss:HNSW16,Flat;efSearch=200", 0.03, 4, 2, 64, 64, 1300, 20, HR_ROPE_NONE, false, false},
+    {"faiss:PQ8np", 0.05, 4, 2, 64, 64, 1300, 20, HR_ROPE_NONE, false, false},
+    {"triforce", 0.05, 4, 2, 64, 64, 1200, 20, HR_ROPE_NONE, false, false},
+    {"triforce:page=16,decode_segment=64", 0.1, 8, 1, 128, 64, 600, 150, HR_ROPE_NONE, false,
+     false},
 };
 
 static bool find_python(char *python)
@@ -178,17 +219,6 @@ static void text_free(struct text *t)
     free(t->early);
 }
 
-static void file_write(const char *folder, const char *name, const void *data, size_t bytes)
-{
-    char path[PATH_BYTES + 32];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *file = fopen(path, "wb");
-    if (file == NULL || fwrite(data, 1, bytes, file) != bytes || fclose(file) != 0) {
-        fprintf(stderr, "cannot write %s\n", path);
-        exit(1);
-    }
-}
-
 static void meta_write(const struct run *r, const struct text *t, const char *folder)
 {
     char text[1024];
@@ -206,6 +236,7 @@ static void meta_write(const struct run *r, const struct text *t, const char *fo
     file_write(folder, "meta.json", text, (size_t)n);
 }
 
+/* NULL where the build lacks what the recipe needs (FAISS). */
 static hr_sequence_t *sequence_open(const struct run *r, const struct text *t, hr_runtime_t *rt)
 {
     struct hr_sequence_options o;
@@ -224,7 +255,8 @@ static hr_sequence_t *sequence_open(const struct run *r, const struct text *t, h
     o.keep_tokens = 1;
     o.rope = r->rope != HR_ROPE_NONE ? &rope : NULL;
     o.head_gates = r->gates ? t->gates : NULL;
-    must(hr_sequence_create(rt, &o, &s) == HR_OK, r, "sequence");
+    hr_status_t status = hr_sequence_create(rt, &o, &s);
+    must(status == HR_OK || status == HR_ERR_UNSUPPORTED, r, "sequence");
     return s;
 }
 
@@ -285,19 +317,27 @@ static void decode(const struct run *r, struct text *t, hr_sequence_t *s, struct
     free(refined);
 }
 
-static void play(const struct run *r, uint64_t seed, const char *folder)
+static bool play(const struct run *r, uint64_t seed, const char *folder)
 {
     struct text t;
     text_make(r, seed, &t);
     hr_runtime_t *rt = runtime_make(256u << 20, 256u << 20, NULL, 0, HR_IO_AUTO);
     must(rt != NULL, r, "runtime");
     hr_sequence_t *s = sequence_open(r, &t, rt);
+    if (s == NULL) {
+        printf("left out: %s: %s\n", r->recipe, hr_last_error());
+        must(hr_runtime_destroy(rt) == HR_OK, r, "destroy");
+        text_free(&t);
+        return false;
+    }
     struct record record = {.out = floats((size_t)r->steps * r->n_q * r->dv),
                             .refined = calloc((size_t)r->steps * r->n_kv * t.n, 1),
                             .body = calloc(2 * (size_t)r->steps, sizeof(uint32_t))};
     must(record.refined && record.body, r, "memory");
     prefill(r, &t, s);
+    recipe_state_write(s, folder, "prompt");
     decode(r, &t, s, &record);
+    recipe_state_write(s, folder, "end");
     meta_write(r, &t, folder);
     file_write(folder, "k.bin", t.k, (size_t)t.n * r->n_kv * r->dk * sizeof(float));
     file_write(folder, "v.bin", t.v, (size_t)t.n * r->n_kv * r->dv * sizeof(float));
@@ -312,6 +352,7 @@ static void play(const struct run *r, uint64_t seed, const char *folder)
     free(record.refined);
     free(record.body);
     text_free(&t);
+    return true;
 }
 
 int main(int argc, char **argv)
@@ -335,7 +376,9 @@ int main(int argc, char **argv)
             perror(path);
             return 1;
         }
-        play(&runs[i], 1000 + i, path);
+        if (!play(&runs[i], 1000 + i, path)) {
+            rmdir(path);
+        }
     }
     fflush(stdout);
     snprintf(command, sizeof command, "'%s' '%s' '%s'", python, SCRIPT, folder);
