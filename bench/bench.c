@@ -32,6 +32,8 @@ static const struct hrb_benchmark benchmarks[] = {
     {"file-read-256k", "random reads of 256 KiB blocks from the file tier", 0.95, hrb_file_read,
      256},
     {"decode-131072", "a decode step at 131,072 tokens, 1% moved", 8, hrb_decode_step, 131072},
+    {"decode-131072-fine", "the same, clusters much finer than blocks", 1, hrb_decode_step_fine,
+     131072},
     {"plan-host", "what 'plan --measured' says of a step at twice the length, rows in host memory",
      0.75, hrb_plan, 0},
     {"plan-file", "the same with rows in the file", 0.75, hrb_plan, 1},

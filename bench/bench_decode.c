@@ -18,7 +18,7 @@
 #define DIM         128
 #define KV_HEADS    8
 #define Q_HEADS     32
-#define CLUSTERS    1024 /* per kv-head */
+#define CLUSTERS    128
 #define CHUNK       1024
 #define ERROR_STEPS 8
 
@@ -27,7 +27,8 @@ struct decode {
     hr_runtime_t *runtime;
     hr_sequence_t *sequence;
     struct hri_rng rng;
-    float *k_centre, *v_centre; /* [KV_HEADS][CLUSTERS][DIM] */
+    uint32_t clusters;
+    float *k_centre, *v_centre; /* [KV_HEADS][clusters][DIM] */
     uint16_t *k, *v;            /* [CHUNK][KV_HEADS][DIM] bf16 */
     float *q, *out;             /* [Q_HEADS][DIM] */
     struct hr_attend_report report;
@@ -56,7 +57,7 @@ static void make_rows(struct decode *d, uint32_t n)
 {
     for (uint32_t t = 0; t < n; t++) {
         for (uint32_t h = 0; h < KV_HEADS; h++) {
-            size_t c = (size_t)h * CLUSTERS + hri_rng_below(&d->rng, CLUSTERS);
+            size_t c = (size_t)h * d->clusters + hri_rng_below(&d->rng, d->clusters);
             const float *k = d->k_centre + c * DIM, *v = d->v_centre + c * DIM;
             size_t at = ((size_t)t * KV_HEADS + h) * DIM;
             for (uint32_t i = 0; i < DIM; i++) {
@@ -71,7 +72,8 @@ static void make_rows(struct decode *d, uint32_t n)
 static void make_queries(struct decode *d)
 {
     for (uint32_t h = 0; h < Q_HEADS; h++) {
-        size_t c = (size_t)(h / (Q_HEADS / KV_HEADS)) * CLUSTERS + hri_rng_below(&d->rng, CLUSTERS);
+        size_t c =
+            (size_t)(h / (Q_HEADS / KV_HEADS)) * d->clusters + hri_rng_below(&d->rng, d->clusters);
         for (uint32_t i = 0; i < DIM; i++)
             d->q[h * DIM + i] = 1.1f * d->k_centre[c * DIM + i] + 0.35f * noise(d);
     }
@@ -124,7 +126,7 @@ static int open_sequence(struct decode *d, uint32_t tokens)
 
 static int alloc_arrays(struct decode *d)
 {
-    size_t centres = (size_t)KV_HEADS * CLUSTERS * DIM, rows = (size_t)CHUNK * KV_HEADS * DIM;
+    size_t centres = (size_t)KV_HEADS * d->clusters * DIM, rows = (size_t)CHUNK * KV_HEADS * DIM;
     d->k_centre = malloc(centres * sizeof(float));
     d->v_centre = malloc(centres * sizeof(float));
     d->k = malloc(rows * sizeof(uint16_t));
@@ -218,7 +220,8 @@ static int measure(struct decode *d, struct hrb_result *result)
                             (double)d->report.bytes_selected /
                                 (double)(d->report.body_bytes ? d->report.body_bytes : 1));
     cJSON_AddNumberToObject(result->details, "device_fraction",
-                            (double)stats.summary_bytes / (double)stats.body_bytes);
+                            (double)(stats.summary_bytes + stats.sketch_bytes) /
+                                (double)stats.body_bytes);
     cJSON_AddNumberToObject(result->details, "index_seconds", (double)stats.index_ns * 1e-9);
     for (unsigned i = 0; i < HR_STAGES; i++) {
         char name[32];
@@ -228,10 +231,10 @@ static int measure(struct decode *d, struct hrb_result *result)
     return 0;
 }
 
-int hrb_decode_step(const struct hrb_benchmark *self, const struct hrb_options *options,
-                    struct hrb_result *result)
+static int decode_step(const struct hrb_benchmark *self, const struct hrb_options *options,
+                       uint32_t clusters, struct hrb_result *result)
 {
-    struct decode d = {.options = options};
+    struct decode d = {.options = options, .clusters = clusters};
     int code = 1;
     hri_rng_seed(&d.rng, 7);
     options->note("%s: appending and grouping %d tokens", self->name, self->variant);
@@ -249,4 +252,16 @@ int hrb_decode_step(const struct hrb_benchmark *self, const struct hrb_options *
     free(d.q);
     free(d.out);
     return code;
+}
+
+int hrb_decode_step(const struct hrb_benchmark *self, const struct hrb_options *options,
+                    struct hrb_result *result)
+{
+    return decode_step(self, options, CLUSTERS, result);
+}
+
+int hrb_decode_step_fine(const struct hrb_benchmark *self, const struct hrb_options *options,
+                         struct hrb_result *result)
+{
+    return decode_step(self, options, CLUSTERS_FINE, result);
 }

@@ -14,8 +14,9 @@ HRB_SUBJECT(hrb_sketch_score);   /* variant: 100 or 200 (1 or 2 bits) + query he
 HRB_SUBJECT(hrb_sketch_full);    /* variant: share of the sketches in percent */
 HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read */
 HRB_SUBJECT(hrb_decode_step);    /* variant: tokens */
-HRB_SUBJECT(hrb_engine);         /* variant: 0 prefill, else tokens before decoding */
-HRB_SUBJECT(hrb_plan);           /* variant: 1 rows in the file, 0 in host memory */
+HRB_SUBJECT(hrb_decode_step_fine);
+HRB_SUBJECT(hrb_engine); /* variant: 0 prefill, else tokens before decoding */
+HRB_SUBJECT(hrb_plan);   /* variant: 1 rows in the file, 0 in host memory */
 HRB_SUBJECT(hrb_run_memory);
 
 #endif

@@ -1,5 +1,5 @@
 /* A step of a head with sketches: which blocks' sketches are read, which rows or blocks are refined, and the estimate of the rest
- * (docs/algorithm.md, level 1). Works on what level 0 left in the step: dots, weights, doubts. */
+ * (docs/algorithm.md, level 1). Works on what level 0 left in the step: dots and weights. */
 #ifndef HRI_INDEX_LADDER_H
 #define HRI_INDEX_LADDER_H
 
@@ -7,16 +7,17 @@
 
 size_t hri_ladder_bytes(const struct hri_index_options *options);
 
-/* doubt [blocks]: what level 0 leaves of the expected squared error, summed over the group; level0 [G][stride of step]: its parts.
- * far: the caller's function gives output size and the values' distance once weights are known. */
+/* What level 0 knows. rates: per block and query head the expected squared error that it leaves per squared share of the total, and
+ * the same with the tails lifted, for ranking. output: with the weights as they are now, size and the values' distance; shifted [v_dim]: by what the
+ * weighted values are known to differ from the blocks' means. */
 struct hri_ladder_in {
     const struct hri_select_in *in;
     struct hri_step *step;
-    const float *doubt;
-    float (*doubt_of)(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
-                      uint32_t block);
+    void (*rates)(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
+                  float *rate, float *lifted);
     void (*output)(const struct hri_index_head *head, const struct hri_select_in *in,
-                   const struct hri_step *step, uint32_t g, float *far_out, float *size_out);
+                   const struct hri_step *step, uint32_t g, const float *shifted, float *far_out,
+                   float *size_out);
 };
 hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladder_in *ladder,
                               struct hri_select_out *out);
@@ -25,6 +26,9 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
 enum hri_ladder_known { HRI_KNOWN_SUMMARY, HRI_KNOWN_ROWS, HRI_KNOWN_LIGHT };
 enum hri_ladder_known hri_ladder_known(const struct hri_index_head *head,
                                        const struct hri_select_in *in, uint32_t block);
+/* By what factor audits corrected what level 0 has of the weights of blocks that are not known better (1: no evidence). */
+float hri_ladder_corrected(const struct hri_index_head *head, const struct hri_select_in *in,
+                           uint32_t g);
 /* Of everything that was not chosen in out; returns how many items that are. */
 uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
                              struct hri_step *step, const struct hri_select_out *out,

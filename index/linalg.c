@@ -3,6 +3,7 @@
 #include "base/error.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* LAPACK's Fortran entry; OpenBLAS has no C header for it that Debian ships. */
@@ -11,6 +12,15 @@ void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const i
 
 void dsyrk_(const char *uplo, const char *trans, const int *n, const int *k, const double *alpha,
             const double *a, const int *lda, const double *beta, double *c, const int *ldc);
+
+void openblas_set_num_threads(int n);
+
+void hri_linalg_start(void)
+{
+    const char *asked = getenv("OPENBLAS_NUM_THREADS");
+    if (asked == NULL || *asked == '\0')
+        openblas_set_num_threads(1);
+}
 
 #define GRAM_ROWS 128u
 

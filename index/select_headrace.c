@@ -190,6 +190,16 @@ static bool refined_enough(void *context, uint32_t block)
     return d->tolerance > 0 && sum / (float)d->head->options.g <= d->tolerance;
 }
 
+static void value_add(const struct hri_index_head *head, uint32_t b, float weight, float *output)
+{
+    uint32_t dv = head->options.v_dim;
+    float w = weight * head->summary.v_scale[b];
+    for (uint32_t j = 0; j < dv; j++)
+        output[j] += w * head->summary.v_codes[(size_t)b * dv + j];
+}
+
+#define OUTPUT_CHUNK 64u
+
 /* The output of query head g as far as near and the heavy blocks make it, [v_dim]; the rest is
  * taken at the mean value. */
 static void rough_output(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -197,19 +207,23 @@ static void rough_output(const struct hri_index_head *head, const struct hri_sel
 {
     uint32_t dv = head->options.v_dim;
     const float *weight = step->weight + g * step->stride;
-    float scale = in->near && in->near->l[g] > 0 ? expf(in->near->m[g] - step->top[g]) : 0,
-          rest = 0;
+    float scale = in->near && in->near->l[g] > 0 ? expf(in->near->m[g] - step->top[g]) : 0;
+    float least = OUTPUT_SHARE_MIN * step->total[g], rest;
     for (uint32_t j = 0; j < dv; j++)
         output[j] = scale > 0 ? scale * in->near->o[(size_t)g * dv + j] : 0;
-    for (uint32_t b = 0; b < head->n_blocks; b++) {
-        if (weight[b] < OUTPUT_SHARE_MIN * step->total[g]) {
-            rest += weight[b];
+    rest = hri_sum(weight, head->n_blocks);
+    for (uint32_t first = 0; first < head->n_blocks; first += OUTPUT_CHUNK) {
+        uint32_t end =
+            head->n_blocks - first < OUTPUT_CHUNK ? head->n_blocks : first + OUTPUT_CHUNK;
+        if (head->options.kernels->max(weight + first, end - first) < least)
             continue;
-        }
-        float w = weight[b] * head->summary.v_scale[b];
-        for (uint32_t j = 0; j < dv; j++)
-            output[j] += w * head->summary.v_codes[(size_t)b * dv + j];
+        for (uint32_t b = first; b < end; b++)
+            if (weight[b] >= least) {
+                value_add(head, b, weight[b], output);
+                rest -= weight[b];
+            }
     }
+    rest = fmaxf(rest, 0);
     for (uint32_t j = 0; j < dv; j++)
         output[j] = (output[j] + rest * head->shape.v_mean[j]) / step->total[g];
 }
@@ -250,6 +264,11 @@ static inline float tail_factor(float variance, float peak, float log_rows)
     return extra > 0 ? expf(2 * fminf(extra, TAIL_MAX)) : 1;
 }
 
+static inline bool stands_out(float variance, float peak, float log_rows)
+{
+    return OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance > log_rows * log_rows;
+}
+
 static void lift_tail(const struct hri_index_head *head, struct hri_step *step, uint32_t b)
 {
     uint8_t rows = head->block_rows[b];
@@ -257,7 +276,7 @@ static void lift_tail(const struct hri_index_head *head, struct hri_step *step, 
     for (uint32_t g = 0; g < head->options.g; g++) {
         float share = step->weight[g * step->stride + b] * (1 / step->total[g]);
         float variance = step->variance[g] * hri_f32_from_bf16(head->shape.spread[b]);
-        if (OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance <= log_rows * log_rows)
+        if (!stands_out(variance, peak, log_rows))
             continue;
         float factor = tail_factor(variance, peak, log_rows);
         if (factor > 1)
@@ -274,7 +293,7 @@ static void lift_tails(const struct hri_index_head *head, struct hri_step *step)
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         float variance = largest * hri_f32_from_bf16(head->shape.spread[b]);
         float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[head->block_rows[b]];
-        if (OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance > log_rows * log_rows)
+        if (stands_out(variance, peak, log_rows))
             lift_tail(head, step, b);
     }
 }
@@ -301,19 +320,32 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
     lift_tails(head, step);
 }
 
-static float level0_doubt(const struct hri_index_head *head, const struct hri_step *step,
-                          uint32_t g, uint32_t b)
+static void level0_rates(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
+                         float *rate, float *lifted)
 {
-    float share = step->weight[g * step->stride + b] / step->total[g];
-    return doubt_of(share, step->variance[g] * hri_block_spread(head, b), head->block_rows[b]);
+    const uint16_t *spread = head->shape.spread;
+    const uint8_t *rows = head->block_rows;
+    float variance = step->variance[g];
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        rate[b] = doubt_of(1, variance * hri_f32_from_bf16(spread[b]), rows[b]);
+    memcpy(lifted, rate, head->n_blocks * sizeof *lifted);
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
+        float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[rows[b]];
+        float along = variance * hri_f32_from_bf16(spread[b]);
+        if (stands_out(along, peak, log_rows))
+            lifted[b] *= tail_factor(along, peak, log_rows);
+    }
 }
 
 static void output_measure(const struct hri_index_head *head, const struct hri_select_in *in,
-                           const struct hri_step *step, uint32_t g, float *far_out, float *size_out)
+                           const struct hri_step *step, uint32_t g, const float *shifted,
+                           float *far_out, float *size_out)
 {
-    float output[HR_HEAD_DIM_MAX];
+    float output[HR_HEAD_DIM_MAX], scale = 1 / step->total[g];
     double size = 0;
     rough_output(head, in, step, g, output);
+    for (uint32_t j = 0; j < head->options.v_dim; j++)
+        output[j] += shifted[j] * scale;
     for (uint32_t j = 0; j < head->options.v_dim; j++)
         size += (double)output[j] * output[j];
     *size_out = (float)size;
@@ -324,13 +356,8 @@ static void output_measure(const struct hri_index_head *head, const struct hri_s
 static hr_status_t select_ladder(struct hri_index_head *head, const struct hri_select_in *in,
                                  struct hri_step *step, struct hri_select_out *out)
 {
-    for (uint32_t b = 0; b < head->n_blocks; b++)
-        step->work[b] = step->ranked[b].key * (float)head->block_rows[b];
-    struct hri_ladder_in ladder = {.in = in,
-                                   .step = step,
-                                   .doubt = step->work,
-                                   .doubt_of = level0_doubt,
-                                   .output = output_measure};
+    struct hri_ladder_in ladder = {
+        .in = in, .step = step, .rates = level0_rates, .output = output_measure};
     return hri_ladder_select(head, &ladder, out);
 }
 
@@ -342,9 +369,9 @@ static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_s
     struct doubt doubt = {.head = head, .step = &step, .tolerance = in->tolerance};
     float output[HR_HEAD_DIM_MAX], mean = 0;
     score(head, in, &step);
-    rank(head, &step, &doubt);
     if (head->sketch)
         return select_ladder(head, in, &step, out);
+    rank(head, &step, &doubt);
     for (uint32_t g = 0; g < o->g; g++) {
         rough_output(head, in, &step, g, output);
         doubt.factor[g] = error_factor(head, output);

@@ -33,7 +33,7 @@ uint32_t hri_sketch_bits(const struct hri_index_options *o)
     return (uint32_t)hri_recipe_value(&o->recipe, "sketch");
 }
 
-static uint32_t bases_of(const struct hri_index_options *o)
+uint32_t hri_sketch_bases_max(const struct hri_index_options *o)
 {
     uint32_t n = o->rows_max / BASIS_ROWS + 2;
     return n < HRI_SKETCH_BASES_MAX ? n : HRI_SKETCH_BASES_MAX;
@@ -41,7 +41,7 @@ static uint32_t bases_of(const struct hri_index_options *o)
 
 uint32_t hri_sketch_lanes_max(const struct hri_index_options *o)
 {
-    return hri_lanes_up(o->rows_max) + LANES * bases_of(o);
+    return hri_lanes_up(o->rows_max) + LANES * hri_sketch_bases_max(o);
 }
 
 static uint32_t lone_of(const struct hri_index_options *o)
@@ -74,7 +74,7 @@ uint64_t hri_sketch_bytes(const struct hri_index_options *o)
 {
     if (hri_sketch_bits(o) == 0)
         return 0;
-    return bases_of(o) * basis_bytes(o) + code_bytes(o, hri_sketch_lanes_max(o)) +
+    return hri_sketch_bases_max(o) * basis_bytes(o) + code_bytes(o, hri_sketch_lanes_max(o)) +
            o->blocks_max * (sizeof(uint32_t) + 1) + lone_of(o) * LONE_BYTES;
 }
 
@@ -128,7 +128,7 @@ hr_status_t hri_sketch_create(struct hri_index_head *head)
         return hri_alloc_status();
     s->bits = hri_sketch_bits(o);
     s->lines = lines_of(o);
-    s->bases_max = bases_of(o);
+    s->bases_max = hri_sketch_bases_max(o);
     s->lanes_max = hri_sketch_lanes_max(o);
     s->codes = hri_aligned_zero(o->device, 64, code_bytes(o, s->lanes_max));
     s->first_lane = hri_array(o->device, o->blocks_max, sizeof *s->first_lane);
@@ -307,11 +307,6 @@ static uint8_t log_code(double square, double mean)
     return (uint8_t)(code < 0 || isnan(code) ? 0 : code > 255 ? 255 : lrint(code));
 }
 
-float hri_sketch_miss(const struct hri_index_head *head, uint32_t block)
-{
-    return head->sketch->miss_of[head->sketch->miss[block]];
-}
-
 float hri_sketch_lone_miss(const struct hri_index_head *head, uint32_t i)
 {
     return head->sketch->miss_of[head->sketch->lone_miss[i]];
@@ -418,21 +413,20 @@ uint32_t hri_sketch_basis_of(const struct hri_index_head *head, uint32_t block)
 }
 
 void hri_sketch_turn(const struct hri_index_head *head, const struct hri_basis *basis,
-                     const float *q, float *x, float *rest)
+                     const float *q, float *turned, float *x, float *rest)
 {
-    uint32_t d = head->options.k_dim;
-    for (uint32_t g = 0; g < head->options.g; g++) {
+    uint32_t d = head->options.k_dim, n_g = head->options.g;
+    const int8_t *row[HR_HEAD_DIM_MAX];
+    for (uint32_t c = 0; c < d; c++)
+        row[c] = basis->query + (size_t)c * d;
+    head->options.kernels->score_gather_i8(q, n_g, d, row, basis->query_scale, d, turned, d);
+    for (uint32_t g = 0; g < n_g; g++) {
+        const float *t = turned + (size_t)g * d;
         rest[g] = 0;
-        for (uint32_t c = 0; c < d; c++) {
-            const int8_t *row = basis->query + (size_t)c * d;
-            float sum = 0;
-            for (uint32_t j = 0; j < d; j++)
-                sum += row[j] * q[(size_t)g * d + j];
-            sum *= basis->query_scale[c];
-            rest[g] += sum * sum * basis->missed[c];
-            if (c < basis->n)
-                x[(size_t)g * basis->n + c] = sum * basis->step[c];
-        }
+        for (uint32_t c = 0; c < d; c++)
+            rest[g] += t[c] * t[c] * basis->missed[c];
+        for (uint32_t c = 0; c < basis->n; c++)
+            x[(size_t)g * basis->n + c] = t[c] * basis->step[c];
     }
 }
 

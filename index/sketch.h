@@ -53,6 +53,7 @@ uint64_t hri_sketch_bytes(const struct hri_index_options *options);
 /* Of those, what the blocks there are hold, bases included. */
 uint64_t hri_sketch_held(const struct hri_index_head *head);
 uint32_t hri_sketch_lanes_max(const struct hri_index_options *options);
+uint32_t hri_sketch_bases_max(const struct hri_index_options *options);
 hr_status_t hri_sketch_create(struct hri_index_head *head);
 void hri_sketch_destroy(struct hri_index_head *head);
 
@@ -64,12 +65,11 @@ void hri_sketch_truncate(struct hri_index_head *head);
 
 /* The basis of a block, and its miss as a factor. */
 uint32_t hri_sketch_basis_of(const struct hri_index_head *head, uint32_t block);
-float hri_sketch_miss(const struct hri_index_head *head, uint32_t block);
 float hri_sketch_lone_miss(const struct hri_index_head *head, uint32_t i);
 /* x [G][n]: queries in the basis, steps folded in; rest[g] = sum of (A q)^2 missed, the variance of what the sketch leaves out of a
- * row's logit in a block with a miss of 1. */
+ * row's logit in a block with a miss of 1. turned [G][k_dim]: room to work in. */
 void hri_sketch_turn(const struct hri_index_head *head, const struct hri_basis *basis,
-                     const float *q, float *x, float *rest);
+                     const float *q, float *turned, float *x, float *rest);
 
 /* Fits a basis to residuals (index/sketch_fit.c): residuals [n][k_dim] (k - m), values [n][v_dim] (v - v_m) and the metric p. weight
  * [n], of mean 1, or NULL: how much each row counts. */

@@ -18,9 +18,10 @@
         .nearest = hri_##of##_nearest, .matmul_nt = hri_##of##_matmul_nt,                          \
         .second_moment = hri_##of##_second_moment, .min_max = hri_##of##_min_max,                  \
         .score_bounds = hri_##of##_score_bounds, .exp_sum = hri_##of##_exp_sum,                    \
-        .max = hri_##of##_max, .score_sketch = hri_##of##_score_sketch,                            \
-        .sum_sketch = hri_##of##_sum_sketch, .pack_sketch = hri_##of##_pack_sketch,                \
-        .score_gather_i8 = hri_##of##_score_gather_i8, .sum_gather_i8 = hri_##of##_sum_gather_i8,  \
+        .max = hri_##of##_max, .weigh_rows = hri_##of##_weigh_rows,                                \
+        .score_sketch = hri_##of##_score_sketch, .sum_sketch = hri_##of##_sum_sketch,              \
+        .pack_sketch = hri_##of##_pack_sketch, .score_gather_i8 = hri_##of##_score_gather_i8,      \
+        .sum_gather_i8 = hri_##of##_sum_gather_i8,                                                 \
     }
 
 static const struct hri_kernels table_ref = HRI_TABLE(HRI_KERNEL_REF, "ref", ref);

@@ -160,6 +160,11 @@ struct hri_kernels {
     /* y[i] = exp(x[i] - shift), returns the sum; x may equal y. Relative error <= 1e-6. */
     float (*exp_sum)(const float *x, float shift, float *y, uint32_t n);
     float (*max)(const float *x, uint32_t n); /* -INFINITY for n = 0 */
+    /* G runs of n logits: y[gh][i] = exp(x[gh][i] - shift[gh]), and of each run the sum of y, the sum of its squares, and the largest
+     * x (-INFINITY for n = 0). Row strides in floats; x may equal y; nothing beyond n is read or written. Relative error of y and of
+     * the sums <= 1e-6. */
+    void (*weigh_rows)(const float *x, size_t x_stride, const float *shift, uint32_t g, uint32_t n,
+                       float *y, size_t y_stride, float *sum, float *square, float *most);
 
     /* -- level 1 -- */
     /* out[gh][16 groups[i] + r] = what row r of each listed group adds to the logit of query head

@@ -4,6 +4,7 @@
 #include "base/cpu.h"
 #include "base/error.h"
 #include "base/topology.h"
+#include "index/linalg.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,6 +159,7 @@ hr_status_t hri_runtime_create(const struct hr_runtime_options *options,
     for (size_t i = 0; i < sizeof scratch / sizeof *scratch; i++) {
         scratch[i]->alloc = &rt->alloc;
     }
+    hri_linalg_start();
     status = kernels_choose(rt, options->cpu_level);
     if (status != HR_OK) {
         goto err_free;

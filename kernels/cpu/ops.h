@@ -69,6 +69,9 @@ static inline size_t hri_element_bytes(hr_dtype_t dtype)
                                     size_t out_stride);                                            \
     float hri_##level##_exp_sum(const float *x, float shift, float *y, uint32_t n);                \
     float hri_##level##_max(const float *x, uint32_t n);                                           \
+    void hri_##level##_weigh_rows(const float *x, size_t x_stride, const float *shift, uint32_t g, \
+                                  uint32_t n, float *y, size_t y_stride, float *sum,               \
+                                  float *square, float *most);                                     \
     void hri_##level##_score_sketch(const struct hri_sketch_query *q, uint32_t g,                  \
                                     struct hri_sketch_rows s, const uint32_t *groups,              \
                                     uint32_t n_groups, float *out, size_t out_stride);             \

@@ -99,3 +99,20 @@ float hri_ref_max(const float *x, uint32_t n)
         largest = fmaxf(largest, x[i]);
     return largest;
 }
+
+void hri_ref_weigh_rows(const float *x, size_t x_stride, const float *shift, uint32_t g, uint32_t n,
+                        float *y, size_t y_stride, float *sum, float *square, float *most)
+{
+    for (uint32_t gh = 0; gh < g; gh++, x += x_stride, y += y_stride) {
+        double total = 0.0, squares = 0.0;
+        most[gh] = hri_ref_max(x, n);
+        for (uint32_t i = 0; i < n; i++) {
+            double e = exp((double)x[i] - (double)shift[gh]);
+            y[i] = (float)e;
+            total += e;
+            squares += e * e;
+        }
+        sum[gh] = (float)total;
+        square[gh] = (float)squares;
+    }
+}

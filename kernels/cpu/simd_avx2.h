@@ -40,6 +40,13 @@ HRI_INLINE vf vf_load_n(const float *p, uint32_t n)
 {
     return _mm256_maskload_ps(p, vf_mask(n));
 }
+/* The same; the others are -INFINITY. */
+HRI_INLINE vf vf_load_logits(const float *p, uint32_t n)
+{
+    const __m256i mask = vf_mask(n);
+    return _mm256_blendv_ps(vf_set(-INFINITY), _mm256_maskload_ps(p, mask),
+                            _mm256_castsi256_ps(mask));
+}
 HRI_INLINE void vf_store_n(float *p, vf x, uint32_t n)
 {
     _mm256_maskstore_ps(p, vf_mask(n), x);

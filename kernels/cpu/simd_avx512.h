@@ -36,6 +36,11 @@ HRI_INLINE vf vf_load_n(const float *p, uint32_t n)
 {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
 }
+/* The same; the others are -INFINITY. */
+HRI_INLINE vf vf_load_logits(const float *p, uint32_t n)
+{
+    return _mm512_mask_loadu_ps(vf_set(-INFINITY), (__mmask16)((1u << n) - 1u), p);
+}
 HRI_INLINE void vf_store_n(float *p, vf x, uint32_t n)
 {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), x);

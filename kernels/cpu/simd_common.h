@@ -16,8 +16,8 @@
 #define HRI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define HRI_UNROLL HRI_PRAGMA(clang loop unroll(full))
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define HRI_UNROLL /* gcc says so where instrumentation keeps it from unrolling */
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
+#define HRI_UNROLL /* gcc complains where instrumentation or a debug build keeps it from unrolling */
 #else
 #define HRI_UNROLL HRI_PRAGMA(GCC unroll 32)
 #endif

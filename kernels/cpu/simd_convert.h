@@ -174,4 +174,34 @@ float HRI_OP(max)(const float *x, uint32_t n)
     return result;
 }
 
+/* A vector of logits and what it adds: sum[0] of weights, sum[1] of their squares, the largest logit so far. */
+HRI_INLINE vf weigh_vector(vf logit, vf shift, vf sum[2], vf *largest)
+{
+    const vf e = vf_exp(vf_min(vf_sub(logit, shift), vf_set(100.0f)));
+    *largest = vf_max(logit, *largest);
+    sum[0] = vf_add(sum[0], e);
+    sum[1] = vf_fma(e, e, sum[1]);
+    return e;
+}
+
+void HRI_OP(weigh_rows)(const float *x, size_t x_stride, const float *shift, uint32_t g, uint32_t n,
+                        float *y, size_t y_stride, float *sum, float *square, float *most)
+{
+    const uint32_t whole = n / VN * VN, rest = n - whole;
+
+    for (uint32_t gh = 0; gh < g; gh++, x += x_stride, y += y_stride) {
+        const vf by = vf_set(shift[gh]);
+        vf sums[2] = {vf_zero(), vf_zero()}, largest = vf_set(-INFINITY);
+        for (uint32_t i = 0; i < whole; i += VN)
+            vf_store(y + i, weigh_vector(vf_load(x + i), by, sums, &largest));
+        if (rest > 0) {
+            const vf logit = vf_load_logits(x + whole, rest);
+            vf_store_n(y + whole, weigh_vector(logit, by, sums, &largest), rest);
+        }
+        most[gh] = vf_largest(largest);
+        sum[gh] = vf_sum(sums[0]);
+        square[gh] = vf_sum(sums[1]);
+    }
+}
+
 #endif

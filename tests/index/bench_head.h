@@ -17,7 +17,7 @@ struct bench_head {
     void *scratch;
     uint32_t *items;
     struct hri_row_ref *rows; /* [n] */
-    float *row_scores; /* [g][n] */
+    float *row_scores;        /* [g][n] */
 };
 
 struct bench_geometry {

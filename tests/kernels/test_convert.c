@@ -1,4 +1,4 @@
-/* to_f32, from_f32, find_nonfinite, min_max, exp_sum, max. Conversions are exact: all 65,536
+/* to_f32, from_f32, find_nonfinite, min_max, exp_sum, weigh_rows, max. Conversions are exact: all 65,536
  * halves, and rounding at ties.
  *
  *   operation   tolerance
@@ -222,6 +222,59 @@ static void test_exp_sum(void **state)
     }
 }
 
+/* Against exp_sum's definition in double, run by run. */
+static void check_weigh(const struct hri_kernels *k, struct hri_rng *rng, uint32_t g, uint32_t n,
+                        bool in_place)
+{
+    const size_t x_stride = n + 3, y_stride = in_place ? x_stride : n + 1;
+    float *x = guarded_floats(g * x_stride), *y = in_place ? x : guarded_floats(g * y_stride);
+    float *before = guarded_floats(g * x_stride), shift[HR_GROUP_MAX];
+    float sum[HR_GROUP_MAX], square[HR_GROUP_MAX], most[HR_GROUP_MAX];
+    fill_normal(rng, x, (uint32_t)(g * x_stride), 10.0);
+    memcpy(before, x, g * x_stride * sizeof *x);
+    if (!in_place)
+        memset(y, 0x5a, g * y_stride * sizeof *y);
+    for (uint32_t gh = 0; gh < g; gh++)
+        shift[gh] = (float)gh - 4;
+    k->weigh_rows(x, x_stride, shift, g, n, y, y_stride, sum, square, most);
+    for (uint32_t gh = 0; gh < g; gh++) {
+        double want = 0, squares = 0;
+        float largest = -INFINITY;
+        CASE("%s weigh_rows, run %u of %u rows", k->name, gh, n);
+        for (uint32_t i = 0; i < n; i++) {
+            float logit = before[gh * x_stride + i];
+            double e = exp((double)logit - (double)shift[gh]);
+            largest = fmaxf(largest, logit);
+            CHECK_BELOW(fabs((double)y[gh * y_stride + i] - e), 4 * TOLERANCE_EXP * e + 1e-37);
+            want += e;
+            squares += e * e;
+        }
+        assert_true(most[gh] == largest);
+        CHECK_BELOW(fabs((double)sum[gh] - want), 4 * TOLERANCE_EXP * want + 1e-36);
+        CHECK_BELOW(fabs((double)square[gh] - squares), 8 * TOLERANCE_EXP * squares + 1e-36);
+        for (size_t i = n; i < y_stride; i++) { /* nothing beyond a run is written */
+            float as_it_was = before[gh * x_stride + i], filled;
+            memset(&filled, 0x5a, sizeof filled);
+            assert_memory_equal(&y[gh * y_stride + i], in_place ? &as_it_was : &filled,
+                                sizeof filled);
+        }
+    }
+    guarded_free_all();
+}
+
+static void test_weigh_rows(void **state)
+{
+    const struct hri_kernels *levels[3];
+    const unsigned n_levels = levels_here(levels);
+    struct hri_rng rng;
+
+    (void)state;
+    hri_rng_seed(&rng, 12);
+    for (unsigned level = 0; level < n_levels; level++)
+        for (uint32_t n = 0; n < 70; n++)
+            check_weigh(levels[level], &rng, 1 + n % HR_GROUP_MAX, n, n % 3 == 0);
+}
+
 static void test_max(void **state)
 {
     const struct hri_kernels *levels[3];
@@ -245,9 +298,13 @@ static void test_max(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_half),     cmocka_unit_test(test_rounding),
-        cmocka_unit_test(test_find_nonfinite), cmocka_unit_test(test_min_max),
-        cmocka_unit_test(test_exp_sum),        cmocka_unit_test(test_max),
+        cmocka_unit_test(test_every_half),
+        cmocka_unit_test(test_rounding),
+        cmocka_unit_test(test_find_nonfinite),
+        cmocka_unit_test(test_min_max),
+        cmocka_unit_test(test_exp_sum),
+        cmocka_unit_test(test_weigh_rows),
+        cmocka_unit_test(test_max),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,95 @@
+/* The estimate of a head with sketches: of everything that was not refined (docs/algorithm.md, level 1). */
+#include "index/ladder_state.h"
+
+#include <string.h>
+
+void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis, const float *codes,
+                       float *sum)
+{
+    const struct hri_index_options *o = &l->head->options;
+    const int8_t *value[HR_HEAD_DIM_MAX];
+    for (uint32_t c = 0; c < basis->n; c++)
+        value[c] = basis->value + (size_t)c * o->v_dim;
+    o->kernels->sum_gather_i8(codes, basis->n, o->g, 0, o->v_dim, value, basis->value_scale,
+                              basis->n, sum);
+}
+
+/* Groups of 16 lanes of the blocks of a basis that count as their sketches have them, ascending, each once. */
+static uint32_t groups_list(struct hri_ladder *l, uint32_t basis)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    uint32_t n = 0, next = 0;
+    for (uint32_t b = s->bases[basis].first_block; b < hri_basis_end(l->head, basis); b++) {
+        if (l->state[b] < HRI_READ)
+            continue;
+        uint32_t first = s->first_lane[b] / HRI_LANES;
+        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
+        for (uint32_t j = first > next ? first : next; j <= last; j++)
+            l->groups[n++] = j;
+        next = last + 1 > next ? last + 1 : next;
+    }
+    return n;
+}
+
+static void lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end)
+{
+    for (uint32_t g = 0; g < l->head->options.g && first < end; g++)
+        memset(l->weight + g * l->stride + first, 0, (end - first) * sizeof(float));
+}
+
+/* Rows of light blocks count otherwise: in the groups of 16 that they share with blocks that are listed they weigh nothing. */
+static void light_clear(struct hri_ladder *l, uint32_t basis)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    for (uint32_t b = s->bases[basis].first_block; b < hri_basis_end(l->head, basis); b++) {
+        uint32_t first = s->first_lane[b], last = first + l->head->block_rows[b];
+        if (l->state[b] != HRI_LIGHT)
+            continue;
+        uint32_t first_up = hri_lanes_up(first), last_down = last / HRI_LANES * HRI_LANES;
+        lanes_clear(l, first, first_up < last ? first_up : last);
+        lanes_clear(l, last_down > first ? last_down : first, last);
+    }
+}
+
+/* Weighted codes of the read blocks of a basis, as values. */
+static void add_sketched(struct hri_ladder *l, uint32_t i)
+{
+    const struct hri_index_head *head = l->head;
+    const struct hri_sketch *s = head->sketch;
+    const struct hri_basis *basis = &s->bases[i];
+    uint32_t n_g = head->options.g, n = groups_list(l, i);
+    if (n == 0)
+        return;
+    struct hri_sketch_rows rows = {s->codes, basis->n4, basis->n2};
+    light_clear(l, i);
+    memset(l->sum, 0, (size_t)n_g * basis->n * sizeof(float));
+    head->options.kernels->sum_sketch(rows, n_g, l->groups, n, l->weight, l->stride, l->sum);
+    hri_ladder_values(l, basis, l->sum, l->step->sum);
+}
+
+uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
+                             struct hri_step *step, const struct hri_select_out *out,
+                             struct hri_partial *part)
+{
+    struct hri_ladder l = hri_ladder_at(head, in, step);
+    uint32_t dv = head->options.v_dim;
+    float mass[HR_GROUP_MAX];
+    memset(step->sum, 0, (size_t)head->options.g * dv * sizeof(float));
+    head->options.kernels->weighted_sum_i8(step->weight, step->stride, head->options.g,
+                                           head->n_blocks, dv, head->summary.v_codes,
+                                           head->summary.v_scale, step->sum);
+    for (uint32_t g = 0; g < head->options.g; g++) {
+        const float *weight = step->weight + g * step->stride;
+        mass[g] = hri_sum(weight, head->n_blocks);
+        for (uint32_t b = 0; b < head->n_blocks; b++)
+            step->work[b] = l.state[b] >= HRI_READ ? 0 : weight[b] * hri_block_spread(head, b);
+        float lean = hri_sum(step->work, head->n_blocks);
+        for (uint32_t j = 0; j < dv; j++)
+            step->sum[(size_t)g * dv + j] += lean * step->shift[(size_t)g * dv + j];
+    }
+    for (uint32_t i = 0; i < head->sketch->n_bases; i++)
+        add_sketched(&l, i);
+    struct hri_partial sum = {.m = step->top, .l = mass, .o = step->sum};
+    hri_partial_merge(part, &sum, head->options.g, dv);
+    return hri_index_items(head) - out->n_items;
+}

@@ -1,0 +1,478 @@
+/* Which blocks' sketches a step reads, and what they say (docs/algorithm.md, level 1). */
+#include "index/ladder_state.h"
+
+#include "base/arena.h"
+#include "base/assert.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Half the variance of what a sketch misses: clamped, since a row that it puts far off is rather an outlier of its own. */
+#define HALF_MISSED_MAX 1.0f
+#define EXPONENT_MAX    8.0f   /* weights and their squares stay well inside what a float holds */
+#define EXPONENT_MIN    -20.0f /* and do not all vanish under one that nothing reaches any more */
+
+/* Blocks with a larger share of some query head's weight count with the values of their rows where errors are measured. */
+#define HEAVY 0.002f
+
+static bool take(struct hri_arena *arena, const struct hri_index_options *o, struct hri_ladder *l)
+{
+    size_t g = o->g, lanes = hri_sketch_lanes_max(o), blocks = hri_lanes_up(o->blocks_max);
+    size_t bases = hri_sketch_bases_max(o);
+    l->stride = lanes;
+    l->score = hri_arena_array(arena, g * HRI_LADDER_CHUNK, sizeof(float));
+    l->weight = hri_arena_array(arena, g * lanes, sizeof(float));
+    l->worth = hri_arena_array(arena, lanes, sizeof(float));
+    l->square = hri_arena_array(arena, g * blocks, sizeof(float));
+    l->factor = hri_arena_array(arena, g * blocks, sizeof(float));
+    l->block_worth = hri_arena_array(arena, blocks, sizeof(float));
+    l->promise = hri_arena_array(arena, blocks, sizeof(float));
+    l->rate = hri_arena_array(arena, g * blocks, sizeof(float));
+    l->lifted = hri_arena_array(arena, g * blocks, sizeof(float));
+    l->rest = hri_arena_array(arena, bases * g, sizeof(float));
+    l->x = hri_arena_array(arena, bases * g * o->k_dim, sizeof(float));
+    l->sum = hri_arena_array(arena, g * HR_HEAD_DIM_MAX, sizeof(float));
+    l->shifted = hri_arena_array(arena, g * o->v_dim, sizeof(float));
+    l->groups = hri_arena_array(arena, lanes / HRI_LANES, sizeof(uint32_t));
+    l->bins = hri_arena_array(arena, HRI_BINS, sizeof(uint32_t));
+    l->bin_sum = hri_arena_array(arena, HRI_BINS, sizeof(float));
+    l->state = hri_arena_array(arena, blocks, 1);
+    l->turned = hri_arena_array(arena, bases, 1);
+    l->ranked = hri_arena_array(arena, lanes, sizeof(struct hri_ranked));
+    l->query = hri_arena_array(arena, 1, sizeof(struct hri_sketch_query));
+    l->best = hri_arena_array(arena, g, sizeof(float));
+    l->far = hri_arena_array(arena, g, sizeof(float));
+    l->size = hri_arena_array(arena, g, sizeof(float));
+    l->audits = hri_arena_array(arena, hri_ladder_audits_max(o), sizeof(uint32_t));
+    l->audit = hri_arena_array(arena, g * hri_ladder_audits_max(o), sizeof(struct hri_audit));
+    l->corrected = hri_arena_array(arena, g, sizeof(float));
+    l->left = hri_arena_array(arena, g, sizeof(double));
+    return l->left != NULL;
+}
+
+size_t hri_ladder_bytes(const struct hri_index_options *o)
+{
+    size_t g = o->g, lanes = hri_sketch_lanes_max(o), blocks = hri_lanes_up(o->blocks_max);
+    size_t bases = hri_sketch_bases_max(o);
+    if (hri_sketch_bits(o) == 0)
+        return 0;
+    size_t floats = (g + 1) * lanes + (4 * g + 2) * blocks + g * HRI_LADDER_CHUNK +
+                    (bases * (o->k_dim + 1) + HR_HEAD_DIM_MAX + o->v_dim + 4) * g;
+    return floats * sizeof(float) +
+           (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks + bases +
+           lanes * sizeof(struct hri_ranked) + sizeof(struct hri_sketch_query) +
+           hri_ladder_audits_max(o) * (sizeof(uint32_t) + g * sizeof(struct hri_audit)) +
+           g * sizeof(double) + 30 * 64;
+}
+
+struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,
+                                struct hri_step *step)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_arena arena;
+    struct hri_ladder l = {.head = head, .in = in, .step = step};
+    size_t before = hri_round_up(hri_step_bytes(o), 64);
+    hri_arena_init_buffer(&arena, (char *)in->scratch + before, hri_ladder_bytes(o));
+    bool all = take(&arena, o, &l);
+    HRI_ASSERT(all);
+    (void)all;
+    return l;
+}
+
+float hri_ladder_corrected(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t g)
+{
+    struct hri_step step = hri_step_at(head, in);
+    return hri_ladder_at(head, in, &step).corrected[g];
+}
+
+enum hri_ladder_known hri_ladder_known(const struct hri_index_head *head,
+                                       const struct hri_select_in *in, uint32_t block)
+{
+    struct hri_step step = hri_step_at(head, in);
+    uint8_t state = hri_ladder_at(head, in, &step).state[block];
+    return state == HRI_UNREAD  ? HRI_KNOWN_SUMMARY
+           : state == HRI_LIGHT ? HRI_KNOWN_LIGHT
+                                : HRI_KNOWN_ROWS;
+}
+
+/* -------------------------------------------------------------------------------- what to read */
+
+/* Squared error that the unread blocks of query head g leave, over (far / size): by the audits' scatter, if that is more than level 0
+ * itself expects, and by what the audits leave open of the sum. */
+static double unread_of(struct hri_ladder *l, uint32_t g)
+{
+    const struct hri_step *step = l->step;
+    uint32_t n = l->head->n_blocks;
+    double common, scatter = hri_ladder_correct(l, g, &common);
+    const float *weight = step->weight + g * step->stride, *rate = l->rate + g * step->stride;
+    float *part = step->work, *squares = l->worth; /* no worth is known yet, or it is made anew */
+    double total = (double)step->total[g], left = 0;
+    for (uint32_t b = 0; b < n; b++)
+        part[b] = weight[b] * weight[b] * rate[b];
+    left = (double)hri_sum(part, n);
+    if (scatter > 0) {
+        for (uint32_t b = 0; b < n; b++) { /* of what has been read the rate is 0 */
+            part[b] = rate[b] > 0 ? weight[b] : 0;
+            squares[b] = part[b] * part[b];
+        }
+        double sum = (double)hri_sum(part, n);
+        left = fmax(left, scatter * (double)hri_sum(squares, n)) + common * sum * sum;
+    }
+    return left / (total * total);
+}
+
+/* Groups of the heavy blocks of a basis that have been read: with a larger share than HEAVY of some query head's weight. */
+static uint32_t heavy_list(struct hri_ladder *l, uint32_t basis)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    const struct hri_step *step = l->step;
+    uint32_t n = 0, next = 0;
+    for (uint32_t b = s->bases[basis].first_block; b < hri_basis_end(l->head, basis); b++) {
+        bool heavy = false;
+        for (uint32_t g = 0; g < l->head->options.g; g++)
+            heavy |= step->weight[g * step->stride + b] > HEAVY * step->total[g];
+        if (!heavy || l->state[b] < HRI_LIGHT)
+            continue;
+        uint32_t first = s->first_lane[b] / HRI_LANES;
+        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
+        for (uint32_t j = first > next ? first : next; j <= last; j++)
+            l->groups[n++] = j;
+        next = last + 1;
+    }
+    return n;
+}
+
+/* Rows of heavy blocks may be of two kinds, and the query looks for one. */
+static void values_shift(struct hri_ladder *l)
+{
+    const struct hri_index_head *head = l->head;
+    const struct hri_sketch *s = head->sketch;
+    uint32_t n_g = head->options.g;
+    memset(l->shifted, 0, (size_t)n_g * head->options.v_dim * sizeof(float));
+    for (uint32_t i = 0; i < s->n_bases; i++) {
+        const struct hri_basis *basis = &s->bases[i];
+        struct hri_sketch_rows rows = {s->codes, basis->n4, basis->n2};
+        uint32_t n = heavy_list(l, i);
+        if (n == 0)
+            continue;
+        memset(l->sum, 0, (size_t)n_g * basis->n * sizeof(float));
+        head->options.kernels->sum_sketch(rows, n_g, l->groups, n, l->weight, l->stride, l->sum);
+        hri_ladder_values(l, basis, l->sum, l->shifted);
+    }
+}
+
+/* far and size change with every round: what was read may show that the output lies elsewhere. */
+double hri_ladder_unread(struct hri_ladder *l)
+{
+    uint32_t dv = l->head->options.v_dim;
+    double unread = 0;
+    values_shift(l);
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        double left = unread_of(l, g);
+        l->level0->output(l->head, l->in, l->step, g, l->shifted + (size_t)g * dv, &l->far[g],
+                          &l->size[g]);
+        l->left[g] = l->size[g] > 0 ? left * (double)l->far[g] / (double)l->size[g] : 0;
+        unread += l->left[g];
+    }
+    return unread;
+}
+
+/* The same per block, with the tails lifted, into step->work: at most 1 each, as there is no larger error. Returns the sum. */
+static float doubts_fill(struct hri_ladder *l)
+{
+    const struct hri_step *step = l->step;
+    uint32_t n = l->head->n_blocks;
+    float *doubt = step->work;
+    memset(doubt, 0, n * sizeof *doubt);
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        const float *weight = step->weight + g * step->stride, *rate = l->lifted + g * step->stride;
+        float scale = 1 / step->total[g];
+        float factor = l->size[g] > 0 ? l->far[g] / l->size[g] : 0;
+        for (uint32_t b = 0; b < n; b++) {
+            float share = weight[b] * scale, x = share * share * factor * rate[b];
+            doubt[b] += x < 1 ? x : 1;
+        }
+    }
+    return hri_sum(doubt, n);
+}
+
+/* The largest bin such that what lies in and below it adds up to at most `most`; HRI_BINS if all does. */
+static uint32_t bin_below(const struct hri_ladder *l, double most)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < HRI_BINS; i++) {
+        sum += (double)l->bin_sum[i];
+        if (sum > most)
+            return i;
+    }
+    return HRI_BINS;
+}
+
+uint32_t hri_ladder_mark(struct hri_ladder *l, float part)
+{
+    uint32_t n = l->head->n_blocks, fresh = 0, first = 0;
+    const float *doubt = l->step->work;
+    double sum = (double)doubts_fill(l);
+    if (part >= 0) {
+        memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
+        for (uint32_t b = 0; b < n; b++)
+            l->bin_sum[hri_bin_of(doubt[b])] += doubt[b];
+        first = bin_below(l, sum * (double)part);
+    }
+    for (uint32_t b = 0; b < n; b++)
+        if (l->state[b] == HRI_UNREAD && hri_bin_of(doubt[b]) >= first) {
+            l->state[b] = HRI_PENDING;
+            fresh++;
+        }
+    return fresh;
+}
+
+uint32_t hri_ladder_mark_clamped(struct hri_ladder *l)
+{
+    const struct hri_step *step = l->step;
+    uint32_t fresh = 0;
+    float variance = 0;
+    for (uint32_t g = 0; g < l->head->options.g; g++)
+        variance = hri_larger(variance, step->variance[g]);
+    for (uint32_t b = 0; b < l->head->n_blocks; b++)
+        if (variance * hri_block_spread(l->head, b) > 2 * HRI_HALF_VARIANCE_MAX) {
+            l->state[b] = HRI_PENDING;
+            fresh++;
+        }
+    return fresh;
+}
+
+/* ------------------------------------------------------------------------------ what it says */
+
+/* What is added to the sketched part of the logits of block b: its centre's, and half the variance that is missed. */
+static float block_base(const struct hri_ladder *l, uint32_t g, uint32_t b, uint32_t basis)
+{
+    float half = 0.5f * hri_sketch_miss(l->head, b) * l->rest[basis * l->head->options.g + g];
+    return l->step->dots[g * l->step->stride + b] + hri_smaller(half, HALF_MISSED_MAX);
+}
+
+/* With a soft cap the sum of centre and sketch is bent. */
+static void block_bend(const struct hri_ladder *l, uint32_t g, uint32_t b, float *score)
+{
+    float cap = l->head->options.soft_cap, dot = l->step->dots[g * l->step->stride + b];
+    for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
+        score[i] = cap * tanhf((dot + score[i]) / cap) - dot;
+}
+
+static bool has_weights(const struct hri_ladder *l, uint32_t b)
+{
+    return l->state[b] >= HRI_LIGHT;
+}
+
+/* Raises top where a row read exceeds it by so much that its weight could overflow. */
+static bool top_raise(struct hri_ladder *l, uint32_t g, float most)
+{
+    struct hri_step *step = l->step;
+    if (!(most > step->top[g] + EXPONENT_MAX))
+        return false;
+    float factor = expf(step->top[g] - most);
+    for (uint32_t b = 0; b < l->head->n_blocks; b++) {
+        step->weight[g * step->stride + b] *= factor;
+        if (!has_weights(l, b))
+            continue;
+        l->square[g * step->stride + b] *= factor * factor;
+        for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
+            l->weight[g * l->stride + l->head->sketch->first_lane[b] + i] *= factor;
+    }
+    step->top[g] = most;
+    return true;
+}
+
+static void lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end)
+{
+    for (uint32_t g = 0; g < l->head->options.g && first < end; g++)
+        memset(l->weight + g * l->stride + first, 0, (end - first) * sizeof(float));
+}
+
+/* Lanes that block b shares its first and last group with weigh nothing as long as their blocks are not read. */
+static void neighbours_clear(struct hri_ladder *l, uint32_t b)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    const uint8_t *rows = l->head->block_rows;
+    uint32_t first = s->first_lane[b] / HRI_LANES * HRI_LANES;
+    uint32_t end = hri_lanes_up(s->first_lane[b] + rows[b]), at = s->first_lane[b];
+    for (uint32_t i = b; i-- > 0 && at > first; at = s->first_lane[i])
+        if (!has_weights(l, i))
+            lanes_clear(l, s->first_lane[i] > first ? s->first_lane[i] : first, at);
+    at = s->first_lane[b] + rows[b];
+    for (uint32_t i = b + 1; i < l->head->n_blocks && s->first_lane[i] < end; i++) {
+        at = s->first_lane[i] + rows[i];
+        if (!has_weights(l, i))
+            lanes_clear(l, s->first_lane[i], at < end ? at : end);
+    }
+    lanes_clear(l, at, end); /* no rows at all */
+}
+
+/* Weights of the rows of block b, whose scores are given. */
+static void block_weigh(struct hri_ladder *l, uint32_t basis, uint32_t b, float *score)
+{
+    const struct hri_index_head *head = l->head;
+    struct hri_step *step = l->step;
+    uint32_t lane = head->sketch->first_lane[b], n_g = head->options.g;
+    float shift[HR_GROUP_MAX] = {0}, sum[HR_GROUP_MAX], square[HR_GROUP_MAX], most[HR_GROUP_MAX];
+    for (uint32_t g = 0; head->options.soft_cap > 0 && g < n_g; g++)
+        block_bend(l, g, b, score + g * HRI_LADDER_CHUNK);
+    for (bool again = true; again;) {
+        for (uint32_t g = 0; g < n_g; g++)
+            shift[g] = step->top[g] - block_base(l, g, b, basis);
+        head->options.kernels->weigh_rows(score, HRI_LADDER_CHUNK, shift, n_g, head->block_rows[b],
+                                          l->weight + lane, l->stride, sum, square, most);
+        again = false;
+        for (uint32_t g = 0; g < n_g; g++) {
+            most[g] += step->top[g] - shift[g];
+            l->best[g] = hri_larger(l->best[g], most[g]);
+            again |= top_raise(l, g, most[g]);
+        }
+    }
+    for (uint32_t g = 0; g < n_g; g++) {
+        size_t at = g * step->stride + b;
+        step->weight[at] = sum[g];
+        l->square[at] = square[g];
+        l->rate[at] = l->lifted[at] = 0;
+    }
+    neighbours_clear(l, b);
+    l->state[b] = HRI_READ;
+}
+
+/* The queries in a basis, once a step. */
+static const float *basis_turn(struct hri_ladder *l, uint32_t i)
+{
+    const struct hri_index_head *head = l->head;
+    uint32_t g = head->options.g;
+    float *x = l->x + (size_t)i * g * head->options.k_dim;
+    if (!l->turned[i])
+        hri_sketch_turn(head, &head->sketch->bases[i], l->in->q, l->sum, x, l->rest + i * g);
+    l->turned[i] = 1;
+    return x;
+}
+
+/* Lists the groups of 16 lanes, counted from the first pending block's, of pending blocks from b on, as long as their lanes fit a
+ * chunk. Returns the block after the last. */
+static uint32_t chunk_list(struct hri_ladder *l, uint32_t b, uint32_t end, uint32_t *n_out)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    uint32_t base = s->first_lane[b] / HRI_LANES, n = 0, next = 0;
+    for (; b < end; b++) {
+        uint32_t first = s->first_lane[b] / HRI_LANES - base;
+        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES - base;
+        if (last >= HRI_LADDER_CHUNK / HRI_LANES)
+            break;
+        if (l->state[b] != HRI_PENDING)
+            continue;
+        for (uint32_t j = first > next ? first : next; j <= last; j++)
+            l->groups[n++] = j;
+        next = last + 1;
+    }
+    *n_out = n;
+    return b;
+}
+
+static uint32_t pending_next(const struct hri_ladder *l, uint32_t b, uint32_t end)
+{
+    while (b < end && l->state[b] != HRI_PENDING)
+        b++;
+    return b;
+}
+
+/* Blocks far apart are chunks of their own: the next one's codes come while this one is scored. */
+static void codes_prefetch(const struct hri_ladder *l, uint32_t b, size_t group_bytes)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    uint32_t first = s->first_lane[b] / HRI_LANES;
+    uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
+    for (size_t at = first * group_bytes; at < (last + 1) * group_bytes; at += 64)
+        __builtin_prefetch(s->codes + at);
+}
+
+static uint64_t basis_read(struct hri_ladder *l, uint32_t i)
+{
+    const struct hri_index_head *head = l->head;
+    const struct hri_sketch *s = head->sketch;
+    const struct hri_basis *basis = &s->bases[i];
+    uint32_t end = hri_basis_end(head, i), b = pending_next(l, basis->first_block, end);
+    size_t group_bytes = hri_sketch_group_bytes(basis->n4, basis->n2);
+    uint64_t n_groups = 0;
+    if (b == end)
+        return 0;
+    codes_prefetch(l, b, group_bytes);
+    hri_sketch_query_make(l->query, basis_turn(l, i), head->options.g, basis->n4, basis->n2);
+    while (b < end) {
+        uint32_t n, base = s->first_lane[b] / HRI_LANES, stop = chunk_list(l, b, end, &n);
+        uint32_t next = pending_next(l, stop, end);
+        struct hri_sketch_rows rows = {s->codes + base * group_bytes, basis->n4, basis->n2};
+        if (next < end)
+            codes_prefetch(l, next, group_bytes);
+        head->options.kernels->score_sketch(l->query, head->options.g, rows, l->groups, n, l->score,
+                                            HRI_LADDER_CHUNK);
+        n_groups += n;
+        for (; b < stop; b++)
+            if (l->state[b] == HRI_PENDING)
+                block_weigh(l, i, b, l->score + s->first_lane[b] - (size_t)base * HRI_LANES);
+        b = next;
+    }
+    return n_groups * group_bytes;
+}
+
+uint64_t hri_ladder_read_pending(struct hri_ladder *l)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < l->head->sketch->n_bases; i++)
+        bytes += basis_read(l, i);
+    return bytes;
+}
+
+/* Level 0 may have put a block far above where its rows turn out to be: then top comes down to what there is, and the weights of unread
+ * blocks are made anew, since they may have vanished. True if so: those of the others are to be made again, too. */
+static bool top_lower(struct hri_ladder *l, uint32_t g)
+{
+    const struct hri_index_head *head = l->head;
+    struct hri_step *step = l->step;
+    float *weight = step->weight + g * step->stride;
+    bool near = l->in->near && l->in->near->l[g] > 0;
+    float top = near ? hri_larger(l->best[g], l->in->near->m[g]) : l->best[g];
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        if (!has_weights(l, b))
+            top = hri_larger(top, hri_step_log_mass(head, step, g, b));
+    if (!(top < step->top[g] + EXPONENT_MIN))
+        return false;
+    step->top[g] = top;
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        if (!has_weights(l, b))
+            weight[b] = l->corrected[g] * expf(hri_step_log_mass(head, step, g, b) - top);
+    return true;
+}
+
+static bool tops_lower(struct hri_ladder *l)
+{
+    const struct hri_step *step = l->step;
+    bool lowered = false;
+    for (uint32_t g = 0; g < l->head->options.g; g++)
+        if (l->head->options.kernels->max(step->weight + g * step->stride, l->head->n_blocks) <
+            expf(EXPONENT_MIN))
+            lowered |= top_lower(l, g);
+    for (uint32_t b = 0; lowered && b < l->head->n_blocks; b++)
+        if (has_weights(l, b))
+            l->state[b] = HRI_PENDING;
+    return lowered;
+}
+
+uint64_t hri_ladder_read(struct hri_ladder *l)
+{
+    const struct hri_step *step = l->step;
+    const struct hri_partial *near = l->in->near;
+    uint64_t bytes = hri_ladder_read_pending(l);
+    if (tops_lower(l))
+        bytes += hri_ladder_read_pending(l);
+    /* Summed anew: what level 0 had put too high must leave no rounding of its own behind. */
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        step->total[g] = hri_sum(step->weight + g * step->stride, l->head->n_blocks);
+        if (near && near->l[g] > 0)
+            step->total[g] += near->l[g] * expf(near->m[g] - step->top[g]);
+    }
+    return bytes;
+}

@@ -1,0 +1,133 @@
+/* What a step of a head with sketches keeps between its parts: ladder_read.c reads sketches, ladder.c weighs and refines rows,
+ * ladder_estimate.c sums what is left. */
+#ifndef HRI_INDEX_LADDER_STATE_H
+#define HRI_INDEX_LADDER_STATE_H
+
+#include "index/ladder.h"
+
+/* A query head whose unread blocks leave less than this, relative to the output, needs none of their sketches. */
+#define HRI_UNREAD_FLOOR 0.002
+/* All light blocks together, as worth of single rows at most: relative, squared. */
+#define HRI_LIGHT_SHARE (HRI_UNREAD_FLOOR * HRI_UNREAD_FLOOR)
+
+/* Pending: to be read in this round. Light: read, and found to weigh so little that its weight counts with the value that level 0 gives.
+ * Read: its rows count as their sketches have them. Rows: and they may matter one by one. In this order: the later, the more is known. */
+enum hri_block_state { HRI_UNREAD, HRI_PENDING, HRI_LIGHT, HRI_READ, HRI_ROWS };
+
+/* Rows whose sketches are scored at a time: their logits stay in the first cache. */
+#define HRI_LADDER_CHUNK 1024u
+
+/* Ranks by size without sorting: a bin for each power of two, in eighths. */
+#define HRI_BIN_SHIFT 20
+#define HRI_BINS      (1u << (31 - HRI_BIN_SHIFT))
+
+static inline uint32_t hri_bin_of(float x)
+{
+    union {
+        float x;
+        uint32_t bits;
+    } u = {x};
+    return x > 0 ? u.bits >> HRI_BIN_SHIFT : 0;
+}
+
+/* The least that lies in a bin. */
+static inline float hri_bin_edge(uint32_t bin)
+{
+    union {
+        uint32_t bits;
+        float x;
+    } u = {bin << HRI_BIN_SHIFT};
+    return u.x;
+}
+
+/* A block that is audited, for one query head: what level 0 has, and the sketches' weight over that (< 0: level 0 has none). */
+struct hri_audit {
+    float weight, rate, lifted, ratio;
+};
+
+struct hri_ladder {
+    const struct hri_index_head *head;
+    const struct hri_select_in *in;
+    struct hri_step *step;
+    const struct hri_ladder_in *level0; /* during select */
+    size_t stride;                      /* lanes */
+    float *score;       /* [g][HRI_LADDER_CHUNK] sketched part of the logits */
+    float *weight;      /* [g][stride] of sketched rows, over exp(top); 0 once refined */
+    float *worth;       /* [stride] expected squared error that refining removes, relative; of blocks HRI_ROWS */
+    float *square;      /* [g][step->stride] sum of a block's squared weights */
+    float *factor;      /* [g][step->stride] from a squared weight of a row to its worth */
+    float *block_worth; /* [step->stride] sum of its rows' worth */
+    float *promise;     /* [step->stride] the same, or what one of its rows may turn out to be worth */
+    float *rate;        /* [g][step->stride] of unread blocks: squared error per squared share */
+    float *lifted;      /* [g][step->stride] the same for ranking; both 0 once read */
+    float *rest;        /* [bases][g] variance that a sketch of miss 1 leaves */
+    float *x;           /* [bases][g][k_dim] queries in a basis */
+    float *sum;         /* [g][HR_HEAD_DIM_MAX] weighted codes, a turned query */
+    float *shifted;     /* [g][v_dim] by what the sketches of heavy blocks say that their values differ from the means */
+    uint32_t *groups;   /* [stride / 16] */
+    uint32_t *bins;     /* [HRI_BINS] */
+    float *bin_sum;     /* [HRI_BINS] */
+    uint8_t *state;     /* [blocks] enum hri_block_state */
+    uint8_t *turned;    /* [bases] x and rest are there */
+    bool rows_too;      /* single rows may be chosen */
+    bool by_budget;     /* all rows can be, and a budget alone decides how many */
+    bool everything;    /* the budget is enough for all rows: then none is passed over */
+    struct hri_ranked *ranked; /* [blocks or rows] */
+    struct hri_sketch_query *query;
+    float *best;       /* [g] largest logit of the rows read */
+    float *far, *size; /* [g] mean |v - o|^2 and |o|^2 */
+    uint32_t *audits, n_audits; /* [audits_max] blocks */
+    struct hri_audit *audit;                  /* [g][audits_max] */
+    float *corrected;                         /* [g] factor on what level 0 has of unread blocks */
+    double *left;      /* [g] relative squared error that is left */
+};
+
+struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,
+                                struct hri_step *step);
+
+/* Not fmaxf, which is a call unless NaNs may be ignored. */
+static inline float hri_larger(float a, float b)
+{
+    return a > b ? a : b;
+}
+
+static inline float hri_smaller(float a, float b)
+{
+    return a < b ? a : b;
+}
+
+/* The first block of the next basis. */
+static inline uint32_t hri_basis_end(const struct hri_index_head *head, uint32_t basis)
+{
+    return basis + 1 < head->sketch->n_bases ? head->sketch->bases[basis + 1].first_block
+                                             : head->n_blocks;
+}
+
+/* What the sketches of a block miss, as a factor on their basis's. */
+static inline float hri_sketch_miss(const struct hri_index_head *head, uint32_t block)
+{
+    return head->sketch->miss_of[head->sketch->miss[block]];
+}
+
+/* Marks the blocks whose sketches are read next, so that of what the others leave, ranked with the lift of their tails, about `part`
+ * remains; all if part < 0. Returns how many are new. */
+uint32_t hri_ladder_mark(struct hri_ladder *l, float part);
+/* Blocks that level 0 says nothing of, because its variance is cut off. */
+uint32_t hri_ladder_mark_clamped(struct hri_ladder *l);
+uint32_t hri_ladder_audits_max(const struct hri_index_options *options);
+/* Reads the sketches of the sample; its blocks stay unread. Returns the bytes. */
+uint64_t hri_ladder_audit(struct hri_ladder *l);
+/* Corrects the weights of what is unread by the factor that the audits find. Returns the mean square of what a block's weight is off
+ * by, relative; common_out: the same of their sum, from what the sample leaves open. Both 0 without evidence. */
+double hri_ladder_correct(struct hri_ladder *l, uint32_t g, double *common_out);
+/* Weights of marked blocks; tops may be raised, totals do not follow yet. */
+uint64_t hri_ladder_read_pending(struct hri_ladder *l);
+/* Adds to sum [G][v_dim] what weighted codes of a basis stand for; codes [G][n] are their sums. */
+void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis, const float *codes,
+                       float *sum);
+/* Reads the sketches of all marked blocks; weights and totals follow. Returns the bytes read. */
+uint64_t hri_ladder_read(struct hri_ladder *l);
+/* What unread blocks leave: left[g] set to it; far and size measured. Returns the sum of the group. */
+double hri_ladder_unread(struct hri_ladder *l);
+
+#endif
