@@ -18,9 +18,13 @@
 #define DIM         128
 #define KV_HEADS    8
 #define Q_HEADS     32
-#define CLUSTERS    128
 #define CHUNK       1024
 #define ERROR_STEPS 8
+
+/* Per kv-head: about as many rows of each in a segment as a block holds, or eight times as many clusters, so that blocks mix them
+ * and summaries say little: then nearly all sketches are read. */
+#define CLUSTERS      128
+#define CLUSTERS_FINE 1024
 
 struct decode {
     const struct hrb_options *options;
