@@ -163,6 +163,13 @@ void hri_index_head_destroy(struct hri_index_head *head)
     if (!head)
         return;
     struct hri_index_options o = head->options;
+    if (hri_index_is_shared(head)) { /* the others go on with the tables */
+        --*head->shared;
+        hri_qstats_fini(&head->stats);
+        hri_free(o.scratch, head);
+        return;
+    }
+    hri_free(o.scratch, head->shared);
     if (head->ops->destroy)
         head->ops->destroy(head);
     hri_qstats_fini(&head->stats);
@@ -202,6 +209,7 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
                           uint32_t *block_rows, uint32_t *n_blocks_out)
 {
     const struct hri_index_options *o = &head->options;
+    HRI_ASSERT(!hri_index_is_shared(head));
     struct hri_segment segment = {.k = k,
                                   .v = v,
                                   .n = n,
@@ -257,6 +265,7 @@ bool hri_index_adds_rows(const struct hri_recipe *recipe)
 hr_status_t hri_index_add_rows(struct hri_index_head *head, const float *k, const float *v,
                                uint32_t n, uint32_t first_row, uint32_t position_end)
 {
+    HRI_ASSERT(!hri_index_is_shared(head));
     HRI_ASSERT(head->ops->add_rows && first_row == head->n_rows);
     hr_status_t status = head->ops->add_rows(head, k, v, n, first_row, position_end);
     if (status == HR_OK)
@@ -354,6 +363,7 @@ void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k
 
 void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
 {
+    HRI_ASSERT(n_blocks == head->n_blocks || !hri_index_is_shared(head));
     while (head->n_blocks > n_blocks) {
         head->n_blocks--;
         head->n_rows -= head->block_rows[head->n_blocks];

@@ -17,6 +17,8 @@ struct hri_index_head {
     struct hri_qstats stats;
     bool keeps_stats; /* the selector has a use for them */
     void *state;      /* the selector's own */
+    /* Forks: how many heads use this one's tables and state, which change no more until one is left. NULL: it alone. */
+    uint32_t *shared;
 
     uint32_t n_blocks, n_rows;
     uint32_t parts, part_rows; /* a block is stored in so many parts, of so many rows each */

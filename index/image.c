@@ -4,6 +4,7 @@
 #include "index/head.h"
 
 #include <math.h>
+#include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "images are little endian");
 
@@ -127,4 +128,90 @@ void hri_index_link(struct hri_index_head *const *heads, uint32_t n_heads)
 {
     if (heads[0]->ops->link)
         heads[0]->ops->link(heads, n_heads);
+}
+
+/* -- forks -- */
+
+/* Selectors that remember from step to step, or point to their neighbours, have state that cannot be two heads'. */
+bool hri_index_shares(const struct hri_recipe *recipe)
+{
+    const struct hri_selector_ops *ops = recipe->selector->ops;
+    return ops->observe == NULL && ops->forget == NULL && ops->link == NULL;
+}
+
+bool hri_index_is_shared(const struct hri_index_head *head)
+{
+    return head->shared != NULL && *head->shared > 1;
+}
+
+hr_status_t hri_index_share(struct hri_index_head *head, const float *gates,
+                            struct hri_index_head **head_out)
+{
+    struct hri_alloc *scratch = head->options.scratch;
+    struct hri_index_head *own = hri_array(scratch, 1, sizeof *own);
+    if (own == NULL)
+        return hri_alloc_status();
+    if (head->shared == NULL) {
+        head->shared = hri_array(scratch, 1, sizeof *head->shared);
+        if (head->shared == NULL) {
+            hri_free(scratch, own);
+            return hri_alloc_status();
+        }
+        *head->shared = 1;
+    }
+    memcpy(own, head, sizeof *own);
+    own->options.gates = gates;
+    hr_status_t status = head->keeps_stats ? hri_qstats_copy(&head->stats, &own->stats) : HR_OK;
+    if (status != HR_OK) {
+        hri_free(scratch, own);
+        return status;
+    }
+    ++*head->shared;
+    *head_out = own;
+    return HR_OK;
+}
+
+struct pipe {
+    unsigned char *bytes;
+    size_t at, capacity; /* bytes NULL: counts */
+};
+
+static hr_status_t pipe_write(void *context, void *data, size_t bytes)
+{
+    struct pipe *p = context;
+    if (p->bytes != NULL)
+        memcpy(p->bytes + p->at, data, bytes);
+    p->at += bytes;
+    return HR_OK;
+}
+
+static hr_status_t pipe_read(void *context, void *data, size_t bytes)
+{
+    struct pipe *p = context;
+    if (bytes > p->capacity - p->at)
+        return hri_error_set(HR_ERR_INTERNAL, "index head: its copy ends too early");
+    memcpy(data, p->bytes + p->at, bytes);
+    p->at += bytes;
+    return HR_OK;
+}
+
+hr_status_t hri_index_copy(struct hri_index_head *from, struct hri_index_head *to)
+{
+    struct hri_alloc *scratch = from->options.scratch;
+    struct pipe p = {0};
+    struct hri_image out = {.move = pipe_write, .context = &p};
+    struct hri_image in = {.move = pipe_read, .context = &p, .loads = true};
+    hr_status_t status = hri_index_image(from, &out);
+    p.capacity = p.at;
+    p.at = 0;
+    p.bytes = status == HR_OK ? hri_array(scratch, p.capacity, 1) : NULL;
+    if (status == HR_OK && p.bytes == NULL)
+        status = hri_alloc_status();
+    if (status == HR_OK)
+        status = hri_index_image(from, &out);
+    p.at = 0;
+    if (status == HR_OK)
+        status = hri_index_image(to, &in);
+    hri_free(scratch, p.bytes);
+    return status;
 }

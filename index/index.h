@@ -165,6 +165,14 @@ struct hri_image;
 bool hri_index_saves(const struct hri_recipe *recipe);
 /* Everything a head knows, out of it or into one just created. After an error while loading: destroy the head. */
 hr_status_t hri_index_image(struct hri_index_head *head, struct hri_image *image);
+/* Forks. A head that shares all tables and the selector's state with `head` and has query statistics of its own; neither may then get or
+ * lose rows until the other is destroyed (hri_index_is_shared). gates: as in the options. Only where hri_index_shares; else copy. */
+bool hri_index_shares(const struct hri_recipe *recipe);
+bool hri_index_is_shared(const struct hri_index_head *head);
+hr_status_t hri_index_share(struct hri_index_head *head, const float *gates,
+                            struct hri_index_head **head_out);
+/* Everything that `from` knows into `to`, which was just created with the same options. */
+hr_status_t hri_index_copy(struct hri_index_head *from, struct hri_index_head *to);
 /* After all heads of a layer were loaded. */
 void hri_index_link(struct hri_index_head *const *heads, uint32_t n_heads);
 

@@ -35,8 +35,9 @@ hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *
     stats->first = hri_array(alloc, stats->n_pairs, sizeof *stats->first);
     stats->second = hri_array(alloc, stats->n_pairs, sizeof *stats->second);
     stats->moment = hri_aligned_zero(alloc, 64, (size_t)d * d * sizeof *stats->moment);
-    stats->batch = hri_aligned(alloc, 64, (size_t)HRI_QSTATS_BATCH * d * sizeof *stats->batch);
-    stats->recent = hri_aligned(alloc, 64, (size_t)HRI_QSTATS_RECENT * d * sizeof *stats->recent);
+    stats->batch = hri_aligned_zero(alloc, 64, (size_t)HRI_QSTATS_BATCH * d * sizeof *stats->batch);
+    stats->recent =
+        hri_aligned_zero(alloc, 64, (size_t)HRI_QSTATS_RECENT * d * sizeof *stats->recent);
     if (!stats->recent || !stats->theta || !stats->first || !stats->second || !stats->moment ||
         !stats->batch) {
         hri_qstats_fini(stats);
@@ -44,6 +45,30 @@ hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *
     }
     set_pairs(stats, rope);
     return HR_OK;
+}
+
+static void *copy_of(struct hri_alloc *alloc, const void *from, size_t bytes)
+{
+    void *to = hri_aligned(alloc, 64, bytes);
+    if (to != NULL)
+        memcpy(to, from, bytes);
+    return to;
+}
+
+hr_status_t hri_qstats_copy(const struct hri_qstats *from, struct hri_qstats *to)
+{
+    size_t d = from->d, pairs = from->n_pairs;
+    *to = *from;
+    to->theta = copy_of(from->alloc, from->theta, pairs * sizeof *to->theta);
+    to->first = copy_of(from->alloc, from->first, pairs * sizeof *to->first);
+    to->second = copy_of(from->alloc, from->second, pairs * sizeof *to->second);
+    to->moment = copy_of(from->alloc, from->moment, d * d * sizeof *to->moment);
+    to->batch = copy_of(from->alloc, from->batch, HRI_QSTATS_BATCH * d * sizeof *to->batch);
+    to->recent = copy_of(from->alloc, from->recent, HRI_QSTATS_RECENT * d * sizeof *to->recent);
+    if (to->theta && to->first && to->second && to->moment && to->batch && to->recent)
+        return HR_OK;
+    hri_qstats_fini(to);
+    return hri_alloc_status();
 }
 
 void hri_qstats_fini(struct hri_qstats *stats)

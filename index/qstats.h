@@ -38,6 +38,8 @@ struct hri_qstats {
 
 hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *kernels,
                             struct hri_alloc *alloc, uint32_t d, const struct hr_rope *rope);
+/* Of the same shape and allocator. */
+hr_status_t hri_qstats_copy(const struct hri_qstats *from, struct hri_qstats *to);
 void hri_qstats_fini(struct hri_qstats *stats);
 
 /* q [n][g][d]; query i stands at first_position + i. */

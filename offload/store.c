@@ -77,6 +77,8 @@ void hri_store_destroy(struct hri_store *store)
 {
     if (store == NULL)
         return;
+    for (struct hri_lane *lane = store->lanes; lane != NULL; lane = lane->next)
+        lane->base = NULL;
     while (store->lanes != NULL)
         hri_lane_destroy(store->lanes);
     free_store(store);

@@ -75,9 +75,19 @@ hr_status_t hri_lane_truncate(struct hri_lane *lane, uint32_t n_cells);
 const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell);
 /* Lowest tier number that holds the cell: HR_TIER_HOST or HR_TIER_FILE. */
 hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell);
-/* The same of all cells at once: [cells_max], 1 where memory has the cell, else 0 (also past the
- * last cell). Kept up to date; the array stays where it is as long as the lane lives. */
-const uint8_t *hri_lane_in_memory(const struct hri_lane *lane);
+/* The same of many cells at once: in_memory[cell] for cells first <= cell < end, 1 where memory has it, else 0 (also past the
+ * last cell). All cells of a lane that was not forked are in one run. Kept up to date; the array stays where it is as long as the
+ * lane lives. */
+struct hri_lane_run {
+    const uint8_t *in_memory;
+    uint32_t first, end;
+};
+struct hri_lane_run hri_lane_run_of(struct hri_lane *lane, uint32_t cell);
+
+/* -- forks: lanes that share cells -- */
+/* *fork_out has the same cells as *lane; nothing is copied. From there on each has its own end. *lane becomes another pointer. Fails with
+ * HR_ERR_FULL when more than depth_max lanes would lie one on the other. Batches that read it must be finished before. */
+hr_status_t hri_lane_fork(struct hri_lane **lane, uint32_t depth_max, struct hri_lane **fork_out);
 
 /* -- reads, in batches -- */
 struct hri_read {

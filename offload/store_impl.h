@@ -55,13 +55,17 @@ struct hri_lane {
     struct hri_lane *prev, *next;
     uint64_t tag;
     uint32_t cell_bytes, cells_max, n_cells;
+    /* Forks: cells below base_cells are base's. A lane that others are based on changes no more; its handle is gone, and it goes with
+     * the last of them. */
+    struct hri_lane *base;
+    uint32_t base_cells, refs;
     uint32_t class_index;
     uint32_t priority;
     uint32_t extent_cells, extent_grains, n_extents;
     uint32_t n_writes, n_reads; /* operations under way, failed writes not counted */
-    uint32_t *extents;          /* [ceil(cells_max / extent_cells)] first grain */
-    struct hri_cell *cells;     /* [cells_max] */
-    uint8_t *in_memory;         /* [cells_max] of each cell: see hri_cell_note */
+    uint32_t *extents; /* [ceil(cells_max / extent_cells)] first grain; before base_cells unused */
+    struct hri_cell *cells; /* [cells_max], the same */
+    uint8_t *in_memory;     /* [cells_max] of each cell: see hri_cell_note */
 };
 
 /* One slot of the host tier; lane NULL: free, next links the slab's free slots. */
@@ -255,7 +259,14 @@ static inline uint64_t hri_lane_position(const struct hri_lane *lane, uint32_t c
     return (uint64_t)lane->extents[cell / lane->extent_cells] * HRI_GRAIN_BYTES +
            (uint64_t)(cell % lane->extent_cells) * lane->cell_bytes;
 }
-/* The cell's bytes in memory, NULL: only in the file. */
+/* The lane of a fork's chain that has the cell. */
+static inline struct hri_lane *hri_lane_of(struct hri_lane *lane, uint32_t cell)
+{
+    while (cell < lane->base_cells)
+        lane = lane->base;
+    return lane;
+}
+/* The cell's bytes in memory, NULL: only in the file. Of the lane itself, not of what it is based on. */
 unsigned char *hri_cell_memory(const struct hri_lane *lane, uint32_t cell);
 /* To be called whenever a cell got or lost its slot or its write buffer. */
 static inline void hri_cell_note(struct hri_lane *lane, uint32_t cell)

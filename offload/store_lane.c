@@ -44,27 +44,35 @@ static void free_lane(struct hri_store *store, struct hri_lane *lane)
     hri_free(store->alloc, lane);
 }
 
+/* What a lane shares has no entries of its own; the one before its first is looked at. */
 static hr_status_t alloc_lane_tables(struct hri_store *store, struct hri_lane *lane)
 {
-    lane->cells = hri_calloc(store->alloc, lane->cells_max, sizeof *lane->cells);
-    lane->in_memory = hri_calloc(store->alloc, lane->cells_max, 1);
+    uint32_t first = lane->base_cells > 0 ? lane->base_cells - 1 : 0;
+    lane->cells = hri_array(store->alloc, lane->cells_max, sizeof *lane->cells);
+    lane->in_memory = hri_array(store->alloc, lane->cells_max, 1);
     if (lane->cells == NULL || lane->in_memory == NULL)
         return hri_alloc_status();
+    memset(lane->cells + first, 0, (lane->cells_max - first) * sizeof *lane->cells);
+    memset(lane->in_memory + first, 0, lane->cells_max - first);
     if (store->file.fd < 0)
         return HR_OK;
     hri_file_layout(&store->file, lane->cell_bytes, &lane->extent_grains, &lane->extent_cells);
     uint32_t n = lane->cells_max / lane->extent_cells + 1;
-    lane->extents = hri_calloc(store->alloc, n, sizeof *lane->extents);
+    lane->extents = hri_array(store->alloc, n, sizeof *lane->extents);
+    lane->n_extents = lane->base_cells / lane->extent_cells;
     return lane->extents != NULL ? HR_OK : hri_alloc_status();
 }
 
-hr_status_t hri_lane_create(struct hri_store *store, const struct hri_lane_options *options,
-                            struct hri_lane **lane_out)
+static void drop_own_cells(struct hri_lane *lane, uint32_t n_cells);
+
+/* base NULL: an empty lane; else one that shares the first n_cells of base. */
+static hr_status_t make_lane(struct hri_store *store, const struct hri_lane_options *options,
+                             struct hri_lane *base, uint32_t n_cells, struct hri_lane **lane_out)
 {
-    HRI_TRY(check_lane_options(store, options));
     struct hri_lane *lane = hri_calloc(store->alloc, 1, sizeof *lane);
     if (lane == NULL)
         return hri_alloc_status();
+    lane->base_cells = lane->n_cells = n_cells;
     lane->store = store;
     lane->tag = options->tag;
     lane->cell_bytes = options->cell_bytes;
@@ -81,8 +89,28 @@ hr_status_t hri_lane_create(struct hri_store *store, const struct hri_lane_optio
     if (store->lanes != NULL)
         store->lanes->prev = lane;
     store->lanes = lane;
+    if (base != NULL) {
+        lane->base = base;
+        base->refs++;
+    }
     *lane_out = lane;
     return HR_OK;
+}
+
+hr_status_t hri_lane_create(struct hri_store *store, const struct hri_lane_options *options,
+                            struct hri_lane **lane_out)
+{
+    HRI_TRY(check_lane_options(store, options));
+    return make_lane(store, options, NULL, 0, lane_out);
+}
+
+/* One of those based on it is no more. */
+static void release_base(struct hri_lane *lane)
+{
+    struct hri_lane *base = lane->base;
+    lane->base = NULL;
+    if (base != NULL && --base->refs == 0)
+        hri_lane_destroy(base);
 }
 
 void hri_lane_destroy(struct hri_lane *lane)
@@ -90,7 +118,8 @@ void hri_lane_destroy(struct hri_lane *lane)
     if (lane == NULL)
         return;
     struct hri_store *store = lane->store;
-    hri_lane_truncate(lane, 0);
+    drop_own_cells(lane, lane->base_cells);
+    release_base(lane);
     hri_host_class_put(&store->host, lane->class_index);
     if (lane->prev != NULL)
         lane->prev->next = lane->next;
@@ -117,7 +146,8 @@ static void shrink_extents(struct hri_lane *lane, uint32_t n_cells)
 {
     if (lane->extents == NULL)
         return;
-    uint32_t n = extents_for(lane, n_cells);
+    uint32_t n = extents_for(lane, n_cells), least = lane->base_cells / lane->extent_cells;
+    n = n_cells == lane->base_cells ? least : n;
     while (lane->n_extents > n)
         hri_file_put(lane->store, lane->extents[--lane->n_extents], lane->extent_grains);
 }
@@ -156,6 +186,45 @@ static void forget_cells(struct hri_lane *lane, uint32_t n_cells)
     shrink_extents(lane, n_cells);
 }
 
+/* Down to n_cells, at least base_cells. Freed space is reused, so nothing that is under way may still touch it. */
+static void drop_own_cells(struct hri_lane *lane, uint32_t n_cells)
+{
+    hri_read_wait_lane(lane->store, lane);
+    hri_write_wait_lane(lane->store, lane);
+    hri_write_forget(lane->store, lane, n_cells);
+    forget_cells(lane, n_cells);
+}
+
+/* Entries from base_cells on are in use from now on. */
+static void rebase_tables(struct hri_lane *lane, uint32_t base_cells)
+{
+    uint32_t from = base_cells > 0 ? base_cells - 1 : 0;
+    memset(lane->cells + from, 0, (lane->base_cells - from) * sizeof *lane->cells);
+    memset(lane->in_memory + from, 0, lane->base_cells - from);
+    lane->base_cells = lane->n_cells = base_cells;
+    lane->n_extents = lane->extents != NULL ? base_cells / lane->extent_cells : 0;
+}
+
+/* What is shared stays for the others: the lane then ends inside of one that lies deeper. */
+static void cut_lane(struct hri_lane *lane, uint32_t n_cells)
+{
+    drop_own_cells(lane, n_cells > lane->base_cells ? n_cells : lane->base_cells);
+    if (n_cells >= lane->base_cells)
+        return;
+    struct hri_lane *base = lane->base;
+    while (base != NULL && n_cells <= base->base_cells)
+        base = base->base;
+    if (n_cells == 0)
+        base = NULL;
+    if (base != NULL)
+        base->refs++;
+    release_base(lane);
+    lane->base = base;
+    if (base != NULL && base->refs == 1) /* nobody else's */
+        cut_lane(base, n_cells);
+    rebase_tables(lane, n_cells);
+}
+
 hr_status_t hri_lane_truncate(struct hri_lane *lane, uint32_t n_cells)
 {
     if (n_cells > lane->n_cells)
@@ -163,11 +232,36 @@ hr_status_t hri_lane_truncate(struct hri_lane *lane, uint32_t n_cells)
                              (unsigned long long)lane->tag, n_cells, lane->n_cells);
     if (n_cells == lane->n_cells)
         return HR_OK;
-    /* Freed space is reused, so nothing that is under way may still touch it. */
-    hri_read_wait_lane(lane->store, lane);
-    hri_write_wait_lane(lane->store, lane);
-    hri_write_forget(lane->store, lane, n_cells);
-    forget_cells(lane, n_cells);
+    cut_lane(lane, n_cells);
+    return HR_OK;
+}
+
+hr_status_t hri_lane_fork(struct hri_lane **lane, uint32_t depth_max, struct hri_lane **fork_out)
+{
+    struct hri_lane *trunk = *lane, *own = NULL, *fork = NULL;
+    struct hri_lane_options options = {.cell_bytes = trunk->cell_bytes,
+                                       .cells_max = trunk->cells_max,
+                                       .priority = (enum hri_lane_priority)trunk->priority,
+                                       .tag = trunk->tag};
+    uint32_t depth = 1;
+    /* A lane without cells of its own is no step deeper than what it is based on. */
+    if (trunk->n_cells == trunk->base_cells)
+        return make_lane(trunk->store, &options, trunk->base, trunk->n_cells, fork_out);
+    for (const struct hri_lane *at = trunk; at->base != NULL; at = at->base)
+        depth++;
+    if (depth > depth_max)
+        return hri_error_set(HR_ERR_FULL, "lane %llx: a fork of %u forks in a row; %u is the limit",
+                             (unsigned long long)trunk->tag, depth - 1, depth_max);
+    HRI_TRY(make_lane(trunk->store, &options, trunk, trunk->n_cells, &own));
+    hr_status_t status = make_lane(trunk->store, &options, trunk, trunk->n_cells, &fork);
+    if (status != HR_OK) {
+        trunk->refs = 2; /* its handle still counts */
+        hri_lane_destroy(own);
+        trunk->refs = 0;
+        return status;
+    }
+    *lane = own;
+    *fork_out = fork;
     return HR_OK;
 }
 
@@ -251,6 +345,7 @@ const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell)
 {
     if (cell >= lane->n_cells)
         return NULL;
+    lane = hri_lane_of(lane, cell);
     const struct hri_cell *entry = &lane->cells[cell];
     if (entry->slot != HRI_NONE && lane->store->file.fd >= 0 && !(entry->flags & HRI_CELL_DIRTY))
         hri_host_touch(&lane->store->host, entry->slot);
@@ -259,11 +354,19 @@ const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell)
 
 hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell)
 {
-    return cell < lane->n_cells && hri_cell_memory(lane, cell) != NULL ? HR_TIER_HOST
-                                                                       : HR_TIER_FILE;
+    if (cell >= lane->n_cells)
+        return HR_TIER_FILE;
+    while (cell < lane->base_cells)
+        lane = lane->base;
+    return hri_cell_memory(lane, cell) != NULL ? HR_TIER_HOST : HR_TIER_FILE;
 }
 
-const uint8_t *hri_lane_in_memory(const struct hri_lane *lane)
+struct hri_lane_run hri_lane_run_of(struct hri_lane *lane, uint32_t cell)
 {
-    return lane->in_memory;
+    uint32_t end = lane->cells_max;
+    while (cell < lane->base_cells) {
+        end = lane->base_cells;
+        lane = lane->base;
+    }
+    return (struct hri_lane_run){lane->in_memory, lane->base_cells, end};
 }

@@ -157,7 +157,7 @@ static struct hri_op *op_for(struct hri_store *store, struct hri_read_batch *bat
 static bool begin_cell(struct hri_store *store, struct hri_read_batch *batch, struct hri_read *read,
                        uint32_t cell)
 {
-    struct hri_lane *lane = read->lane;
+    struct hri_lane *lane = hri_lane_of(read->lane, cell);
     const unsigned char *memory = hri_lane_peek(lane, cell);
     if (memory != NULL) {
         batch->bytes_from_host += part_bytes(read);

@@ -186,12 +186,16 @@ static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
     for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
         hri_index_head_destroy(l->heads[h]);
     }
-    for (uint32_t h = 0; l->places != NULL && h < s->n_kv; h++) {
+    bool others = l->shared != NULL && --*l->shared > 0;
+    for (uint32_t h = 0; !others && l->places != NULL && h < s->n_kv; h++) {
         hri_free(scratch, l->places[h]);
     }
-    for (uint32_t h = 0; l->block_tokens != NULL && h < s->n_kv; h++) {
+    for (uint32_t h = 0; !others && l->block_tokens != NULL && h < s->n_kv; h++) {
         hri_free(scratch, l->block_tokens[h].token);
         hri_free(scratch, l->block_tokens[h].first);
+    }
+    if (!others) {
+        hri_free(scratch, l->shared);
     }
     hri_free(scratch, l->heads);
     hri_free(scratch, l->places);
@@ -268,7 +272,7 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
     io->seed = s->serial;
 }
 
-static hr_status_t heads_create(hr_sequence_t *s, struct hri_layer *l)
+hr_status_t hri_heads_create(hr_sequence_t *s, struct hri_layer *l)
 {
     struct hri_index_options io;
     index_options_fill(s, l, &io);
@@ -295,7 +299,7 @@ hr_status_t hri_layer_index_reset(hr_sequence_t *s, struct hri_layer *l)
     if (l->block_lane != NULL) {
         (void)hri_lane_truncate(l->block_lane, 0);
     }
-    return l->heads != NULL ? heads_create(s, l) : HR_OK;
+    return l->heads != NULL ? hri_heads_create(s, l) : HR_OK;
 }
 
 static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
@@ -319,7 +323,7 @@ static hr_status_t layer_index_create(hr_sequence_t *s, struct hri_layer *l)
             return hri_alloc_status();
         }
     }
-    return heads_create(s, l);
+    return hri_heads_create(s, l);
 }
 
 static hr_status_t block_tokens_create(hr_sequence_t *s, struct hri_layer *l)
@@ -447,7 +451,7 @@ static void step_destroy(hr_sequence_t *s, struct hri_head_step *st)
     hri_free(a, st->select_scratch);
 }
 
-static hr_status_t steps_create(hr_sequence_t *s)
+hr_status_t hri_steps_create(hr_sequence_t *s)
 {
     struct hri_alloc *a = &s->runtime->alloc;
     s->steps = hri_calloc(a, s->n_kv, sizeof *s->steps);
@@ -486,7 +490,7 @@ static hr_status_t steps_create(hr_sequence_t *s)
 }
 
 /* Frames take what the budget leaves, up to FRAME_STEPS tokens' worth; one layer's fetch is the least that works. */
-static hr_status_t frames_create(hr_sequence_t *s)
+hr_status_t hri_frames_attach(hr_sequence_t *s)
 {
     struct hri_alloc *device = &s->runtime->device;
     uint32_t n_lanes = s->n_layers * s->n_kv;
@@ -530,7 +534,7 @@ static hr_status_t frames_create(hr_sequence_t *s)
     return status;
 }
 
-static hr_status_t budget_hint(const hr_sequence_t *s, hr_status_t status)
+hr_status_t hri_status_with_hint(const hr_sequence_t *s, hr_status_t status)
 {
     if (status != HR_ERR_BUDGET || strstr(hr_last_error(), "it needs at least") != NULL ||
         strncmp(hr_last_error(), "device tier", 11) != 0) {
@@ -621,13 +625,13 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
         status = layer_create(s, i, o);
     }
     if (status == HR_OK) {
-        status = steps_create(s);
+        status = hri_steps_create(s);
     }
     if (status == HR_OK && s->recipe.selector->unit == HRI_UNIT_BLOCKS) {
-        status = frames_create(s);
+        status = hri_frames_attach(s);
     }
     if (status != HR_OK) {
-        status = budget_hint(s, status);
+        status = hri_status_with_hint(s, status);
         goto err;
     }
     *sequence_out = s;

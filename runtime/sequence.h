@@ -97,6 +97,8 @@ struct hri_layer {
     struct hri_index_head **heads;         /* [n_kv], NULL unless indexed or selecting rows */
     struct hri_block_at **places;          /* [n_kv][blocks_max] */
     struct hri_block_tokens *block_tokens; /* [n_kv] or NULL */
+    uint32_t *
+        shared; /* forks: how many layers use the arrays in places and block_tokens; NULL: this one alone */
 };
 
 /* One kv-head's part of a step. */
@@ -217,6 +219,14 @@ hr_status_t hri_settle_ends(hr_sequence_t *s, struct hri_layer *layer, uint32_t 
 hr_status_t hri_layer_refill(hr_sequence_t *s, struct hri_layer *layer);
 /* Forgets the layer's index and blocks: as created. */
 hr_status_t hri_layer_index_reset(hr_sequence_t *s, struct hri_layer *layer);
+
+/* Before a layer's index gets or loses rows: what it shares with forks becomes its own. */
+hr_status_t hri_layer_own(hr_sequence_t *s, struct hri_layer *layer);
+/* Parts of a sequence's creation, for forks. */
+hr_status_t hri_steps_create(hr_sequence_t *s);
+hr_status_t hri_frames_attach(hr_sequence_t *s);
+hr_status_t hri_heads_create(hr_sequence_t *s, struct hri_layer *layer);
+hr_status_t hri_status_with_hint(const hr_sequence_t *s, hr_status_t status);
 
 /* One query token by the recipe. q: [n_kv][G][dk], scaled; out: [n_kv][G][dv]. */
 hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position,

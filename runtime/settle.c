@@ -325,6 +325,10 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
         body_grow(layer, n);
         return HR_OK;
     }
+    hr_status_t status = hri_layer_own(s, layer);
+    if (status != HR_OK) {
+        return status;
+    }
     struct segment g = {.s = s, .layer = layer, .first = layer->body_end, .n = n};
     struct hr_attend_report unseen = {0};
     uint32_t cells = layer->indexed ? hri_lane_cells(layer->block_lane) : 0;
@@ -333,7 +337,7 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
     for (uint32_t h = 0; h < s->n_kv; h++) {
         before[h] = hri_index_blocks(layer->heads[h]);
     }
-    hr_status_t status = segment_memory(&g);
+    status = segment_memory(&g);
     if (status == HR_OK) {
         status = hri_stream_rows(s, layer, g.first, g.first + n, copy_visit, &g, &unseen);
     }

@@ -74,10 +74,14 @@ static const uint8_t *places_find(const struct step *st, uint32_t head, struct h
     if (s->runtime->file_bytes == 0) {
         return resident;
     }
-    const uint8_t *in_memory = hri_lane_in_memory(st->layer->block_lane);
+    struct hri_lane_run run = {0};
     uint32_t n = hri_index_blocks(st->layer->heads[head]) * s->parts;
     for (uint32_t i = 0; i < n; i++) {
-        bool memory = at[i].cell == HRI_NO_CELL || in_memory[at[i].cell];
+        uint32_t cell = at[i].cell;
+        if (cell != HRI_NO_CELL && (cell < run.first || cell >= run.end)) {
+            run = hri_lane_run_of(st->layer->block_lane, cell);
+        }
+        bool memory = cell == HRI_NO_CELL || run.in_memory[cell];
         hs->place[i] = resident[i] ? HRI_PLACE_FRAME : memory ? HRI_PLACE_HOST : HRI_PLACE_FILE;
     }
     return hs->place;

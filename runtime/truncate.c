@@ -69,8 +69,12 @@ static hr_status_t cuts_make(hr_sequence_t *s, uint32_t n_tokens, struct cut *cu
 {
     size_t bytes = 0;
     for (uint32_t i = 0; i < s->n_layers; i++) {
-        const struct hri_layer *l = &s->layers[i];
+        struct hri_layer *l = &s->layers[i];
         cuts[i] = cut_plan(s, l, n_tokens);
+        hr_status_t status = cuts[i].body_end < l->body_end ? hri_layer_own(s, l) : HR_OK;
+        if (status != HR_OK) {
+            return status;
+        }
         if (cuts[i].tail_first < l->tail_first) {
             bytes += (size_t)s->n_kv * (n_tokens - cuts[i].tail_first) * s->row_bytes;
         }

@@ -24,7 +24,7 @@ static void check_lane(const struct model_lane *lane)
 {
     if (lane->lane == NULL)
         return;
-    const uint8_t *in_memory = hri_lane_in_memory(lane->lane);
+    const uint8_t *in_memory = hri_lane_run_of(lane->lane, 0).in_memory;
     for (uint32_t i = 0; i < MODEL_CELLS_MAX; i++) {
         bool host = i < lane->n_cells && hri_lane_where(lane->lane, i) == HR_TIER_HOST;
         if (in_memory[i] != host)
