@@ -60,11 +60,8 @@ struct hri_recipe {
  * known one in the message. */
 hr_status_t hri_recipe_parse(const char *text, struct hri_recipe *recipe_out);
 double hri_recipe_value(const struct hri_recipe *recipe, const char *key);
-/* Parameters with a large range count something (tokens, rows, layers, iterations); the others are shares. */
-static inline bool hri_param_counts(const struct hri_param *param)
-{
-    return param->max > 8;
-}
+/* True for parameters that count something (tokens, rows, bits): whole numbers. The others are shares and the like. */
+bool hri_param_counts(const struct hri_param *param);
 /* Every selector has the parameters "sink" and "window" (tokens), "segment" (tokens grouped
  * together at prefill) and "decode_segment" (while decoding); those with blocks have "block"
  * (target rows per block). */

@@ -87,6 +87,12 @@ static hr_status_t unknown_param(const struct hri_selector *selector, const char
                          selector->name, key, best->name);
 }
 
+/* A range that ends beyond 1 is of a count, but for logits ("alpha") and multiples of a budget ("reuse"). */
+bool hri_param_counts(const struct hri_param *p)
+{
+    return p->max > 1 && strcmp(p->name, "alpha") != 0 && strcmp(p->name, "reuse") != 0;
+}
+
 static hr_status_t set_param(struct hri_recipe *recipe, char *item)
 {
     char *equals = strchr(item, '=');

@@ -96,6 +96,12 @@ static void test_errors(void **state)
     expect_error("headrace:block=1000", HR_ERR_INVALID, "block is 1000, allowed is 4 to 64");
     expect_error("headrace:block=-1", HR_ERR_INVALID, "allowed is 4 to 64");
     expect_error("headrace:block=16.5", HR_ERR_INVALID, "whole number");
+    expect_error("headrace:sketch=1.5", HR_ERR_INVALID, "sketch is 1.5, it must be a whole number");
+    expect_error("squeezed:levels=1.5", HR_ERR_INVALID, "whole number");
+    expect_error("magicpig:collisions=2.5", HR_ERR_INVALID, "whole number");
+    struct hri_recipe fractions;
+    assert_int_equal(hri_recipe_parse("headrace:reuse=0.5", &fractions), HR_OK);
+    assert_int_equal(hri_recipe_parse("infinigen:alpha=3.5", &fractions), HR_OK);
     expect_error("headrace:sink=1,,window=2", HR_ERR_INVALID, "");
     expect_error("headrace:", HR_ERR_INVALID, "");
     char longest[400];
