@@ -280,6 +280,67 @@ enum hri_cuda_path { HRI_CUDA_PATH_AUTO, HRI_CUDA_PATH_LOADS, HRI_CUDA_PATH_BULK
 int hri_cuda_gather(const struct hri_cuda_gather_args *gather, uint32_t n_blocks,
                     enum hri_cuda_path path, void *stream);
 
+/* ------------------------------------------------------------------------------------------ attend
+ * Decode attention of one query per query head over all that is known, at its level, merged exactly:
+ * parts are pairs (output, log-sum-exp). Any part may be absent. */
+
+/* Exact rows, float16 or bfloat16. Row i < n of head h lies in pages, if there are any, at row
+ * pages[h][i / page_rows] * page_rows + i % page_rows, else at row (first + i) % capacity. */
+struct hri_cuda_run {
+    const void *rows;
+    size_t head_stride_bytes;  /* where the next head's rows begin; 0 where pages are shared */
+    const uint32_t *n, *first; /* one number each; first NULL: 0 */
+    uint32_t capacity;
+    const uint32_t *pages; /* [H][pages_max] or NULL */
+    uint32_t pages_max, page_rows;
+};
+#define HRI_CUDA_RUNS_MAX 3
+/* Blocks in frames, int8 rows (level 2). */
+struct hri_cuda_refined {
+    const uint32_t *items, *n_items, *frames_of; /* [H][items_max], [H]: as resolve leaves them */
+    uint32_t items_max, rows_max;                /* rows of a block, at most */
+    const int8_t *frames;                        /* frame f at f * frame_bytes: [rows][dk + dv] */
+    uint32_t frame_bytes;
+    const float *k_step, *v_step; /* [H][blocks_max] */
+    const uint8_t *rows;          /* [H][blocks_max] */
+    const float *dots;            /* [H][G][stride] q . centre */
+};
+/* All other blocks, from their summaries (level 0), or with the weights of their sketched rows. */
+struct hri_cuda_estimate {
+    const uint32_t *n;      /* [H] blocks */
+    const float *log_mass;  /* [H][G][stride]; -INFINITY counts for nothing */
+    const uint8_t *mark;    /* [H][blocks_max] 0: leave the block out, NULL: all are in */
+    const uint16_t *spread; /* [H][blocks_max] bfloat16, NULL: 0 */
+    const float *shift;     /* [H][G][dv] added spread times, NULL: 0 */
+};
+struct hri_cuda_attend_args {
+    const float *q;              /* [H][G][dk] */
+    struct hri_cuda_query_i8 q8; /* of the same; with refined */
+    hr_dtype_t dtype;            /* of the exact rows */
+    float soft_cap;
+    struct hri_cuda_run runs[HRI_CUDA_RUNS_MAX];
+    uint32_t n_runs;
+    struct hri_cuda_refined refined;   /* items NULL: none */
+    struct hri_cuda_estimate estimate; /* log_mass NULL: none */
+    uint32_t blocks_max;
+    size_t stride;
+    const int8_t *v_codes; /* [H][blocks_max][dv], of both */
+    const float *v_scale;  /* [H][blocks_max] */
+    /* Parts attended before: [n_parts][H][G][dv] and [n_parts][H][G]. */
+    const float *parts_out, *parts_lse;
+    uint32_t n_parts;
+    float *out, *lse;  /* [H][G][dv], [H][G]; without any row: 0 and -INFINITY */
+    float *work;       /* hri_cuda_attend_work(heads) floats */
+    uint32_t *arrived; /* hri_cuda_attend_counters(heads), zero; zero again afterwards */
+};
+size_t hri_cuda_attend_work(struct hri_cuda_heads heads);
+size_t hri_cuda_attend_counters(struct hri_cuda_heads heads);
+int hri_cuda_attend(const struct hri_cuda_attend_args *attend, struct hri_cuda_heads heads,
+                    void *stream);
+/* mark[h][b] = 1, or 0 where the block was chosen and has a frame, b < n[h]. */
+int hri_cuda_mark(const struct hri_cuda_refined *refined, const uint32_t *n, uint32_t blocks_max,
+                  uint8_t *mark, uint32_t n_heads, void *stream);
+
 #ifdef __cplusplus
 }
 #endif
