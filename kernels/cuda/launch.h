@@ -341,6 +341,62 @@ int hri_cuda_attend(const struct hri_cuda_attend_args *attend, struct hri_cuda_h
 int hri_cuda_mark(const struct hri_cuda_refined *refined, const uint32_t *n, uint32_t blocks_max,
                   uint8_t *mark, uint32_t n_heads, void *stream);
 
+/* ----------------------------------------------------------------------------------------- prefill
+ * Exact causal attention of many queries, with rows streamed past in chunks: what one chunk adds is
+ * kept in `state` for the next. Query i of the call has token number q_first + i and sees the rows
+ * of tokens up to its own, the last `window` of them (0: all). */
+struct hri_cuda_prefill_args {
+    const void *q;                         /* [n_tokens][H G][dk] of q_dtype */
+    int64_t q_token_stride, q_head_stride; /* elements */
+    hr_dtype_t q_dtype;
+    float scale, soft_cap;
+    uint32_t n_tokens, q_first, window;
+    const void *rows; /* [H] times n_rows of [dk + dv], float16 or bfloat16; 16-byte aligned */
+    size_t head_stride_bytes;
+    hr_dtype_t dtype;
+    uint32_t n_rows, rows_first;               /* rows_first: token number of row 0 */
+    int first, last;                           /* chunk: begin with nothing; write out */
+    float *m, *l;                              /* state: [n_tokens][H G] */
+    float *o;                                  /* state: [n_tokens][H G][dv] */
+    void *out;                                 /* [n_tokens][H G][dv] of out_dtype */
+    int64_t out_token_stride, out_head_stride; /* elements */
+    hr_dtype_t out_dtype;
+    float *lse; /* [n_tokens][H G] or NULL */
+};
+int hri_cuda_prefill(const struct hri_cuda_prefill_args *prefill, struct hri_cuda_heads heads,
+                     void *stream);
+
+/* ------------------------------------------------------------------------------------------- group
+ * One iteration of k-means in the metric of the queries: |P (x - c)|^2 with P'P = S. Centres come
+ * turned: t = S c and bias = c'S c / 2, so that a point's nearest centre is the one with the largest
+ * x . t - bias, and points are read as they are. Ties and what the arithmetic cannot tell apart: the
+ * centre of smallest index among those found largest. Then, from the same read, sums and counts of
+ * each centre's points. */
+struct hri_cuda_group_args {
+    const void *rows; /* [H][n_segments] times n of [dk + dv], 16-byte aligned; keys are read */
+    size_t head_stride_bytes;
+    hr_dtype_t dtype;          /* float16 or bfloat16 */
+    uint32_t n, n_segments, k; /* rows and centres per segment; k <= 1024 */
+    const float *turned;       /* [H][n_segments][k][dk] */
+    const float *bias;         /* [H][n_segments][k] */
+    uint32_t *nearest;         /* [H][n_segments][n] */
+    float *sums;               /* [H][n_segments][k][dk] */
+    uint32_t *counts;          /* [H][n_segments][k] */
+};
+int hri_cuda_group_assign(const struct hri_cuda_group_args *group, struct hri_cuda_heads heads,
+                          void *stream);
+/* centres = sums / counts (kept where a centre has no points), turned = S centre, bias likewise;
+ * s: [H][dk][dk]. With sums NULL the centres are taken as they are. */
+struct hri_cuda_group_turn_args {
+    const float *s, *sums;
+    const uint32_t *counts;
+    uint32_t n_segments, k;
+    float *centres; /* [H][n_segments][k][dk] */
+    float *turned, *bias;
+};
+int hri_cuda_group_turn(const struct hri_cuda_group_turn_args *turn, struct hri_cuda_heads heads,
+                        void *stream);
+
 #ifdef __cplusplus
 }
 #endif
