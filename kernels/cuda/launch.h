@@ -367,35 +367,35 @@ int hri_cuda_prefill(const struct hri_cuda_prefill_args *prefill, struct hri_cud
                      void *stream);
 
 /* ------------------------------------------------------------------------------------------- group
- * One iteration of k-means in the metric of the queries: |P (x - c)|^2 with P'P = S. Centres come
- * turned: t = S c and bias = c'S c / 2, so that a point's nearest centre is the one with the largest
- * x . t - bias, and points are read as they are. Ties and what the arithmetic cannot tell apart: the
- * centre of smallest index among those found largest. Then, from the same read, sums and counts of
- * each centre's points. */
-struct hri_cuda_group_args {
-    const void *rows; /* [H][n_segments] times n of [dk + dv], 16-byte aligned; keys are read */
+ * k-means in the metric of the queries: |P (x - c)|^2 with P'P = S. Centres are kept turned, t = S c
+ * with bias = c'S c / 2, so that a point's nearest centre is the one with the largest x . t - bias and
+ * points are read as they are. */
+struct hri_cuda_centres {
+    uint32_t n_segments, k; /* centres of a segment; k <= 1024 */
+    float *centres;         /* [H][n_segments][k][dk] */
+    /* The same turned, divided by the segment's largest: two terms of the rows' type. */
+    uint16_t *turned; /* [H][n_segments][k][2][dk] */
+    float *bias;      /* [H][n_segments][k] */
+    float *sums;      /* [H][n_segments][k][dk] */
+    uint32_t *counts; /* [H][n_segments][k] */
+};
+/* centres = sums / counts where a centre has points (with `update`); turned and bias from them; sums
+ * and counts become 0. s: [H][dk][dk], symmetric. */
+int hri_cuda_group_turn(const struct hri_cuda_centres *centres, const float *s, hr_dtype_t dtype,
+                        int update, struct hri_cuda_heads heads, void *stream);
+/* The nearest centre of every point (of equal ones the first), and its points' sums and counts, from
+ * one read of the keys. rows: [H] times n_segments n of [dk + dv], float16 or bfloat16, 16-byte
+ * aligned. */
+struct hri_cuda_points {
+    const void *rows;
     size_t head_stride_bytes;
-    hr_dtype_t dtype;          /* float16 or bfloat16 */
-    uint32_t n, n_segments, k; /* rows and centres per segment; k <= 1024 */
-    const float *turned;       /* [H][n_segments][k][dk] */
-    const float *bias;         /* [H][n_segments][k] */
-    uint32_t *nearest;         /* [H][n_segments][n] */
-    float *sums;               /* [H][n_segments][k][dk] */
-    uint32_t *counts;          /* [H][n_segments][k] */
+    hr_dtype_t dtype;
+    uint32_t n;        /* of a segment */
+    uint32_t *nearest; /* [H][n_segments][n] */
 };
-int hri_cuda_group_assign(const struct hri_cuda_group_args *group, struct hri_cuda_heads heads,
+int hri_cuda_group_assign(const struct hri_cuda_points *points,
+                          const struct hri_cuda_centres *centres, struct hri_cuda_heads heads,
                           void *stream);
-/* centres = sums / counts (kept where a centre has no points), turned = S centre, bias likewise;
- * s: [H][dk][dk]. With sums NULL the centres are taken as they are. */
-struct hri_cuda_group_turn_args {
-    const float *s, *sums;
-    const uint32_t *counts;
-    uint32_t n_segments, k;
-    float *centres; /* [H][n_segments][k][dk] */
-    float *turned, *bias;
-};
-int hri_cuda_group_turn(const struct hri_cuda_group_turn_args *turn, struct hri_cuda_heads heads,
-                        void *stream);
 
 #ifdef __cplusplus
 }
