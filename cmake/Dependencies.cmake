@@ -97,14 +97,27 @@ endif()
 hr_dep(cuda)
 set(HR_HAVE_CUDA 0)
 if(NOT HEADRACE_CUDA STREQUAL "OFF")
+    # What tools/deps.sh cuda installs; a compiler in CUDACXX or in the path comes first.
+    if(NOT DEFINED ENV{CUDACXX} AND NOT CMAKE_CUDA_COMPILER)
+        find_program(HEADRACE_NVCC nvcc PATHS $ENV{HEADRACE_CACHE}/cuda/nvidia/cu13/bin
+            $ENV{XDG_CACHE_HOME}/headrace/cuda/nvidia/cu13/bin
+            $ENV{HOME}/.cache/headrace/cuda/nvidia/cu13/bin)
+        mark_as_advanced(HEADRACE_NVCC)
+        if(HEADRACE_NVCC)
+            set(CMAKE_CUDA_COMPILER ${HEADRACE_NVCC})
+        endif()
+    endif()
     check_language(CUDA)
     if(CMAKE_CUDA_COMPILER)
+        # One architecture is enough to know that the kernels compile; the preset cuda has them all.
+        # Not "native", which needs a GPU to configure.
         if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-            set(CMAKE_CUDA_ARCHITECTURES 80 90 120)
+            set(CMAKE_CUDA_ARCHITECTURES 90-real)
         endif()
         enable_language(CUDA)
         find_package(CUDAToolkit REQUIRED)
         set(HR_HAVE_CUDA 1)
+        set(HR_VERSION_CUDA "${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
         target_link_libraries(hr_dep_cuda INTERFACE CUDA::cudart_static)
     elseif(HEADRACE_CUDA STREQUAL "ON")
         message(FATAL_ERROR

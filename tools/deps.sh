@@ -2,11 +2,12 @@
 # Installs the Debian packages that building, testing and the demo need, and only those that are
 # missing.
 #
-#   usage: deps.sh [build|test|check]
+#   usage: deps.sh [build|test|check|cuda]
 #
 # build: what the library and the tool need. test (the default): and what the tests use, with a
 # virtual environment that holds the Python packages the reference tests compare with. check: and
-# the linters. On a system that is not Debian's nothing is installed: what is missing is named,
+# the linters. cuda: and NVIDIA's compiler from PyPI, about 300 MB into the cache folder, where no
+# nvcc is in the path; nothing needs it but the CUDA kernels. On a system that is not Debian's nothing is installed: what is missing is named,
 # and the script fails only where a build cannot work without it.
 set -eu
 # shellcheck source=tools/common.sh
@@ -22,11 +23,11 @@ optional='ccache=ccache libhwloc-dev=pc:hwloc libisal-dev=pc:libisal libxxhash-d
     python3=python3 python3-pip=pip3 unzip=unzip bible-kjv=bible'
 case $what in
 build) ;;
-test | check)
+test | check | cuda)
     required="$required libcmocka-dev=pc:cmocka"
     optional="$optional python3-numpy= python3-venv= valgrind=valgrind wamerican="
     ;;
-*) die "'$what' is not one of: build test check" ;;
+*) die "'$what' is not one of: build test check cuda" ;;
 esac
 if [ "$what" = check ]; then
     optional="$optional clang=clang clang-format=clang-format clang-tidy=clang-tidy"
@@ -117,10 +118,33 @@ make_venv() {
     fi
 }
 
+# NVIDIA's wheels unpack into one tree; CMake and nvcc look for its libraries in lib64.
+cuda_packages='nvidia-cuda-nvcc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-crt==13.0.*
+    nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.*'
+install_cuda() {
+    nvcc=$(command -v nvcc || echo "$cache/cuda/nvidia/cu13/bin/nvcc")
+    if [ -x "$nvcc" ]; then
+        say "nvcc is $nvcc"
+        return 0
+    fi
+    say "installing nvcc into $cache/cuda"
+    mkdir -p "$cache"
+    # shellcheck disable=SC2086 # a list of packages
+    if ! python3 -m pip install --quiet --disable-pip-version-check --target "$cache/cuda" \
+        $cuda_packages > "$cache/cuda.log" 2>&1; then
+        say "no nvcc: $(tail -n 1 "$cache/cuda.log")"
+        return 1
+    fi
+    [ -e "$cache/cuda/nvidia/cu13/lib64" ] || ln -s lib "$cache/cuda/nvidia/cu13/lib64"
+}
+
 if command -v dpkg-query > /dev/null && command -v apt-get > /dev/null; then
     install_debian || true
 fi
 name_missing || die "install what is missing and run this again"
 if [ "$what" != build ]; then
     make_venv
+fi
+if [ "$what" = cuda ]; then
+    install_cuda
 fi
