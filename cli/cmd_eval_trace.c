@@ -1,8 +1,11 @@
 /* headrace eval trace: recipes against full attention on recorded rows and queries. */
 #include <errno.h>
+#include <libgen.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli/args.h"
 #include "cli/commands.h"
@@ -66,6 +69,35 @@ static int parse(int argc, char **argv, struct cli_trace_options *o)
                           &o->folders);
 }
 
+/* The folder for outputs is made when they are there; that it can be is looked at before minutes of work. */
+static int dump_check(const char *path)
+{
+    struct stat about;
+    if (!path || (stat(path, &about) == 0 && S_ISDIR(about.st_mode) && access(path, W_OK) == 0))
+        return 0;
+    char *copy = strdup(path);
+    bool fine =
+        copy && stat(path, &about) < 0 && errno == ENOENT && access(dirname(copy), W_OK) == 0;
+    int code = fine ? 0
+                    : cli_fail("cannot make the folder '%s': %s", path,
+                               errno ? strerror(errno) : "it is a file");
+    free(copy);
+    return code;
+}
+
+/* Two outputs into one file would leave the last. */
+static int same_files_check(const struct cli_trace_options *o)
+{
+    const char *path[] = {o->json, o->csv, o->html};
+    for (size_t i = 0; i < 3; i++)
+        for (size_t j = 0; j < i; j++)
+            if (path[i] && path[j] && strcmp(path[i], path[j]) == 0)
+                return cli_usage_error(command.name,
+                                       "--json, --csv and --html must differ; '%s' is named twice",
+                                       path[i]);
+    return 0;
+}
+
 static int check(struct cli_trace_options *o)
 {
     int code = -1;
@@ -79,16 +111,18 @@ static int check(struct cli_trace_options *o)
             code = cli_usage_error(command.name, "recipe %s needs --head-gates FILE",
                                    o->recipes.name[i]);
     }
+    if (code >= 0)
+        return code;
     int to_stdout = (o->json && strcmp(o->json, "-") == 0) + (o->csv && strcmp(o->csv, "-") == 0) +
                     (o->html && strcmp(o->html, "-") == 0);
-    if (code < 0 && to_stdout > 1)
+    if (to_stdout > 1)
         return cli_usage_error(command.name, "only one of --json, --csv and --html can be '-'");
-    if (code >= 0)
+    if ((code = same_files_check(o)) != 0)
         return code;
     if (to_stdout)
         cli_out_move_to_stderr();
     if ((code = cli_whole_file_check(o->json)) || (code = cli_whole_file_check(o->csv)) ||
-        (code = cli_whole_file_check(o->html)))
+        (code = cli_whole_file_check(o->html)) || (code = dump_check(o->dump)))
         return code;
     return -1;
 }

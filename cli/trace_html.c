@@ -131,17 +131,19 @@ static void error_table(const struct cli_trace_page *page, size_t trace)
 static void detail_row(const struct cli_trace_page *page, size_t rank, size_t moved)
 {
     struct cli_trace_figures f;
-    char a[32], b[32], c[32], d[32], e[32], t[32];
+    char a[32], b[32], c[32], d[32], e[32], h[32], t[32];
     if (!cli_trace_figures(page->eval, SIZE_MAX, page->order[rank], moved, &f))
         return;
     recipe_cell(page, rank);
-    fprintf(
-        page->file,
-        "<td>%s</td><td class=\"first\">%s</td><td>%s</td><td>%s</td><td class=\"first\">%s</td>",
-        page->eval->options->moved.text[moved], cli_format_share(f.device_fraction, a, sizeof a),
-        cli_format_share(f.moved_fraction, b, sizeof b),
-        cli_format_share(f.fetched_fraction, c, sizeof c),
-        cli_format_share(f.mass_recall, d, sizeof d));
+    fprintf(page->file,
+            "<td>%s</td><td class=\"first\">%s</td><td>%s</td><td>%s</td><td>%s</td><td "
+            "class=\"first\">%s</td>",
+            page->eval->options->moved.text[moved],
+            cli_format_share(f.device_fraction, a, sizeof a),
+            f.host_index_fraction > 0 ? cli_format_share(f.host_index_fraction, h, sizeof h) : "",
+            cli_format_share(f.moved_fraction, b, sizeof b),
+            cli_format_share(f.fetched_fraction, c, sizeof c),
+            cli_format_share(f.mass_recall, d, sizeof d));
     fprintf(page->file, "<td class=\"first\">%.4f</td>", f.error_mean);
     if (f.predicted_mean > 0)
         fprintf(page->file, "<td>%.4f</td><td>%s</td><td>%s</td>", f.predicted_mean,
@@ -157,7 +159,9 @@ static void detail_table(const struct cli_trace_page *page)
 {
     fprintf(
         page->file,
-        "<h2>All figures</h2>\n<p><i>Fetched</i>: what really had to come from host or file; the "
+        "<h2>All figures</h2>\n<p><i>Host index</i>: what is held in host memory to search in, "
+        "beside "
+        "the rows. <i>Fetched</i>: what really had to come from host or file; the "
         "rest "
         "of <i>moved</i> lay in frames. <i>Recall</i>: share of the body&#8217;s attention mass "
         "whose "
@@ -165,7 +169,7 @@ static void detail_table(const struct cli_trace_page *page)
         "a "
         "factor of two of the true one; the second column counts those with a true error above %g "
         "only.</p>\n<div class=\"scroll\"><table><tr><th>recipe</th><th>budget</th>"
-        "<th class=\"first\">device</th><th>moved</th><th>fetched</th><th "
+        "<th class=\"first\">device</th><th>host index</th><th>moved</th><th>fetched</th><th "
         "class=\"first\">recall</th>"
         "<th class=\"first\">error</th><th>predicted</th><th>in 2x</th><th>of large</th>"
         "<th class=\"first\">a step</th></tr>\n",

@@ -67,7 +67,8 @@ static void draw_curve(const struct cli_plot *p, const struct curve *c, const ch
     fprintf(p->file, "</g>\n");
 }
 
-#define LABEL_STEP 14.0
+#define LABEL_STEP     14.0
+#define NAME_CHARS_MAX 18
 
 static int by_label(const void *a, const void *b)
 {
@@ -89,6 +90,17 @@ static void place_labels(struct curve **curves, size_t n, double top, double bot
         if (curves[i]->label_at > most)
             curves[i]->label_at = most;
     }
+}
+
+/* What the margin has room for. */
+static void draw_name(FILE *file, const char *name)
+{
+    char text[NAME_CHARS_MAX + 1];
+    size_t n = strlen(name);
+    snprintf(text, sizeof text, "%s", name);
+    cli_html_text(file, text);
+    if (n > NAME_CHARS_MAX)
+        fprintf(file, "&#8230;");
 }
 
 static void draw_labels(const struct cli_plot *p, struct curve *curves, size_t n,
@@ -113,7 +125,7 @@ static void draw_labels(const struct cli_plot *p, struct curve *curves, size_t n
                 c->label_at);
         fprintf(p->file, "<text class=\"name\" x=\"%.1f\" y=\"%.1f\" fill=\"%s\">", right + 9,
                 c->label_at + 4, colour);
-        cli_html_text(p->file, page->eval->options->recipes.name[page->order[c->rank]]);
+        draw_name(p->file, page->eval->options->recipes.name[page->order[c->rank]]);
         fprintf(p->file, "</text>\n");
     }
 }

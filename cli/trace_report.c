@@ -99,9 +99,9 @@ static void print_details(FILE *file, const struct cli_trace_eval *eval, const s
     const struct cli_trace_options *o = eval->options;
     int width = name_width(o);
     struct cli_trace_figures f;
-    char moved[32], fetched[32], recall[32], within[32], large[32], time[32];
-    fprintf(file, "%-*s %7s %8s %8s %8s %10s %8s %8s %10s\n", width, "recipe", "budget", "moved",
-            "fetched", "recall", "predicted", "in 2x", "large", "a step");
+    char host[32], moved[32], fetched[32], recall[32], within[32], large[32], time[32];
+    fprintf(file, "%-*s %7s %10s %8s %8s %8s %10s %8s %8s %10s\n", width, "recipe", "budget",
+            "host index", "moved", "fetched", "recall", "predicted", "in 2x", "large", "a step");
     for (size_t i = 0; i < n; i++) {
         for (size_t j = 0; j < o->moved.n; j++) {
             if (!cli_trace_figures(eval, SIZE_MAX, order[i], j, &f))
@@ -109,8 +109,12 @@ static void print_details(FILE *file, const struct cli_trace_eval *eval, const s
             bool predicts = f.predicted_mean > 0;
             cli_format_share(f.within_2x, within, sizeof within);
             cli_format_share(f.within_2x_large, large, sizeof large);
-            fprintf(file, "%-*s %7s %8s %8s %8s ", width, o->recipes.name[order[i]],
-                    o->moved.text[j], cli_format_share(f.moved_fraction, moved, sizeof moved),
+            fprintf(file, "%-*s %7s %10s %8s %8s %8s ", width, o->recipes.name[order[i]],
+                    o->moved.text[j],
+                    f.host_index_fraction > 0
+                        ? cli_format_share(f.host_index_fraction, host, sizeof host)
+                        : "-",
+                    cli_format_share(f.moved_fraction, moved, sizeof moved),
                     cli_format_share(f.fetched_fraction, fetched, sizeof fetched),
                     cli_format_share(f.mass_recall, recall, sizeof recall));
             if (predicts)
@@ -148,7 +152,8 @@ void cli_trace_print(FILE *file, const struct cli_trace_eval *eval)
         "\nerror: |out - full| / |full| against full attention in double, mean and 95th percentile "
         "over query heads and queries;\n"
         "*: it moved more than the budget, see the second table; device: summaries and sketches "
-        "held; moved: everything refined,\n"
+        "held; host index: what is held\nin host memory to search in, beside the rows; moved: "
+        "everything refined,\n"
         "fetched or found on the device; fetched: what had to come for it; all as shares of the "
         "body's bf16 K and V. recall:\n"
         "attention mass of the body whose rows were refined; in 2x: head-steps whose predicted "

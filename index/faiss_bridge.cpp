@@ -3,10 +3,14 @@
  * signature that differs from theirs does not compile. CMake takes a real libfaiss_c instead where there is one. */
 #include <faiss/AutoTune.h>
 #include <faiss/Clustering.h>
+#include <faiss/IndexAdditiveQuantizer.h>
 #include <faiss/IndexFlat.h>
 #include <faiss/IndexIVF.h>
+#include <faiss/IndexIVFAdditiveQuantizer.h>
 #include <faiss/IndexIVFPQ.h>
+#include <faiss/IndexIVFPQFastScan.h>
 #include <faiss/IndexPQ.h>
+#include <faiss/IndexPQFastScan.h>
 #include <faiss/IndexPreTransform.h>
 #include <faiss/IndexRefine.h>
 #include <faiss/impl/io.h>
@@ -67,6 +71,17 @@ const faiss::Index *cast(const FaissIndex *index)
 
 /* k-means inside of FAISS writes a warning to the standard error stream when it has fewer points per centroid than it likes. A
  * library has no business there: how few points there may be is for the caller to decide. */
+constexpr int any_number = 1;
+
+void silence(faiss::AdditiveQuantizer *quantizer)
+{
+    if (auto *residual = dynamic_cast<faiss::ResidualQuantizer *>(quantizer))
+        residual->cp.min_points_per_centroid = any_number;
+    if (auto *product = dynamic_cast<faiss::ProductAdditiveQuantizer *>(quantizer))
+        for (auto *part : product->quantizers)
+            silence(part);
+}
+
 void silence(faiss::Index *index)
 {
     if (auto *pre = dynamic_cast<faiss::IndexPreTransform *>(index))
@@ -74,13 +89,23 @@ void silence(faiss::Index *index)
     if (auto *refine = dynamic_cast<faiss::IndexRefine *>(index))
         silence(refine->base_index);
     if (auto *ivf = dynamic_cast<faiss::IndexIVF *>(index)) {
-        ivf->cp.min_points_per_centroid = 1;
+        ivf->cp.min_points_per_centroid = any_number;
         silence(ivf->quantizer);
     }
+    if (auto *multi = dynamic_cast<faiss::MultiIndexQuantizer *>(index))
+        multi->pq.cp.min_points_per_centroid = any_number;
     if (auto *ivf_pq = dynamic_cast<faiss::IndexIVFPQ *>(index))
-        ivf_pq->pq.cp.min_points_per_centroid = 1;
+        ivf_pq->pq.cp.min_points_per_centroid = any_number;
+    if (auto *ivf_scan = dynamic_cast<faiss::IndexIVFPQFastScan *>(index))
+        ivf_scan->pq.cp.min_points_per_centroid = any_number;
     if (auto *pq = dynamic_cast<faiss::IndexPQ *>(index))
-        pq->pq.cp.min_points_per_centroid = 1;
+        pq->pq.cp.min_points_per_centroid = any_number;
+    if (auto *scan = dynamic_cast<faiss::IndexPQFastScan *>(index))
+        scan->pq.cp.min_points_per_centroid = any_number;
+    if (auto *additive = dynamic_cast<faiss::IndexAdditiveQuantizer *>(index))
+        silence(additive->aq);
+    if (auto *additive = dynamic_cast<faiss::IndexIVFAdditiveQuantizer *>(index))
+        silence(additive->aq);
 }
 
 } // namespace

@@ -22,6 +22,7 @@
 #include <faiss/c_api/index_factory_c.h>
 #include <faiss/c_api/index_io_c.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 /* Of OpenMP's runtime, which FAISS brings along: teams of threads cost a single query more than they help, and our workers
  * search side by side. The setting is the calling thread's. */
@@ -29,6 +30,9 @@ extern void omp_set_num_threads(int n);
 extern int omp_get_max_threads(void);
 
 #define DEAD UINT32_MAX
+
+#define SIZE_LEAST_MAX 65536u /* a size in a factory string may be this, or the rows there can be */
+#define CODE_BITS_MAX  16
 
 struct faiss_rows {
     FaissIndex *index;
@@ -77,10 +81,32 @@ static void destroy(struct hri_index_head *head)
     hri_free(o->scratch, s);
 }
 
+/* FAISS divides by sizes of 0, and takes memory for any other, before it looks at them. Numbers after an 'x' are bits of a code
+ * (PQ16x8), the others count centroids, edges, dimensions. */
+static hr_status_t sizes_check(const struct hri_index_options *o)
+{
+    const char *text = o->recipe.argument;
+    double largest = o->rows_max > SIZE_LEAST_MAX ? o->rows_max : SIZE_LEAST_MAX;
+    for (const char *c = text; *c;) {
+        char *end = (char *)(uintptr_t)c;
+        bool bits = c > text && c[-1] == 'x';
+        double size = *c >= '0' && *c <= '9' ? (double)strtoull(c, &end, 10) : 1;
+        if (size < 1 || size > (bits ? CODE_BITS_MAX : largest))
+            return hri_error_set(
+                HR_ERR_INVALID, "recipe faiss: '%s': a %s of %.*s; 1 to %.0f are possible", text,
+                bits ? "code" : "size", (int)(end - c), c, bits ? (double)CODE_BITS_MAX : largest);
+        c = end > c ? end : c + 1;
+    }
+    return HR_OK;
+}
+
 static hr_status_t index_make(struct faiss_rows *s, const struct hri_index_options *o)
 {
     const char *text = o->recipe.argument;
     int d = (int)o->k_dim;
+    hr_status_t fits = sizes_check(o);
+    if (fits != HR_OK)
+        return fits;
     if (faiss_index_factory(&s->index, d, text, METRIC_INNER_PRODUCT) == 0)
         return HR_OK;
     hr_status_t status = refused("refuses", o);

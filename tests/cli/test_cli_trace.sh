@@ -32,6 +32,8 @@ check "a capture that failed left a folder" test ! -e x
 fails 2 "headrace eval trace: no trace folder is named" eval trace
 fails 2 "headrace eval trace: --tier 'disk' is not one of: host file" eval trace x --tier disk
 fails 2 "headrace eval trace: only one of --json, --csv and --html can be '-'" eval trace x --json - --html -
+fails 2 "headrace eval trace: --json, --csv and --html must differ; 'out' is named twice" eval trace x --json out --csv out
+fails 1 "headrace: cannot make the folder '/nonexistent/x': No such file or directory" eval trace x --dump /nonexistent/x
 fails 2 "headrace eval trace: recipe 'qest' is not known; the nearest is 'quest'" eval trace x --recipes qest
 fails 1 "headrace: cannot read 'x/meta.json': No such file or directory" eval trace x
 fails 1 "headrace: cannot write 'none/r.html': No such file or directory" eval trace x --html none/r.html
@@ -45,6 +47,12 @@ number '$1 == 2048 && $2 == 4 && $3 == 1 && $4 == 64 && $5 == 0.125 && $6 == 1e6
 number '$1 == 1920 && $2 == 2046 && $3 == 1792 && $4 == 1919' traces/tiny_l3/meta.json q_positions.0 q_positions.63 \
     q_seen_positions.0 q_seen_positions.127
 fails 1 "headrace: 'traces/tiny_l3' is there already" trace capture --layers 3 --tokens 2048 --out traces
+# FAISS itself divides by zero, aborts or takes all memory for these.
+for factory in PQ0 HNSW0 IVF0,Flat IVF16,PQ0 PQ8x64 IVF999999999,Flat Nope; do
+    run eval trace traces/tiny_l1 --recipes "faiss:$factory" --moved 2% --json f.json --quiet; expect 1
+    check "faiss:$factory: not one line of error" test "$(wc -l < "$err")" = 1
+    check "faiss:$factory: a file was left" test ! -e f.json
+done
 run eval trace traces/tiny_l1 traces/tiny_l3/ --recipes full,headrace,quest,window --moved 1%,4% --json c.json --csv c.csv --html c.html --quiet
 expect 0
 check "standard error is not empty" test ! -s "$err"
