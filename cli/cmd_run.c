@@ -47,18 +47,53 @@ static int parse(int argc, char **argv, struct cli_run_options *o)
                   "0: always the likeliest token"),
         CLI_RANGE("top-p", CLI_REAL, &o->top_p, "P", 0, 1,
                   "choose among the likeliest tokens that together have this probability"),
-        CLI_RANGE("seed", CLI_COUNT, &o->recipe.seed, "S", 0, 0,
-                  "of the sampling, of tiny's own text, of grouping [0]"),
+        {.name = "seed",
+         .kind = CLI_COUNT,
+         .value = &o->recipe.seed,
+         .metavar = "S",
+         .text = "of the sampling, of tiny's own text, of grouping [0]",
+         .given = &o->seed_given},
+        CLI_RANGE("fork", CLI_COUNT, &o->forks, "N", 1, 10000,
+                  "N continuations of the same text, with seeds S, S + 1, ...; its rows are shared"),
+        CLI_HEADING("Sessions:"),
+        CLI_OPTION("save", CLI_STRING, &o->save_dir, "DIR",
+                   "save the session to a folder at the end; what was there is replaced whole"),
+        CLI_WORD("save-mode", &o->save_mode, "MODE", "none relaxed strict",
+                 "what a save survives: none: a killed process; relaxed: also a power cut (then the "
+                 "old one may be there); strict: the new one is there when the command ends"),
+        CLI_OPTION("open", CLI_STRING, &o->open_dir, "DIR",
+                   "go on from a saved session: only new text is read; recipe, budget and seed are "
+                   "the saved ones unless given"),
+        CLI_RANGE("tokens-max", CLI_COUNT, &o->tokens_max, "N", 1, 1u << 30,
+                  "make room for N tokens in all [what is read and written; when opened: at least "
+                  "the saved room]"),
         CLI_HEADING("How to attend:"),
-        CLI_OPTION("recipe", CLI_STRING, &o->recipe.name, "NAME", cli_recipe_help()),
+        {.name = "recipe",
+         .kind = CLI_STRING,
+         .value = &o->recipe.name,
+         .metavar = "NAME",
+         .text = cli_recipe_help(),
+         .given = &o->recipe_given},
         CLI_HEAD_GATES_OPTION(o->recipe),
-        CLI_OPTION("moved", CLI_SHARE, &o->recipe.moved, "SHARE",
-                   "bytes a step may select, as a share of the body's exact bytes"),
-        CLI_OPTION(
-            "tolerance", CLI_FRACTION, &o->recipe.tolerance, "X",
-            "stop earlier, when the predicted error of the output is below X; 0: spend --moved"),
-        CLI_WORD("dtype", &o->recipe.dtype, "TYPE", CLI_DTYPES,
-                 "how exact rows are kept: f32, f16 or bf16"),
+        {.name = "moved",
+         .kind = CLI_SHARE,
+         .value = &o->recipe.moved,
+         .metavar = "SHARE",
+         .text = "bytes a step may select, as a share of the body's exact bytes",
+         .given = &o->moved_given},
+        {.name = "tolerance",
+         .kind = CLI_FRACTION,
+         .value = &o->recipe.tolerance,
+         .metavar = "X",
+         .text = "stop earlier, when the predicted error of the output is below X; 0: spend --moved",
+         .given = &o->tolerance_given},
+        {.name = "dtype",
+         .kind = CLI_CHOICE,
+         .value = &o->recipe.dtype,
+         .metavar = "TYPE",
+         .choices = CLI_DTYPES,
+         .text = "how exact rows are kept: f32, f16 or bf16",
+         .given = &o->dtype_given},
         CLI_SWITCH("check-dense", &o->check_dense,
                    "also attend densely: true error, KL and top-1 agreement (slow, and the cache a "
                    "second time)"),
@@ -79,7 +114,15 @@ static int check(struct cli_run_options *o)
     if (code >= 0)
         return code;
     bool has_text = o->prompt.file || o->prompt.question;
-    if (!has_text && strcmp(o->model, "tiny") != 0)
+    if (o->open_dir && o->check_dense)
+        return cli_usage_error(command.name, "--check-dense needs the whole text, which --open "
+                                             "does not read");
+    if (o->forks && (o->save_dir || o->check_dense))
+        return cli_usage_error(command.name, "--fork has no one text to %s",
+                               o->save_dir ? "--save" : "--check-dense");
+    if (o->forks && !has_text && !o->open_dir)
+        return cli_usage_error(command.name, "--fork needs --file, --prompt or --open");
+    if (!has_text && !o->open_dir && strcmp(o->model, "tiny") != 0)
         return cli_usage_error(command.name,
                                "--file or --prompt is missing: there is nothing to read");
     if (o->top_p <= 0)
@@ -97,9 +140,13 @@ static int open_session(struct cli_run *run)
     const struct cli_run_options *o = run->options;
     struct hre_session_options options;
     size_t vocab = run->model.info->vocab;
-    struct cli_recipe recipe = o->recipe;
-    recipe.head_gates = run->head_gates;
-    int code = cli_cache_open(&run->model, &o->place, &recipe, run->tokens_max, &run->cache);
+    uint64_t begin = cli_now_ns();
+    int code = run->saved.opened
+                   ? cli_cache_open_saved(&run->model, &o->place, &run->recipe, run->tokens_max,
+                                          o->open_dir, &run->cache)
+                   : cli_cache_open(&run->model, &o->place, &run->recipe, run->tokens_max,
+                                    &run->cache);
+    run->saved.open_ns = run->saved.opened ? cli_now_ns() - begin : 0;
     if (code == 0 && o->check_dense)
         code = cli_cache_open_dense(&run->model, &o->place, o->recipe.dtype, run->tokens_max,
                                     &run->dense_cache);
@@ -110,7 +157,9 @@ static int open_session(struct cli_run *run)
     options.sequences = sequences;
     options.n_sequences = o->check_dense ? 2 : 1;
     options.tokens_max = run->tokens_max;
-    run->speculation.tokens = cli_recipe_drafts(recipe.name);
+    options.resume = run->saved.opened;
+    options.last_id = run->saved.n_ids ? run->saved.ids[run->saved.n_ids - 1] : 0;
+    run->speculation.tokens = cli_recipe_drafts(run->recipe.name);
     run->logits = malloc((run->speculation.tokens + 1) * vocab * sizeof *run->logits);
     run->dense_logits = o->check_dense ? malloc(vocab * sizeof *run->dense_logits) : NULL;
     if (!run->logits || (o->check_dense && !run->dense_logits))
@@ -126,7 +175,11 @@ static int open_run(struct cli_run *run)
         code = cli_head_gates_read(run->options->recipe.head_gates_path, &run->model,
                                    &run->head_gates);
     if (code == 0)
-        code = cli_prompt_make(&run->model, &run->options->prompt, &run->prompt);
+        code = cli_run_open_begin(run);
+    struct cli_prompt_options prompt = run->options->prompt;
+    prompt.goes_on = run->saved.opened;
+    if (code == 0 && (!run->saved.opened || prompt.file || prompt.question))
+        code = cli_prompt_make(&run->model, &prompt, &run->prompt);
     if (code == 0)
         code = cli_run_fit(run);
     if (code == 0)
@@ -144,6 +197,8 @@ static void close_run(struct cli_run *run)
     free(run->logits);
     free(run->dense_logits);
     free(run->head_gates);
+    free(run->ids);
+    cli_saved_fini(&run->saved);
     cJSON_Delete(run->steps);
     cli_model_close(&run->model);
 }
@@ -167,6 +222,7 @@ int cli_run(int argc, char **argv)
         .place = CLI_PLACE_DEFAULTS,
         .tokens = 64,
         .top_p = 1,
+        .save_mode = "relaxed",
     };
     struct cli_run run = {.options = &o};
     int code = parse(argc, argv, &o);
@@ -178,7 +234,7 @@ int cli_run(int argc, char **argv)
     cli_out_set_quiet(o.quiet);
     if (o.json && strcmp(o.json, "-") == 0)
         cli_out_move_to_stderr();
-    if ((code = cli_json_check(o.json)))
+    if ((code = cli_json_check(o.json)) || (code = cli_run_save_check(&o)))
         return code;
     cli_stop_install();
     run.steps = cJSON_CreateArray();
@@ -187,6 +243,8 @@ int cli_run(int argc, char **argv)
         code = cli_run_prefill(&run);
     if (code == 0)
         code = cli_run_generate(&run);
+    if (code == 0)
+        code = cli_run_save(&run);
     if (code == 0)
         code = finish(&run);
     close_run(&run);

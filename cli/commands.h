@@ -11,6 +11,7 @@ int cli_eval_tasks(int argc, char **argv);
 int cli_eval_trace(int argc, char **argv);
 int cli_plan(int argc, char **argv);
 int cli_recipe(int argc, char **argv);
+int cli_session(int argc, char **argv);
 int cli_trace(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 

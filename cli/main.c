@@ -26,6 +26,7 @@ static const struct {
 #endif
     {"plan", cli_plan, "what a cache asks of a machine, and how fast a step can be"},
     {"recipe", cli_recipe, "list the recipes there are and show their parameters"},
+    {"session", cli_session, "list, describe, verify and remove saved sessions"},
     {"info", cli_info, "what this build and this machine can do"},
 };
 #define COMMANDS (sizeof commands / sizeof commands[0])

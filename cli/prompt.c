@@ -118,11 +118,15 @@ static int encode_prompt(const struct cli_model *model, const struct cli_prompt_
 {
     struct hre_tokens tokens = {0};
     const char *what = o->file ? o->file : "--prompt";
+    struct hre_encode_options options;
     int code;
+    hre_encode_options_init(&options);
+    if (o->goes_on)
+        options.add_bos = HRE_ADD_NEVER;
     if (o->chat)
         code = encode_chat(model, what, text, &tokens);
     else
-        code = encode(model, what, text->data, text->bytes, NULL, &tokens);
+        code = encode(model, what, text->data, text->bytes, &options, &tokens);
     if (code)
         return code;
     if (tokens.count == 0 || tokens.count > UINT32_MAX / 2) {

@@ -11,6 +11,7 @@ struct cli_prompt_options {
     const char *file;        /* the context, NULL: none */
     const char *question;    /* appended after the context, or all there is */
     bool chat;               /* wrapped as one turn of a user in the model's chat format */
+    bool goes_on;            /* what is read follows other text: no beginning-of-text marker */
     uint64_t tokens_context; /* first tokens of the file to keep, 0: all; length of a made text */
     uint64_t keys;           /* of a made text */
     uint64_t seed;           /* of a made text */

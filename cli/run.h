@@ -13,6 +13,22 @@
 #include "cli/tally.h"
 #include "engine/sample.h"
 
+/* A session in a folder: what was opened, and what the tool keeps beside the rows. */
+struct cli_saved {
+    bool opened;
+    uint32_t n_ids;      /* tokens in the sequence */
+    uint32_t *ids;       /* [n_ids] */
+    uint32_t pending;    /* written, but not run yet; CLI_NO_TOKEN: none */
+    uint32_t tokens_max; /* room it was made for */
+    double moved, tolerance;
+    uint64_t seed;
+    const char *dtype;
+    char recipe[512];
+    float *logits; /* [vocab] after the newest token */
+    uint64_t open_ns, save_ns, save_bytes;
+};
+#define CLI_NO_TOKEN UINT32_MAX
+
 struct cli_run_options {
     const char *model;
     struct cli_prompt_options prompt;
@@ -22,6 +38,9 @@ struct cli_run_options {
     uint64_t tokens;
     double temperature, top_p;
     bool check_dense, allow_longer, quiet;
+    const char *open_dir, *save_dir, *save_mode;
+    bool recipe_given, moved_given, tolerance_given, seed_given, dtype_given;
+    uint64_t forks, tokens_max;
     const char *json;
 };
 
@@ -54,6 +73,11 @@ struct cli_run {
     struct cli_tally tally;
     struct cli_dense dense;
     struct cli_speculation speculation;
+    struct cli_saved saved;
+    struct cli_recipe recipe; /* as asked for, or as saved */
+    uint32_t *ids;            /* [n_ids] tokens in the sequence */
+    uint32_t n_ids, ids_max;
+    uint32_t pending; /* as saved.pending */
     cJSON *steps; /* one object per step */
     bool failed;
 };
@@ -62,6 +86,17 @@ struct cli_run {
  * counts are right in any case. */
 int cli_run_prefill(struct cli_run *run);
 int cli_run_generate(struct cli_run *run);
+
+/* Reads what the folder of --open says, before the model's cache is made; takes from it what was not asked for otherwise. */
+int cli_run_open_begin(struct cli_run *run);
+int cli_run_save(struct cli_run *run);
+/* Whether --save can work, before anything else is done. */
+int cli_run_save_check(const struct cli_run_options *options);
+void cli_saved_fini(struct cli_saved *saved);
+/* These tokens are in the sequence now. */
+int cli_run_ran(struct cli_run *run, const uint32_t *ids, uint32_t n);
+/* --fork: so many continuations of what was read. */
+int cli_run_forks(struct cli_run *run, int (*generate)(struct cli_run *run));
 
 /* One token of free text was chosen: written and counted. *again_out: whether another is wanted. */
 int cli_run_token(struct cli_run *run, struct hre_stream *stream, uint32_t id, bool *again_out);

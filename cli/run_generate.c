@@ -13,7 +13,9 @@
 int cli_run_fit(struct cli_run *run)
 {
     const struct cli_run_options *o = run->options;
-    uint32_t context = run->model.info->context_length, n = run->prompt.n_ids;
+    uint32_t context = run->model.info->context_length;
+    uint32_t before = run->saved.n_ids + (run->pending != CLI_NO_TOKEN),
+             n = before + run->prompt.n_ids;
     bool longer = context && n > context;
     if (longer && !o->allow_longer)
         return cli_fail("the prompt has %u tokens, the model was trained for %u; --allow-longer "
@@ -27,6 +29,8 @@ int cli_run_fit(struct cli_run *run)
     uint64_t most = run->prompt.n_keys ? n : n + o->tokens;
     if (!run->prompt.n_keys && !o->allow_longer && context && most > context)
         most = context;
+    most = most < o->tokens_max ? o->tokens_max : most;
+    most = most < run->saved.tokens_max ? run->saved.tokens_max : most;
     run->tokens_max = (uint32_t)most;
     return 0;
 }
@@ -47,25 +51,57 @@ static uint32_t prefill_tokens(const struct cli_run *run)
     return run->prompt.n_ids - 2 * run->prompt.n_keys;
 }
 
+static int step(struct cli_run *run, uint32_t id, bool compared);
+
+/* What was opened, and no new text: as if it had never been away. */
+static int go_on(struct cli_run *run)
+{
+    memcpy(run->logits, run->saved.logits, run->model.info->vocab * sizeof *run->logits);
+    bool runs = run->pending != CLI_NO_TOKEN && run->speculation.tokens == 0;
+    return runs ? step(run, run->pending, true) : 0;
+}
+
+/* The token that was written last, if it was not run, then the new text. */
+static uint32_t *new_text(const struct cli_run *run, uint32_t *n_out)
+{
+    uint32_t n = 0, more = prefill_tokens(run);
+    uint32_t *ids = malloc(((size_t)more + 1) * sizeof *ids);
+    if (ids && run->pending != CLI_NO_TOKEN)
+        ids[n++] = run->pending;
+    if (ids && more)
+        memcpy(ids + n, run->prompt.ids, more * sizeof *ids);
+    *n_out = n + more;
+    return ids;
+}
+
 int cli_run_prefill(struct cli_run *run)
 {
     struct cli_progress progress;
     struct hre_prefill_options options;
-    uint32_t n = prefill_tokens(run);
+    uint32_t n;
+    int code = run->saved.opened ? cli_run_ran(run, run->saved.ids, run->saved.n_ids) : 0;
+    run->pending = run->saved.opened ? run->saved.pending : CLI_NO_TOKEN;
+    if (code || run->prompt.n_ids == 0)
+        return code ? code : go_on(run);
+    uint32_t *ids = new_text(run, &n);
+    if (!ids)
+        return cli_fail("out of memory");
     hre_prefill_options_init(&options);
     options.progress = on_progress;
     options.progress_context = &progress;
     options.settle = 1; /* grouping belongs to the reading, not to the first answer's time */
     cli_progress_begin(&progress, "prefill", "tokens", n);
-    hr_status_t status =
-        hre_session_prefill(run->session, run->prompt.ids, n, &options, run->logits);
-    run->prefilled = hre_session_length(run->session, 0);
+    hr_status_t status = hre_session_prefill(run->session, ids, n, &options, run->logits);
+    run->prefilled = hre_session_length(run->session, 0) - run->saved.n_ids;
     cli_progress_end(&progress, run->prefilled);
-    if (status == HR_ERR_CANCELED && cli_stop_signal()) {
+    if (status == HR_ERR_CANCELED && cli_stop_signal())
         run->ended = "interrupted";
-        return 0;
-    }
-    return status == HR_OK ? 0 : cli_fail_engine("prefill", status);
+    else if (status != HR_OK)
+        code = cli_fail_engine("prefill", status);
+    else
+        code = cli_run_ran(run, ids, n);
+    free(ids);
+    return code;
 }
 
 /* ---------------------------------------------------------------------------------------- steps */
@@ -116,7 +152,7 @@ static int step(struct cli_run *run, uint32_t id, bool compared)
     cJSON_AddItemToArray(run->steps, cli_step_json(&report));
     if (run->dense_logits && compared)
         compare(run, run->logits);
-    return 0;
+    return cli_run_ran(run, &id, 1);
 }
 
 /* ------------------------------------------------------------------------------------ free text */
@@ -142,7 +178,7 @@ static bool goes_on(struct cli_run *run)
         run->ended = "interrupted";
     else if (run->generated == run->options->tokens)
         run->ended = "tokens";
-    else if (run->prompt.n_ids + run->generated == run->tokens_max)
+    else if (run->n_ids + (run->pending != CLI_NO_TOKEN) >= run->tokens_max)
         run->ended = "context";
     return run->ended == NULL;
 }
@@ -155,6 +191,7 @@ int cli_run_token(struct cli_run *run, struct hre_stream *stream, uint32_t id, b
         return 0;
     }
     run->generated++;
+    run->pending = id;
     int code = emit(run, stream, id);
     *again_out = code == 0 && goes_on(run);
     return code;
@@ -181,7 +218,7 @@ static int generate_text(struct cli_run *run)
     hre_sample_options_init(&options);
     options.temperature = run->options->temperature;
     options.top_p = run->options->top_p;
-    options.seed = run->options->recipe.seed;
+    options.seed = run->recipe.seed;
     hr_status_t status = hre_sampler_create(&options, run->model.info->vocab, &sampler);
     if (status != HR_OK)
         return cli_fail_engine("sampling", status);
@@ -250,5 +287,7 @@ int cli_run_generate(struct cli_run *run)
 {
     if (run->ended)
         return 0;
+    if (run->options->forks)
+        return cli_run_forks(run, generate_text);
     return run->prompt.n_keys ? answer_questions(run) : generate_text(run);
 }

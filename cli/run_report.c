@@ -28,7 +28,7 @@ static void print_text_line(FILE *file, const struct cli_run *run,
 
 static void print_recipe_line(FILE *file, const struct cli_run *run)
 {
-    const struct cli_recipe *recipe = &run->options->recipe;
+    const struct cli_recipe *recipe = &run->recipe;
     char share[32];
     fprintf(file, "%-10s %s, %s of the body moved per step", "recipe", recipe->name,
             cli_format_share(recipe->moved, share, sizeof share));
@@ -83,6 +83,19 @@ static void print_speculation_line(FILE *file, const struct cli_run *run)
             per_second(s->accepted + s->rounds, s->draft_ns + s->verify_ns));
 }
 
+static void print_session_line(FILE *file, const struct cli_run *run)
+{
+    const struct cli_saved *s = &run->saved;
+    char time[32], bytes[32];
+    if (s->opened)
+        fprintf(file, "%-10s %u tokens opened from %s in %s\n", "session", s->n_ids,
+                run->options->open_dir, cli_format_ns(s->open_ns, time, sizeof time));
+    if (s->save_bytes)
+        fprintf(file, "%-10s %u tokens, %s, saved to %s in %s\n", "session", run->n_ids,
+                hr_format_bytes(s->save_bytes, bytes, sizeof bytes), run->options->save_dir,
+                cli_format_ns(s->save_ns, time, sizeof time));
+}
+
 void cli_run_report(const struct cli_run *run)
 {
     FILE *file = cli_out();
@@ -95,6 +108,7 @@ void cli_run_report(const struct cli_run *run)
     cli_model_print(file, &run->model);
     print_recipe_line(file, run);
     print_text_line(file, run, &session);
+    print_session_line(file, run);
     if (hr_sequence_stats_get(run->cache.sequence, &sequence) == HR_OK)
         print_cache_line(file, run, &sequence);
     if (hr_runtime_stats_get(run->cache.runtime, &runtime) == HR_OK) {
@@ -120,12 +134,12 @@ void cli_run_report(const struct cli_run *run)
 
 static void add_request(cJSON *json, const struct cli_run *run)
 {
-    const struct cli_run_options *o = run->options;
-    cJSON_AddStringToObject(json, "recipe", o->recipe.name);
-    cJSON_AddNumberToObject(json, "moved", o->recipe.moved);
-    cJSON_AddNumberToObject(json, "tolerance", o->recipe.tolerance);
-    cJSON_AddStringToObject(json, "dtype", o->recipe.dtype);
-    cli_json_u64(json, "seed", o->recipe.seed);
+    const struct cli_recipe *o = &run->recipe;
+    cJSON_AddStringToObject(json, "recipe", o->name);
+    cJSON_AddNumberToObject(json, "moved", o->moved);
+    cJSON_AddNumberToObject(json, "tolerance", o->tolerance);
+    cJSON_AddStringToObject(json, "dtype", o->dtype);
+    cli_json_u64(json, "seed", o->seed);
 }
 
 static void add_times(cJSON *json, const struct cli_run *run)
@@ -205,6 +219,14 @@ cJSON *cli_run_json(const struct cli_run *run)
         cJSON_AddItemToObject(json, "tiers", cli_tiers_json(&stats));
     cli_json_u64(json, "peak_resident_bytes", cli_peak_resident_bytes());
     cJSON_AddItemToObject(json, "step_mean", cli_tally_json(&run->tally));
+    if (run->saved.opened || run->saved.save_bytes) {
+        cJSON *session = cJSON_AddObjectToObject(json, "session");
+        cli_json_u64(session, "opened_tokens", run->saved.n_ids);
+        cJSON_AddNumberToObject(session, "open_seconds", (double)run->saved.open_ns * 1e-9);
+        cli_json_u64(session, "saved_tokens", run->saved.save_bytes ? run->n_ids : 0);
+        cli_json_u64(session, "saved_bytes", run->saved.save_bytes);
+        cJSON_AddNumberToObject(session, "save_seconds", (double)run->saved.save_ns * 1e-9);
+    }
     if (run->speculation.tokens) {
         cJSON *draft = cJSON_AddObjectToObject(json, "draft");
         cli_json_u64(draft, "rounds", run->speculation.rounds);

@@ -1,5 +1,6 @@
 /* Free text by a recipe that drafts: rounds of drafting and verifying (engine/speculate.c). The text is that of dense attention. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "cli/out.h"
 #include "cli/run.h"
@@ -36,9 +37,12 @@ static int take(struct cli_run *run, struct hre_stream *stream, uint32_t id, con
         if (run->dense_logits)
             code = cli_run_compare(run, ran, run->logits + i * vocab);
         if (code == 0)
+            code = cli_run_ran(run, &ran, 1);
+        if (code == 0)
             code = cli_run_token(run, stream, ids[i], again_out);
         ran = ids[i];
     }
+    memmove(run->logits, run->logits + (i - 1) * vocab, vocab * sizeof *run->logits);
     if (code || i == n)
         return code;
     hr_status_t status =
@@ -58,11 +62,14 @@ int cli_run_speculate(struct cli_run *run, hre_sampler_t *sampler, struct hre_st
     struct hre_speculation_report report;
     bool again = true;
     int code = steps ? 0 : cli_fail("out of memory");
-    hr_status_t status = code ? HR_OK : hre_sampler_next(sampler, run->logits, &id);
+    bool waits = run->pending != CLI_NO_TOKEN; /* of a session: written when it was saved */
+    hr_status_t status =
+        code || waits ? HR_OK : hre_sampler_next(sampler, run->logits, &id);
     if (status != HR_OK)
         code = cli_fail_engine("decode", status);
-    if (code == 0)
+    if (code == 0 && !waits)
         code = cli_run_token(run, stream, id, &again);
+    id = waits ? run->pending : id;
     while (code == 0 && again) {
         uint64_t left = run->options->tokens - run->generated;
         how.draft_tokens = left < tokens ? (uint32_t)left : tokens;

@@ -110,10 +110,11 @@ size_t cli_caches_per_pass(const struct cli_model *model, const struct cli_place
 
 static int open_cache(const struct cli_model *model,
                       const struct hr_runtime_options *runtime_options,
-                      const struct cli_recipe *recipe, uint32_t tokens_max,
+                      const struct cli_recipe *recipe, uint32_t tokens_max, const char *saved,
                       struct cli_cache *cache_out)
 {
     struct cli_cache cache = {0};
+    uint64_t id[4];
     struct hr_sequence_options options;
     hr_status_t status = hr_runtime_create(runtime_options, &cache.runtime);
     if (status != HR_OK)
@@ -128,9 +129,14 @@ static int open_cache(const struct cli_model *model,
     options.head_gates = recipe->head_gates;
     options.keep_tokens = recipe->keep_tokens;
     options.tokens_max = tokens_max;
-    status = hr_sequence_create(cache.runtime, &options, &cache.sequence);
+    if (saved) {
+        cli_model_id(model, id);
+        status = hr_sequence_open(cache.runtime, saved, &options, id, &cache.sequence);
+    } else {
+        status = hr_sequence_create(cache.runtime, &options, &cache.sequence);
+    }
     if (status != HR_OK) {
-        int code = cli_fail_status("cache", status);
+        int code = cli_fail_status(saved ? "open" : "cache", status);
         hr_runtime_destroy(cache.runtime);
         return code;
     }
@@ -143,7 +149,43 @@ int cli_cache_open(const struct cli_model *model, const struct cli_place *place,
                    struct cli_cache *cache_out)
 {
     struct hr_runtime_options options = cli_place_runtime_options(place);
-    return open_cache(model, &options, recipe, tokens_max, cache_out);
+    return open_cache(model, &options, recipe, tokens_max, NULL, cache_out);
+}
+
+int cli_cache_open_saved(const struct cli_model *model, const struct cli_place *place,
+                         const struct cli_recipe *recipe, uint32_t tokens_max, const char *dir,
+                         struct cli_cache *cache_out)
+{
+    struct hr_runtime_options options = cli_place_runtime_options(place);
+    return open_cache(model, &options, recipe, tokens_max, dir, cache_out);
+}
+
+static uint64_t fnv1a(uint64_t hash, const void *data, size_t bytes)
+{
+    const unsigned char *at = data;
+    for (size_t i = 0; i < bytes; i++)
+        hash = (hash ^ at[i]) * 0x100000001b3u;
+    return hash;
+}
+
+void cli_model_id(const struct cli_model *model, uint64_t id_out[4])
+{
+    const uint64_t begin = 0xcbf29ce484222325u;
+    const struct hre_model_info *info = model->info;
+    uint64_t pieces = begin, about = begin;
+    struct hre_text piece;
+    for (uint32_t i = 0; i < info->vocab; i++) {
+        uint64_t n = hre_tokenizer_piece(model->tokenizer, i, &piece) == HR_OK ? piece.bytes : 0;
+        pieces = fnv1a(pieces, &n, sizeof n);
+        if (n)
+            pieces = fnv1a(pieces, piece.data, n);
+    }
+    about = fnv1a(about, info->architecture, strlen(info->architecture) + 1);
+    about = fnv1a(about, info->name, strlen(info->name) + 1);
+    id_out[0] = pieces;
+    id_out[1] = about;
+    id_out[2] = info->weight_bytes;
+    id_out[3] = info->n_parameters;
 }
 
 int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place,
@@ -156,7 +198,7 @@ int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *
     options.file_bytes = 0;
     options.host_bytes = exact_bytes + exact_bytes / 4 + (64u << 20);
     options.device_bytes = exact_bytes + (64u << 20);
-    return open_cache(model, &options, &recipe, tokens_max, cache_out);
+    return open_cache(model, &options, &recipe, tokens_max, NULL, cache_out);
 }
 
 void cli_cache_close(struct cli_cache *cache)

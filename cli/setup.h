@@ -53,6 +53,12 @@ struct cli_cache {
 int cli_cache_open(const struct cli_model *model, const struct cli_place *place,
                    const struct cli_recipe *recipe, uint32_t tokens_max,
                    struct cli_cache *cache_out);
+/* The same from a saved session; recipe->name NULL: the saved one. */
+int cli_cache_open_saved(const struct cli_model *model, const struct cli_place *place,
+                         const struct cli_recipe *recipe, uint32_t tokens_max, const char *dir,
+                         struct cli_cache *cache_out);
+/* A hash of the tokenizer and of what the file says of the weights. */
+void cli_model_id(const struct cli_model *model, uint64_t id_out[4]);
 /* Exact attention over rows in host memory that is as large as it must be. */
 int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *place,
                          const char *dtype, uint32_t tokens_max, struct cli_cache *cache_out);

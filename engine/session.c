@@ -45,7 +45,14 @@ static hr_status_t check_options(const struct hre_model *model,
             return hre_fail(HR_ERR_INVALID, "hre_session_create: sequence %u is NULL", i);
         }
         for (uint32_t layer = 0; layer < model->info.n_layers; layer++) {
-            if (hr_sequence_length(options->sequences[i], layer) != 0) {
+            uint32_t n = hr_sequence_length(options->sequences[i], layer);
+            if (options->resume && (n != hr_sequence_length(options->sequences[0], 0) ||
+                                    n > options->tokens_max)) {
+                return hre_fail(HR_ERR_STATE,
+                                "hre_session_create: sequence %u has %u tokens in layer %u", i, n,
+                                layer);
+            }
+            if (!options->resume && n != 0) {
                 return hre_fail(HR_ERR_STATE, "hre_session_create: sequence %u is not empty", i);
             }
         }
@@ -97,6 +104,10 @@ static hr_status_t allocate(struct hre_session *s, const struct hre_session_opti
     s->stats.scratch_bytes = s->memory_bytes;
     lay_out(s, s->memory);
     memcpy(s->sequences, options->sequences, s->n_sequences * sizeof(*s->sequences));
+    for (uint32_t i = 0; options->resume && i < s->n_sequences; i++) {
+        s->lengths[i] = hr_sequence_length(s->sequences[i], 0);
+        s->last_ids[i] = options->last_id;
+    }
     return HR_OK;
 }
 
