@@ -53,14 +53,16 @@ static int parse(int argc, char **argv, struct cli_run_options *o)
          .metavar = "S",
          .text = "of the sampling, of tiny's own text, of grouping [0]",
          .given = &o->seed_given},
-        CLI_RANGE("fork", CLI_COUNT, &o->forks, "N", 1, 10000,
-                  "N continuations of the same text, with seeds S, S + 1, ...; its rows are shared"),
+        CLI_RANGE(
+            "fork", CLI_COUNT, &o->forks, "N", 1, 10000,
+            "N continuations of the same text, with seeds S, S + 1, ...; its rows are shared"),
         CLI_HEADING("Sessions:"),
         CLI_OPTION("save", CLI_STRING, &o->save_dir, "DIR",
                    "save the session to a folder at the end; what was there is replaced whole"),
-        CLI_WORD("save-mode", &o->save_mode, "MODE", "none relaxed strict",
-                 "what a save survives: none: a killed process; relaxed: also a power cut (then the "
-                 "old one may be there); strict: the new one is there when the command ends"),
+        CLI_WORD(
+            "save-mode", &o->save_mode, "MODE", "none relaxed strict",
+            "what a save survives: none: a killed process; relaxed: also a power cut (then the "
+            "old one may be there); strict: the new one is there when the command ends"),
         CLI_OPTION("open", CLI_STRING, &o->open_dir, "DIR",
                    "go on from a saved session: only new text is read; recipe, budget and seed are "
                    "the saved ones unless given"),
@@ -85,7 +87,8 @@ static int parse(int argc, char **argv, struct cli_run_options *o)
          .kind = CLI_FRACTION,
          .value = &o->recipe.tolerance,
          .metavar = "X",
-         .text = "stop earlier, when the predicted error of the output is below X; 0: spend --moved",
+         .text =
+             "stop earlier, when the predicted error of the output is below X; 0: spend --moved",
          .given = &o->tolerance_given},
         {.name = "dtype",
          .kind = CLI_CHOICE,
@@ -141,11 +144,10 @@ static int open_session(struct cli_run *run)
     struct hre_session_options options;
     size_t vocab = run->model.info->vocab;
     uint64_t begin = cli_now_ns();
-    int code = run->saved.opened
-                   ? cli_cache_open_saved(&run->model, &o->place, &run->recipe, run->tokens_max,
-                                          o->open_dir, &run->cache)
-                   : cli_cache_open(&run->model, &o->place, &run->recipe, run->tokens_max,
-                                    &run->cache);
+    int code = run->saved.opened ? cli_cache_open_saved(&run->model, &o->place, &run->recipe,
+                                                        run->tokens_max, o->open_dir, &run->cache)
+                                 : cli_cache_open(&run->model, &o->place, &run->recipe,
+                                                  run->tokens_max, &run->cache);
     run->saved.open_ns = run->saved.opened ? cli_now_ns() - begin : 0;
     if (code == 0 && o->check_dense)
         code = cli_cache_open_dense(&run->model, &o->place, o->recipe.dtype, run->tokens_max,

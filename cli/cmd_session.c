@@ -219,12 +219,13 @@ static const struct subject {
 
 static void print_usage(FILE *file)
 {
-    fprintf(file, "usage: headrace session SUBJECT [OPTION]... DIR\n\n"
-                  "  ls       the sessions in a folder's folders\n"
-                  "  info     what a session is\n"
-                  "  verify   reads every byte of a session and says what is damaged\n"
-                  "  rm       removes a session\n\n"
-                  "'headrace run --save DIR' makes one, 'headrace run --open DIR' goes on from it.\n");
+    fprintf(file,
+            "usage: headrace session SUBJECT [OPTION]... DIR\n\n"
+            "  ls       the sessions in a folder's folders\n"
+            "  info     what a session is\n"
+            "  verify   reads every byte of a session and says what is damaged\n"
+            "  rm       removes a session\n\n"
+            "'headrace run --save DIR' makes one, 'headrace run --open DIR' goes on from it.\n");
 }
 
 static int run_subject(const struct subject *subject, int argc, char **argv)
@@ -245,7 +246,8 @@ static int run_subject(const struct subject *subject, int argc, char **argv)
         cli_out_move_to_stderr();
     cJSON *json = cJSON_CreateObject();
     code = subject->work(operands.text[0], json);
-    int written = code == 0 || subject->work == session_verify ? cli_json_write(json_path, json) : 0;
+    int written =
+        code == 0 || subject->work == session_verify ? cli_json_write(json_path, json) : 0;
     cJSON_Delete(json);
     return code ? code : written;
 }

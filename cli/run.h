@@ -78,7 +78,7 @@ struct cli_run {
     uint32_t *ids;            /* [n_ids] tokens in the sequence */
     uint32_t n_ids, ids_max;
     uint32_t pending; /* as saved.pending */
-    cJSON *steps; /* one object per step */
+    cJSON *steps;     /* one object per step */
     bool failed;
 };
 

@@ -63,8 +63,7 @@ int cli_run_speculate(struct cli_run *run, hre_sampler_t *sampler, struct hre_st
     bool again = true;
     int code = steps ? 0 : cli_fail("out of memory");
     bool waits = run->pending != CLI_NO_TOKEN; /* of a session: written when it was saved */
-    hr_status_t status =
-        code || waits ? HR_OK : hre_sampler_next(sampler, run->logits, &id);
+    hr_status_t status = code || waits ? HR_OK : hre_sampler_next(sampler, run->logits, &id);
     if (status != HR_OK)
         code = cli_fail_engine("decode", status);
     if (code == 0 && !waits)

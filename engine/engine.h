@@ -88,13 +88,13 @@ void hre_model_sequence_options(const hre_model_t *model, struct hr_sequence_opt
 
 struct hre_session_options {
     size_t struct_size;
-    hr_sequence_t *const
-        *sequences; /* [n_sequences], empty unless resume, made with hre_model_sequence_options; the caller's */
+    hr_sequence_t *const *
+        sequences; /* [n_sequences], empty unless resume, made with hre_model_sequence_options; the caller's */
     uint32_t n_sequences; /* at least 1 */
     uint32_t
         tokens_max; /* no sequence grows beyond; at most what the sequences were created with */
     uint32_t chunk_tokens; /* prefill works on this many tokens at a time. Default 512 */
-    int resume;       /* the sequences hold tokens already, as many in every layer: opened or forked ones */
+    int resume; /* the sequences hold tokens already, as many in every layer: opened or forked ones */
     uint32_t last_id; /* with resume: the newest of them */
 };
 void hre_session_options_init(struct hre_session_options *options);

@@ -46,8 +46,8 @@ static hr_status_t check_options(const struct hre_model *model,
         }
         for (uint32_t layer = 0; layer < model->info.n_layers; layer++) {
             uint32_t n = hr_sequence_length(options->sequences[i], layer);
-            if (options->resume && (n != hr_sequence_length(options->sequences[0], 0) ||
-                                    n > options->tokens_max)) {
+            if (options->resume &&
+                (n != hr_sequence_length(options->sequences[0], 0) || n > options->tokens_max)) {
                 return hre_fail(HR_ERR_STATE,
                                 "hre_session_create: sequence %u has %u tokens in layer %u", i, n,
                                 layer);

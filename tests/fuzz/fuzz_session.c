@@ -117,12 +117,16 @@ static const struct hri_io_ops memory_io = {.close_file = m_sync,
 
 /* -- a session of each kind -- */
 
-static const char *const recipes[] = {
-    "headrace:window=16,decode_segment=16", "quest:window=16,decode_segment=16",
-    "retroinfer:window=16,decode_segment=16", "clusterkv:window=16,decode_segment=16",
-    "magicpig:window=16,decode_segment=16,tables=20,bits=4",
-    "retrievalattention:window=16,decode_segment=16", "pqcache:window=16,decode_segment=16",
-    "lserve:window=16,decode_segment=16", "shadowkv:window=16,decode_segment=16", "full"};
+static const char *const recipes[] = {"headrace:window=16,decode_segment=16",
+                                      "quest:window=16,decode_segment=16",
+                                      "retroinfer:window=16,decode_segment=16",
+                                      "clusterkv:window=16,decode_segment=16",
+                                      "magicpig:window=16,decode_segment=16,tables=20,bits=4",
+                                      "retrievalattention:window=16,decode_segment=16",
+                                      "pqcache:window=16,decode_segment=16",
+                                      "lserve:window=16,decode_segment=16",
+                                      "shadowkv:window=16,decode_segment=16",
+                                      "full"};
 enum { RECIPES = sizeof recipes / sizeof *recipes };
 static struct {
     unsigned char *bytes;
