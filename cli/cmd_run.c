@@ -97,6 +97,13 @@ static int parse(int argc, char **argv, struct cli_run_options *o)
          .choices = CLI_DTYPES,
          .text = "how exact rows are kept: f32, f16 or bf16",
          .given = &o->dtype_given},
+        CLI_RANGE("deadline-ms", CLI_REAL, &o->deadline_ms, "MS", 0, 3600000,
+                  "time for a token: blocks that the file has not brought by then stay at their "
+                  "sketch or summary; 0: none"),
+        CLI_SWITCH(
+            "strict-exact", &o->strict_exact,
+            "wait for late blocks all the same, for --io-timeout at most, and fail where one "
+            "cannot be read"),
         CLI_SWITCH("check-dense", &o->check_dense,
                    "also attend densely: true error, KL and top-1 agreement (slow, and the cache a "
                    "second time)"),
@@ -135,6 +142,11 @@ static int check(struct cli_run_options *o)
         return cli_usage_error(command.name, "--chat needs --file or --prompt");
     code = cli_recipe_resolve(command.name, o->recipe.name, o->recipe_text, sizeof o->recipe_text);
     o->recipe.name = o->recipe_text;
+    if (code < 0 && o->deadline_ms > 0 && cli_recipe_drafts(o->recipe.name))
+        return cli_usage_error(command.name,
+                               "--deadline-ms: recipe %s verifies every token exactly, which "
+                               "cannot be cut short",
+                               o->recipe.name);
     return code;
 }
 

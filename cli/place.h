@@ -15,11 +15,12 @@ struct cli_place {
     const char *io;
     const char *cpu;
     uint64_t threads;
+    double io_timeout; /* seconds */
 };
 
 #define CLI_PLACE_DEFAULTS                                                                         \
     {                                                                                              \
-        .device_bytes = 256u << 20, .host_bytes = 1u << 30, .io = "auto"                           \
+        .device_bytes = 256u << 20, .host_bytes = 1u << 30, .io = "auto", .io_timeout = 30         \
     }
 
 /* Rows for a command's option table; place is a struct cli_place. */
@@ -36,6 +37,9 @@ struct cli_place {
         CLI_WORD("io", &(place).io, "MODE", "auto uring uring-plain threads",                      \
                  "how the file is read: auto (first that works), uring (registered files "         \
                  "and buffers), uring-plain, threads (pread and pwrite)"),                         \
+        CLI_RANGE("io-timeout", CLI_REAL, &(place).io_timeout, "SECONDS", 0.001, 3600,             \
+                  "no wait for the file lasts longer; after twice as long without an answer it "   \
+                  "is given up"),                                                                  \
         CLI_HEADING("Machine:"),                                                                   \
         CLI_RANGE("threads", CLI_COUNT, &(place).threads, "N", 1, 256,                             \
                   "worker threads [one per core]"),                                                \

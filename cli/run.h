@@ -37,6 +37,8 @@ struct cli_run_options {
     struct cli_place place;
     uint64_t tokens;
     double temperature, top_p;
+    double deadline_ms; /* of a token; 0: none */
+    bool strict_exact;
     bool check_dense, allow_longer, quiet;
     const char *open_dir, *save_dir, *save_mode;
     bool recipe_given, moved_given, tolerance_given, seed_given, dtype_given;
@@ -48,6 +50,12 @@ struct cli_run_options {
 struct cli_speculation {
     uint32_t tokens; /* per round; 0: the recipe does not draft */
     uint64_t rounds, drafted, accepted, draft_ns, verify_ns;
+};
+
+/* Tokens and the time they were given. */
+struct cli_deadline {
+    uint64_t over, largest_ns; /* steps that took longer, and the longest */
+    uint64_t with_late;        /* steps with blocks that came too late */
 };
 
 /* The recipe's next-token distributions beside those of dense attention. */
@@ -72,6 +80,7 @@ struct cli_run {
     const char *ended; /* why: "tokens", "end of text", "context", "questions", "interrupted" */
     struct cli_tally tally;
     struct cli_dense dense;
+    struct cli_deadline deadline;
     struct cli_speculation speculation;
     struct cli_saved saved;
     struct cli_recipe recipe; /* as asked for, or as saved */

@@ -133,6 +133,14 @@ int cli_run_compare(struct cli_run *run, uint32_t id, const float *logits)
     return 0;
 }
 
+static void count_deadline(struct cli_deadline *d, const struct hre_step_report *step,
+                           uint64_t deadline_ns)
+{
+    d->over += deadline_ns && step->total_ns > deadline_ns;
+    d->largest_ns = step->total_ns > d->largest_ns ? step->total_ns : d->largest_ns;
+    d->with_late += step->sum.blocks_late > 0;
+}
+
 /* One token through the model: the recipe's sequence, and the dense one beside it. Without
  * compared the comparison is left out. */
 static int step(struct cli_run *run, uint32_t id, bool compared)
@@ -141,6 +149,8 @@ static int step(struct cli_run *run, uint32_t id, bool compared)
     struct hre_decode_options options;
     hre_decode_options_init(&options);
     options.check_exact = run->options->check_dense;
+    options.deadline_ns = (uint64_t)(run->options->deadline_ms * 1e6);
+    options.strict_exact = run->options->strict_exact;
     hr_status_t status = hre_session_decode(run->session, 0, id, &options, run->logits, &report);
     if (status == HR_OK && run->dense_logits)
         status = dense_step(run, id);
@@ -149,6 +159,7 @@ static int step(struct cli_run *run, uint32_t id, bool compared)
     if (run->tally.steps == 0)
         cli_step_without_prefill(&report);
     cli_tally_add(&run->tally, &report);
+    count_deadline(&run->deadline, &report, options.deadline_ns);
     cJSON_AddItemToArray(run->steps, cli_step_json(&report));
     if (run->dense_logits && compared)
         compare(run, run->logits);

@@ -68,6 +68,22 @@ static void print_dense_line(FILE *file, const struct cli_run *run)
             (unsigned long long)d->tokens);
 }
 
+static void print_deadline_line(FILE *file, const struct cli_run *run)
+{
+    const struct cli_deadline *d = &run->deadline;
+    char largest[32];
+    if (run->options->deadline_ms <= 0 || run->tally.steps == 0)
+        return;
+    fprintf(
+        file,
+        "%-10s %g ms per token: %llu of %llu took longer, the longest %s; %llu with late blocks",
+        "deadline", run->options->deadline_ms, (unsigned long long)d->over,
+        (unsigned long long)run->tally.steps, cli_format_ns(d->largest_ns, largest, sizeof largest),
+        (unsigned long long)d->with_late);
+    fprintf(file, ", which cost a predicted error of %.4f\n",
+            run->tally.sum.late_error / (double)run->tally.steps);
+}
+
 static void print_speculation_line(FILE *file, const struct cli_run *run)
 {
     const struct cli_speculation *s = &run->speculation;
@@ -121,6 +137,7 @@ void cli_run_report(const struct cli_run *run)
     if (run->tally.steps)
         fputc('\n', file);
     cli_tally_print(file, &run->tally);
+    print_deadline_line(file, run);
     print_speculation_line(file, run);
     print_dense_line(file, run);
     if (run->prompt.n_keys)
@@ -139,6 +156,8 @@ static void add_request(cJSON *json, const struct cli_run *run)
     cJSON_AddNumberToObject(json, "moved", o->moved);
     cJSON_AddNumberToObject(json, "tolerance", o->tolerance);
     cJSON_AddStringToObject(json, "dtype", o->dtype);
+    cJSON_AddNumberToObject(json, "deadline_ms", run->options->deadline_ms);
+    cJSON_AddBoolToObject(json, "strict_exact", run->options->strict_exact);
     cli_json_u64(json, "seed", o->seed);
 }
 
@@ -226,6 +245,12 @@ cJSON *cli_run_json(const struct cli_run *run)
         cli_json_u64(session, "saved_tokens", run->saved.save_bytes ? run->n_ids : 0);
         cli_json_u64(session, "saved_bytes", run->saved.save_bytes);
         cJSON_AddNumberToObject(session, "save_seconds", (double)run->saved.save_ns * 1e-9);
+    }
+    if (run->options->deadline_ms > 0) {
+        cJSON *deadline = cJSON_AddObjectToObject(json, "deadline");
+        cli_json_u64(deadline, "steps_over", run->deadline.over);
+        cli_json_u64(deadline, "steps_with_late_blocks", run->deadline.with_late);
+        cJSON_AddNumberToObject(deadline, "longest_ms", (double)run->deadline.largest_ns * 1e-6);
     }
     if (run->speculation.tokens) {
         cJSON *draft = cJSON_AddObjectToObject(json, "draft");

@@ -80,6 +80,9 @@ static void print_moves(FILE *file, const struct hr_attend_report *sum, uint64_t
             count_text(per(sum->blocks_total, n), a), count_text(per(sum->blocks_hit, n), b),
             count_text(per(sum->blocks_fetched, n), c),
             count_text(per(sum->blocks_estimated, n), d), count_text(per(sum->blocks_late, n), e));
+    if (sum->blocks_lost)
+        fprintf(file, "  %-10s %s blocks in all steps could not be read\n", "lost",
+                count_text(sum->blocks_lost, a));
     fprintf(file, "  %-10s %s, %s of the body, hit or fetched\n", "refined",
             bytes_text(per(sum->bytes_selected, n), a), share_text(sum->bytes_selected, sum, b));
     uint64_t moved = sum->bytes_from_host + sum->bytes_from_file;
@@ -167,11 +170,17 @@ static void add_report_json(cJSON *json, const struct hr_attend_report *sum, dou
         const char *name;
         uint64_t value;
     } counts[] = {
-        {"blocks_total", sum->blocks_total},       {"blocks_hit", sum->blocks_hit},
-        {"blocks_fetched", sum->blocks_fetched},   {"blocks_estimated", sum->blocks_estimated},
-        {"blocks_late", sum->blocks_late},         {"bytes_from_host", sum->bytes_from_host},
-        {"bytes_from_file", sum->bytes_from_file}, {"bytes_selected", sum->bytes_selected},
-        {"body_bytes", sum->body_bytes},           {"ios", sum->ios},
+        {"blocks_total", sum->blocks_total},
+        {"blocks_hit", sum->blocks_hit},
+        {"blocks_fetched", sum->blocks_fetched},
+        {"blocks_estimated", sum->blocks_estimated},
+        {"blocks_late", sum->blocks_late},
+        {"blocks_lost", sum->blocks_lost},
+        {"bytes_from_host", sum->bytes_from_host},
+        {"bytes_from_file", sum->bytes_from_file},
+        {"bytes_selected", sum->bytes_selected},
+        {"body_bytes", sum->body_bytes},
+        {"ios", sum->ios},
     };
     add_levels(json, sum, n);
     for (unsigned i = 0; i < sizeof counts / sizeof counts[0]; i++)
@@ -183,6 +192,7 @@ static void add_report_json(cJSON *json, const struct hr_attend_report *sum, dou
         ratio((double)(sum->bytes_from_host + sum->bytes_from_file), (double)sum->body_bytes));
     cli_json_real(json, "predicted_error", sum->predicted_error / n);
     cli_json_real(json, "predicted_error_max", sum->predicted_error_max);
+    cli_json_real(json, "late_error", sum->late_error / n);
     if (sum->true_error >= 0) {
         cli_json_real(json, "true_error", sum->true_error / n);
         cli_json_real(json, "true_error_max", sum->true_error_max);

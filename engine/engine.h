@@ -138,8 +138,8 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
 /* What one decode step did, over all layers. */
 struct hre_step_report {
     struct hr_attend_report
-        sum; /* counts, bytes and times added up; predicted_error and true_error: means over the
-                layers (true_error -1 without check_exact); _max: largest */
+        sum; /* counts, bytes and times added up; predicted_error, late_error and true_error:
+                means over the layers (true_error -1 without check_exact); _max: largest */
     uint32_t n_layers;  /* layers that were attended */
     uint64_t total_ns;  /* the step from its start to the logits */
     uint64_t linear_ns; /* norms, projections, feed-forward, output */
@@ -151,6 +151,10 @@ struct hre_decode_options {
     size_t struct_size;
     hr_attend_mode_t mode; /* AUTO: the sequence's recipe; EXACT: dense attention */
     int check_exact;       /* also attend exactly in every layer and report the true error */
+    /* Time for the token, 0: none. Layer i of n may wait for blocks until (i + 1) / n of it has passed; what is late stays at its
+     * sketch or summary (hr_attend_options.deadline_ns). strict_exact as there. */
+    uint64_t deadline_ns;
+    int strict_exact;
     /*
      * After every layer's attention: refined is [n_kv_heads][n_tokens] as hr_attend_options.refined_out
      * has it, for the layer's n_tokens rows. NULL: not asked for; else refined_memory has n_kv_heads

@@ -170,6 +170,7 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
     sum->blocks_fetched += r->blocks_fetched;
     sum->blocks_estimated += r->blocks_estimated;
     sum->blocks_late += r->blocks_late;
+    sum->blocks_lost += r->blocks_lost;
     sum->bytes_from_host += r->bytes_from_host;
     sum->bytes_from_file += r->bytes_from_file;
     sum->bytes_selected += r->bytes_selected;
@@ -178,6 +179,7 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
     sum->ios += r->ios;
     sum->rows_visited += r->rows_visited;
     sum->predicted_error += r->predicted_error;
+    sum->late_error += r->late_error;
     sum->true_error += r->true_error;
     sum->predicted_error_max = r->predicted_error_max > sum->predicted_error_max
                                    ? r->predicted_error_max
@@ -204,6 +206,19 @@ static hr_status_t append(struct hre_session *s, struct hre_pass *pass, uint32_t
     return status == HR_OK ? HR_OK : hre_fail_library(status, "appending K and V");
 }
 
+/* What is left for a layer of its share of the token's time and of what the layers before it left over. */
+static uint64_t deadline_share(const struct hre_session *s, const struct hre_pass *pass,
+                               uint32_t layer)
+{
+    uint64_t deadline_ns = pass->decode ? pass->decode->deadline_ns : 0;
+    if (deadline_ns == 0) {
+        return 0;
+    }
+    double share = (double)deadline_ns * (layer + 1) / s->model->info.n_layers;
+    double left = share - (double)(hre_now_ns() - pass->begin_ns);
+    return left > 1 ? (uint64_t)left : 1;
+}
+
 static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t layer,
                           uint32_t n_queries)
 {
@@ -214,6 +229,7 @@ static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t
         hr_tensor_make(s->att, HR_DTYPE_F32, n_queries, info->n_q_heads, info->v_dim);
     struct hr_attend_report report;
     uint64_t begin = hre_now_ns();
+    pass->attend.deadline_ns = deadline_share(s, pass, layer);
     hr_status_t status = hr_sequence_attend(s->sequences[pass->first_sequence], layer, &q,
                                             &pass->attend, &out, pass->sum ? &report : NULL, NULL);
 

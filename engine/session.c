@@ -340,6 +340,7 @@ static void finish_report(const struct hre_session *s, const struct hre_pass *pa
 
     report->n_layers = n;
     report->sum.predicted_error /= n;
+    report->sum.late_error /= n;
     report->sum.true_error = checked ? report->sum.true_error / n : -1.0;
     report->sum.true_error_max = checked ? report->sum.true_error_max : -1.0;
     report->total_ns = total_ns;
@@ -383,6 +384,8 @@ hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32
     hr_attend_options_init(&pass.attend);
     pass.attend.mode = options->mode;
     pass.attend.check_exact = options->check_exact;
+    pass.attend.strict_exact = options->strict_exact;
+    pass.begin_ns = begin;
     pass.attend.refined_out = options->on_refined ? options->refined_memory : NULL;
     pass.decode = options;
     pass.sum = &report.sum;

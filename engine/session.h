@@ -38,6 +38,7 @@ struct hre_pass {
     uint32_t rows_needed;    /* of the last layer's output, counted from the end; may be 0 */
     struct hr_attend_options attend;
     const struct hre_decode_options *decode; /* NULL: a prompt */
+    uint64_t begin_ns;                       /* of its deadline */
     struct hr_attend_report *sum;            /* counts added up, or NULL */
     const struct hre_prefill_options
         *watch; /* its rows are called; needs all of rows_needed; or NULL */

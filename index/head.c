@@ -513,8 +513,12 @@ void hri_index_attend_rows(struct hri_index_head *head, const struct hri_select_
 }
 
 void hri_index_estimate_items(struct hri_index_head *head, const struct hri_select_in *in,
-                              const uint32_t *items, uint32_t n, struct hri_partial *part)
+                              const uint32_t *items, uint32_t n, struct hri_partial *part,
+                              float *error_out)
 {
-    if (n && head->ops->estimate)
+    memset(error_out, 0, head->options.g * sizeof *error_out);
+    if (n && head->ops->late)
+        head->ops->late(head, in, items, n, part, error_out);
+    else if (n && head->ops->estimate)
         head->ops->estimate(head, in, NULL, items, n, part);
 }

@@ -254,8 +254,10 @@ void hri_index_estimate(struct hri_index_head *head, const struct hri_select_in 
 void hri_index_attend_rows(struct hri_index_head *head, const struct hri_select_in *in,
                            const struct hri_select_out *out, const int8_t *const *codes,
                            struct hri_partial *part);
-/* Adds the estimate of these items (chosen, but late). */
+/* Adds the estimate of these items (chosen, but late; their rows' sketches or else their blocks' summaries) after the estimate of what was
+ * not chosen. error_out [G]: the relative output error that their being late leaves, 0 where the selector predicts none. */
 void hri_index_estimate_items(struct hri_index_head *head, const struct hri_select_in *in,
-                              const uint32_t *items, uint32_t n, struct hri_partial *part);
+                              const uint32_t *items, uint32_t n, struct hri_partial *part,
+                              float *error_out);
 
 #endif

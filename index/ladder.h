@@ -33,6 +33,11 @@ float hri_ladder_corrected(const struct hri_index_head *head, const struct hri_s
 uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
                              struct hri_step *step, const struct hri_select_out *out,
                              struct hri_partial *part);
+/* Of items that were chosen and did not come, from their rows' sketches, after the estimate. error_out [G]: the relative error that they
+ * leave. */
+void hri_ladder_late(const struct hri_index_head *head, const struct hri_select_in *in,
+                     struct hri_step *step, const uint32_t *items, uint32_t n,
+                     struct hri_partial *part, float *error_out);
 /* By block, then by row. */
 void hri_ladder_rows_sort(struct hri_row_ref *rows, uint32_t n);
 void hri_ladder_attend_rows(const struct hri_index_head *head, const struct hri_select_in *in,

@@ -411,6 +411,31 @@ static uint32_t estimate(struct hri_index_head *head, const struct hri_select_in
     return hri_step_estimate_marked(head, &step, part);
 }
 
+/* Without sketches: what level 0 leaves of these blocks, seen from the output as far as it is there. */
+static void late(struct hri_index_head *head, const struct hri_select_in *in, const uint32_t *items,
+                 uint32_t n, struct hri_partial *part, float *error_out)
+{
+    const struct hri_index_options *o = &head->options;
+    struct hri_step step = hri_step_at(head, in);
+    if (head->sketch) {
+        hri_ladder_late(head, in, &step, items, n, part, error_out);
+        return;
+    }
+    hri_step_estimate_listed(head, &step, items, n, part);
+    for (uint32_t g = 0; g < o->g; g++) {
+        float output[HR_HEAD_DIM_MAX], left = 0;
+        for (uint32_t j = 0; j < o->v_dim; j++)
+            output[j] = part->o[(size_t)g * o->v_dim + j] / part->l[g];
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t b = items[i] / head->parts;
+            float share = expf(hri_step_log_mass(head, &step, g, b) - step.top[g]) / step.total[g];
+            left +=
+                doubt_of(share, step.variance[g] * hri_block_spread(head, b), head->block_rows[b]);
+        }
+        error_out[g] = sqrtf(left * error_factor(head, output));
+    }
+}
+
 static size_t step_bytes(const struct hri_index_options *o)
 {
     return hri_round_up(hri_step_bytes(o), 64) + hri_ladder_bytes(o);
@@ -434,6 +459,7 @@ static const struct hri_selector_ops ops = {
     .select = select_blocks,
     .estimate = estimate,
     .image = image,
+    .late = late,
 };
 
 static const struct hri_param params_headrace[] = {

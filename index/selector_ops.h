@@ -85,6 +85,10 @@ struct hri_selector_ops {
     uint32_t (*estimate)(struct hri_index_head *head, const struct hri_select_in *in,
                          const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
                          struct hri_partial *part);
+    /* Adds the estimate of n items that were chosen but did not come, and says what relative error [G] they leave; called after
+     * estimate. Default: estimate with the list, and an error of 0. */
+    void (*late)(struct hri_index_head *head, const struct hri_select_in *in, const uint32_t *items,
+                 uint32_t n, struct hri_partial *part, float *error_out);
 };
 
 extern const struct hri_selector hri_selector_full;

@@ -59,7 +59,9 @@ hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_d
         return hri_alloc_status();
     disk->options = *options;
     disk->engine = engine;
-    disk->timeout_ns = options->io->timeout_ns ? options->io->timeout_ns : HRI_DISK_TIMEOUT_NS;
+    disk->timeout_ns = options->io->timeout_ns    ? options->io->timeout_ns
+                       : options->timeout_ns != 0 ? options->timeout_ns
+                                                  : HRI_DISK_TIMEOUT_NS;
     hr_status_t status =
         alloc_tables(disk) ? engine->create(disk, &disk->state) : hri_alloc_status();
     if (status != HR_OK) {

@@ -20,7 +20,7 @@
 #include "offload/io_ops.h"
 
 #define HRI_DISK_IOV_MAX    32
-#define HRI_DISK_TIMEOUT_NS 30000000000u
+#define HRI_DISK_TIMEOUT_NS 60000000000u
 #define HRI_DISK_TRIES_MAX  32 /* of one request that the kernel asks to repeat */
 
 struct hri_disk_request {
@@ -48,6 +48,7 @@ struct hri_disk_options {
     hr_io_mode_t mode;    /* not AUTO */
     uint32_t depth;       /* requests under way at most */
     uint32_t align_bytes; /* of offsets, for continuing short transfers; 1: buffered */
+    uint64_t timeout_ns;  /* 0: HRI_DISK_TIMEOUT_NS; the table's own, if it has one, comes first */
 };
 /* HR_ERR_UNSUPPORTED where the kernel refuses the mode, HR_ERR_NOMEM. */
 hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_disk **disk_out);

@@ -145,9 +145,6 @@ hr_status_t hri_frames_create(const struct hri_frames_options *options,
     }
     fill_tables(frames, options);
     frames->stats.n_frames = options->n_frames;
-    /* Only whole pages are read straight into frames. */
-    if (options->frame_bytes % HRI_PAGE_BYTES == 0)
-        hri_store_register(options->store, frames->memory, sizes.memory);
     *frames_out = frames;
     return HR_OK;
 }
@@ -156,8 +153,6 @@ void hri_frames_destroy(struct hri_frames *frames)
 {
     if (frames == NULL)
         return;
-    if (frames->memory != NULL)
-        hri_store_unregister(frames->store, frames->memory);
     hri_free(frames->alloc, frames->memory);
     hri_free(frames->alloc, frames->frames);
     hri_free(frames->alloc, frames->lanes);
@@ -402,6 +397,8 @@ hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *
     fetch->batch.reads = fetch->reads;
     fetch->batch.n_reads = fetch->n_misses;
     fetch->batch.leave_host = fetch->share_copies;
+    /* A frame may have another owner when a late read comes, so the kernel never writes to frames. */
+    fetch->batch.indirect = true;
     hr_status_t status = hri_store_read_begin(frames->store, &fetch->batch);
     if (status != HR_OK)
         drop_misses(frames, fetch);

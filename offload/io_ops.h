@@ -49,7 +49,8 @@ struct hri_ring_result {
 
 struct hri_io_ops {
     void *ctx;
-    uint64_t timeout_ns; /* an I/O that gets no answer for so long is given up; 0: 30 s */
+    uint64_t
+        timeout_ns; /* an I/O that gets no answer for so long is given up; 0: as the store says */
     /* A new file in dir that vanishes when it is closed, mode 0600. Returns the descriptor. */
     int (*open_temp)(void *ctx, const char *dir, bool direct);
     int (*close_file)(void *ctx, int fd);

@@ -4,7 +4,8 @@
 
 #include "base/error.h"
 
-#define WAIT_NS 1000000000u
+#define WAIT_NS    1000000000u
+#define TIMEOUT_NS 30000000000u
 
 static hr_status_t alloc_pools(struct hri_store *store)
 {
@@ -62,6 +63,7 @@ hr_status_t hri_store_create(const struct hri_store_options *options, struct hri
     store->log = options->log;
     store->io = options->io != NULL ? options->io : hri_io_real();
     store->file.fd = -1;
+    store->timeout_ns = options->timeout_ns ? options->timeout_ns : TIMEOUT_NS;
     hr_status_t status = hri_host_init(store, options->host_bytes);
     if (status == HR_OK && options->file_dir != NULL)
         status = init_file_tier(store, options);
@@ -88,8 +90,7 @@ hr_status_t hri_store_flush(struct hri_store *store)
 {
     if (store->write_disk == NULL)
         return HR_OK;
-    while (hri_disk_in_flight(store->write_disk) > 0)
-        hri_write_reap(store, WAIT_NS);
+    HRI_TRY(hri_write_wait_all(store));
     return hri_write_retry_failed(store);
 }
 

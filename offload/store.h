@@ -39,6 +39,9 @@ struct hri_store_options {
     struct hri_alloc *alloc;     /* tables, bounce and write buffers (scratch) */
     struct hri_log *log;
     uint32_t queue_depth; /* 0: 64 */
+    /* A wait without a deadline ends after so long; an I/O that has no answer after twice as long is
+     * given up, and the file tier with it. 0: 30 s */
+    uint64_t timeout_ns;
 };
 /* The file is created unlinked-on-close (O_TMPFILE where possible, else mkstemp + unlink), mode
  * 0600. */
@@ -109,6 +112,9 @@ struct hri_read_batch {
     struct hri_read *reads; /* the caller's, until the wait returned */
     uint32_t n_reads;
     bool cache; /* keep a host copy of what came from the file if there is room by priority */
+    /* The kernel never writes straight to a dst, so that a cancel does not wait. What a cancelled read
+     * still brings goes to the host tier, if there is room. */
+    bool indirect;
     /* Parts of host cells (n_cells 1) are not copied: `from` says where they lie, as valid as what
      * hri_lane_peek gives, and the read counts as done. So the caller may share out the copying. */
     bool leave_host;
@@ -125,14 +131,20 @@ struct hri_read_batch {
 hr_status_t hri_store_read_begin(struct hri_store *store, struct hri_read_batch *batch);
 /* Takes completions without blocking. */
 void hri_store_read_poll(struct hri_store *store, struct hri_read_batch *batch);
-/* Until all are done, or deadline_ns (hri_now_ns; 0: none) has passed: HR_ERR_TIMEOUT, and the
- * batch is still under way: call again or hri_store_read_cancel. HR_ERR_CORRUPT / HR_ERR_IO when a
+/* Until all are done, or deadline_ns (hri_now_ns; 0: the store's own time-out) has passed:
+ * HR_ERR_TIMEOUT, and the batch is still under way: call again or hri_store_read_cancel. HR_ERR_CORRUPT / HR_ERR_IO when a
  * read failed for good (see its status). */
 hr_status_t hri_store_read_wait(struct hri_store *store, struct hri_read_batch *batch,
                                 uint64_t deadline_ns);
-/* Gives the batch up: when this returns no dst will be written any more. */
+/* Gives the batch up: when this returns no dst will be written any more. Waits for what the kernel
+ * writes straight to a dst; never with `indirect`. */
 void hri_store_read_cancel(struct hri_store *store, struct hri_read_batch *batch);
 
+/* Brings to the host tier what cancelled indirect reads have brought since: it comes too late for its step, not for the next. Like an
+ * append it ends the validity of what hri_lane_peek gave. */
+void hri_store_take_late(struct hri_store *store);
+
+/* HR_ERR_IO, HR_ERR_TIMEOUT. */
 hr_status_t hri_store_flush(struct hri_store *store);
 /* Best effort: lets reads into [base, base + bytes) use registered buffers. The memory must stay
  * mapped until hri_store_unregister. */

@@ -30,6 +30,7 @@ static hr_status_t make_disks(struct hri_store *store, const struct hri_store_op
         .mode = mode,
         .depth = options->queue_depth ? options->queue_depth : 64,
         .align_bytes = store->file.direct ? store->file.offset_align : 1,
+        .timeout_ns = 2 * store->timeout_ns,
     };
     HRI_TRY(hri_disk_create(&disk, &store->read_disk));
     /* Writes go on between calls, which may come from different threads: only a plain ring allows

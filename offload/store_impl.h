@@ -127,7 +127,14 @@ struct hri_piece {
     uint32_t next;
 };
 
-enum hri_op_state { HRI_OP_FREE, HRI_OP_QUEUED, HRI_OP_FLYING, HRI_OP_AGAIN, HRI_OP_FAILED };
+enum hri_op_state {
+    HRI_OP_FREE,
+    HRI_OP_QUEUED,
+    HRI_OP_FLYING,
+    HRI_OP_AGAIN,
+    HRI_OP_FAILED,
+    HRI_OP_KEPT
+};
 
 struct hri_op {
     struct hri_disk_request request; /* first: a request that came back is its op */
@@ -139,6 +146,8 @@ struct hri_op {
     uint32_t pieces;       /* list */
     uint32_t solo;         /* second try: index of the cell that is read alone, else HRI_NONE */
     uint32_t bad_mask;     /* cells that failed the first try */
+    uint32_t good_mask;    /* cells that came right */
+    bool keep;             /* somebody gave up on it: what comes goes to the host tier */
     unsigned char *bounce; /* pages of the read arena */
     uint32_t bounce_pages;
     unsigned char *memory[HRI_RUN_CELLS_MAX]; /* where each cell's bytes are or go */
@@ -193,11 +202,14 @@ struct hri_store {
     struct hri_op *ops; /* [HRI_OPS]: reads, then writes */
     struct hri_op *free_reads, *free_writes;
     struct hri_op_list queue;  /* reads waiting for the disk */
+    struct hri_op_list kept;   /* reads that came too late; their cells are in the bounce buffers */
+    uint32_t n_kept_wanted;    /* operations with keep, under way or in the list */
     struct hri_op_list failed; /* writes to try again; their cells are safe in memory */
     struct hri_piece *pieces;  /* [HRI_PIECES] */
     uint32_t free_piece;
     struct hri_lane *lanes;
     int write_error; /* errno value of the last failed write */
+    uint64_t timeout_ns;
     struct hri_store_stats counts;
 };
 
@@ -248,6 +260,7 @@ void hri_write_wait_lane(struct hri_store *store, const struct hri_lane *lane);
 void hri_write_forget(struct hri_store *store, struct hri_lane *lane,
                       uint32_t n_cells); /* failed writes of cells from n_cells on */
 hr_status_t hri_write_retry_failed(struct hri_store *store);
+hr_status_t hri_write_wait_all(struct hri_store *store); /* HR_ERR_TIMEOUT */
 
 /* store_read.c */
 void hri_read_reap(struct hri_store *store, uint64_t wait_ns);

@@ -29,6 +29,7 @@ static void free_op(struct hri_store *store, struct hri_op *op)
     if (op->bounce != NULL && !op->request.abandoned)
         hri_page_arena_put(&store->read_arena, op->bounce, op->bounce_pages);
     op->bounce = NULL;
+    store->n_kept_wanted -= op->keep;
     op->lane->n_reads--;
     op->state = HRI_OP_FREE;
     op->next = store->free_reads;
@@ -122,6 +123,8 @@ static struct hri_op *new_op(struct hri_store *store, struct hri_lane *lane, uin
     op->n_cells = 0;
     op->pieces = HRI_NONE;
     op->solo = HRI_NONE;
+    op->keep = false;
+    op->good_mask = 0;
     op->bounce = NULL;
     op->request.abandoned = false;
     lane->n_reads++;
@@ -198,11 +201,13 @@ static void begin_reads(struct hri_store *store, struct hri_read_batch *batch)
 
 /* --------------------------------------------------------------------------------------- submit */
 
-static bool direct_target(const struct hri_store *store, const struct hri_read *read, uint32_t cell)
+static bool direct_target(const struct hri_store *store, const struct hri_piece *piece)
 {
-    if (part_bytes(read) != read->lane->cell_bytes)
+    const struct hri_read *read = piece->read;
+    if (piece->batch->indirect || part_bytes(read) != read->lane->cell_bytes)
         return false;
-    return !store->file.direct || (uintptr_t)target_of(read, cell) % store->file.memory_align == 0;
+    return !store->file.direct ||
+           (uintptr_t)target_of(read, piece->cell) % store->file.memory_align == 0;
 }
 
 /* Decides where each cell goes. False when the bounce buffers are used up. */
@@ -213,7 +218,7 @@ static bool aim(struct hri_store *store, struct hri_op *op)
     for (uint32_t i = op->pieces; i != HRI_NONE; i = store->pieces[i].next) {
         const struct hri_piece *piece = &store->pieces[i];
         unsigned char **memory = &op->memory[piece->cell - op->first_cell];
-        if (*memory != NULL || !direct_target(store, piece->read, piece->cell))
+        if (*memory != NULL || !direct_target(store, piece))
             continue;
         *memory = target_of(piece->read, piece->cell);
         n_bounce--;
@@ -300,6 +305,7 @@ static void end_cell(struct hri_store *store, struct hri_op *op, uint32_t index,
 {
     uint32_t cell = op->first_cell + index;
     bool cache = false;
+    op->good_mask |= error == 0 ? 1u << index : 0;
     op->lane->cells[cell].flags &= (uint16_t)~HRI_CELL_READING;
     for (uint32_t *link = &op->pieces; *link != HRI_NONE;) {
         uint32_t i = *link;
@@ -330,11 +336,49 @@ static bool cell_fits(struct hri_store *store, const struct hri_op *op, uint32_t
     return false;
 }
 
+/* What nobody waits for any more is kept until hri_store_take_late. */
+static void end_op(struct hri_store *store, struct hri_op *op)
+{
+    if (!op->keep || op->good_mask == 0) {
+        free_op(store, op);
+        return;
+    }
+    op->state = HRI_OP_KEPT;
+    hri_op_list_add(&store->kept, op);
+}
+
+static void drop_kept(struct hri_store *store, const struct hri_lane *lane)
+{
+    struct hri_op *next;
+    for (struct hri_op *op = store->kept.first; op != NULL; op = next) {
+        next = op->next;
+        if (op->lane != lane)
+            continue;
+        hri_op_list_remove(&store->kept, op);
+        free_op(store, op);
+    }
+}
+
+void hri_store_take_late(struct hri_store *store)
+{
+    if (store->read_disk == NULL || store->n_kept_wanted == 0)
+        return;
+    hri_read_reap(store, 0);
+    while (store->kept.first != NULL) {
+        struct hri_op *op = store->kept.first;
+        hri_op_list_remove(&store->kept, op);
+        for (uint32_t i = 0; i < op->n_cells; i++)
+            if (op->good_mask >> i & 1)
+                keep_copy(store, op->lane, op->first_cell + i, op->memory[i]);
+        free_op(store, op);
+    }
+}
+
 /* Puts the op back in front of the queue for its next cell that failed, or ends it. */
 static void next_solo(struct hri_store *store, struct hri_op *op)
 {
     if (op->bad_mask == 0) {
-        free_op(store, op);
+        end_op(store, op);
         return;
     }
     op->solo = (uint32_t)__builtin_ctz(op->bad_mask);
@@ -421,8 +465,11 @@ void hri_read_reap(struct hri_store *store, uint64_t wait_ns)
 
 void hri_read_wait_lane(struct hri_store *store, const struct hri_lane *lane)
 {
-    while (lane->n_reads > 0)
+    drop_kept(store, lane);
+    while (lane->n_reads > 0) {
         hri_read_reap(store, WAIT_NS); /* ends: the disk gives up what gets no answer */
+        drop_kept(store, lane);
+    }
 }
 
 /* -------------------------------------------------------------------------------------- batches */
@@ -499,13 +546,14 @@ static hr_status_t batch_status(const struct hri_read_batch *batch)
 hr_status_t hri_store_read_wait(struct hri_store *store, struct hri_read_batch *batch,
                                 uint64_t deadline_ns)
 {
+    if (batch->n_pending > 0 && deadline_ns == 0)
+        deadline_ns = hri_now_ns() + store->timeout_ns;
     while (batch->n_pending > 0) {
         begin_reads(store, batch);
         if (batch->n_pending == 0)
             break;
-        uint64_t now_ns = deadline_ns ? hri_now_ns() : 0, wait_ns = WAIT_NS;
-        if (deadline_ns)
-            wait_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
+        uint64_t now_ns = hri_now_ns();
+        uint64_t wait_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
         hri_read_reap(store, wait_ns);
         if (wait_ns == 0 && batch->n_pending > 0)
             return hri_error_set(HR_ERR_TIMEOUT, "read: %u of %u reads are late", batch->n_pending,
@@ -542,6 +590,10 @@ static uint32_t drop_pieces(struct hri_store *store, struct hri_op *op,
         }
         *link = piece->next;
         free_piece(store, i);
+        if (batch->indirect && op->state != HRI_OP_QUEUED && !op->keep) {
+            op->keep = true;
+            store->n_kept_wanted++;
+        }
     }
     return n_held;
 }

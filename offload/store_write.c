@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
 #include "base/error.h"
 
 #define WAIT_NS 1000000000u
@@ -87,24 +88,52 @@ static hr_status_t failed_status(const struct hri_store *store)
                          op->first_cell + op->n_cells - 1, strerror(store->write_error));
 }
 
-/* Something finishes or nothing is under way any more. */
-static hr_status_t wait_for_one(struct hri_store *store)
+/* Time that is left of a wait, in steps of WAIT_NS. 0: it is over, the disk is looked at once more. */
+static uint64_t wait_part(uint64_t end_ns)
 {
+    uint64_t now_ns = hri_now_ns(), left_ns = end_ns > now_ns ? end_ns - now_ns : 0;
+    return left_ns < WAIT_NS ? left_ns : WAIT_NS;
+}
+
+static hr_status_t late_status(const struct hri_store *store)
+{
+    return hri_error_set(HR_ERR_TIMEOUT, "file tier: %u writes have no answer after %.1f s",
+                         hri_disk_in_flight(store->write_disk), (double)store->timeout_ns * 1e-9);
+}
+
+hr_status_t hri_write_wait_all(struct hri_store *store)
+{
+    uint64_t end_ns = hri_now_ns() + store->timeout_ns;
+    while (hri_disk_in_flight(store->write_disk) > 0) {
+        uint64_t wait_ns = wait_part(end_ns);
+        hri_write_reap(store, wait_ns);
+        if (wait_ns == 0 && hri_disk_in_flight(store->write_disk) > 0)
+            return late_status(store);
+    }
+    return HR_OK;
+}
+
+/* Something finishes or nothing is under way any more. */
+static hr_status_t wait_for_one(struct hri_store *store, uint64_t end_ns)
+{
+    uint64_t wait_ns = wait_part(end_ns);
     if (hri_disk_in_flight(store->write_disk) == 0)
         return store->failed.first != NULL
                    ? failed_status(store)
                    : hri_error_set(HR_ERR_INTERNAL, "file tier: write buffers were lost");
-    hri_write_reap(store, WAIT_NS);
-    return store->failed.first != NULL ? failed_status(store) : HR_OK;
+    hri_write_reap(store, wait_ns);
+    if (store->failed.first != NULL)
+        return failed_status(store);
+    return wait_ns > 0 ? HR_OK : late_status(store);
 }
 
 hr_status_t hri_write_buffer(struct hri_store *store, uint32_t bytes, unsigned char **memory_out)
 {
-    for (;;) {
+    for (uint64_t end_ns = hri_now_ns() + store->timeout_ns;;) {
         *memory_out = hri_page_arena_take(&store->write_arena, bytes / HRI_PAGE_BYTES);
         if (*memory_out != NULL)
             return HR_OK;
-        HRI_TRY(wait_for_one(store));
+        HRI_TRY(wait_for_one(store, end_ns));
     }
 }
 
@@ -128,8 +157,9 @@ hr_status_t hri_write_add(struct hri_store *store, struct hri_lane *lane, uint32
 {
     if (!fits(*open_op, lane, cell)) {
         hri_write_close(store, open_op);
+        uint64_t end_ns = hri_now_ns() + store->timeout_ns;
         while (store->free_writes == NULL)
-            HRI_TRY(wait_for_one(store));
+            HRI_TRY(wait_for_one(store, end_ns));
         *open_op = store->free_writes;
         store->free_writes = (*open_op)->next;
         (*open_op)->lane = lane;
@@ -172,7 +202,6 @@ hr_status_t hri_write_retry_failed(struct hri_store *store)
         submit(store, op);
         store->counts.retries++;
     }
-    while (hri_disk_in_flight(store->write_disk) > 0)
-        hri_write_reap(store, WAIT_NS);
+    HRI_TRY(hri_write_wait_all(store));
     return store->failed.first != NULL ? failed_status(store) : HR_OK;
 }

@@ -356,9 +356,17 @@ static void asked_fill(const hr_sequence_t *s, const struct hri_layer *l, bool e
 }
 
 static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
-                               struct hr_tensor *out, uint32_t row, uint32_t position, bool check,
+                               struct hr_tensor *out, uint32_t row, uint32_t position,
+                               const struct hr_attend_options *options,
                                struct hr_attend_report *report)
 {
+    bool check = options != NULL && options->check_exact;
+    struct hri_limits limits = {.strict = options != NULL && options->strict_exact};
+    if (options != NULL && options->deadline_ns != 0) {
+        uint64_t now_ns = hri_now_ns(), rest_ns = UINT64_MAX - now_ns;
+        limits.deadline_ns =
+            now_ns + (options->deadline_ns < rest_ns ? options->deadline_ns : rest_ns);
+    }
     struct hri_layer *l = &s->layers[layer];
     float *qf =
         hri_scratch_get(&s->runtime->queries, (size_t)s->n_q * (s->dk + 2 * s->dv) * sizeof(float));
@@ -368,7 +376,7 @@ static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr
     float *of = qf + (size_t)s->n_q * s->dk, *exact = of + (size_t)s->n_q * s->dv;
     hr_status_t status = hri_queries_load(s, l, q, row, 1, position, qf);
     if (status == HR_OK) {
-        status = hri_step(s, layer, qf, position, of, report);
+        status = hri_step(s, layer, qf, position, &limits, of, report);
     }
     if (status == HR_OK && check) {
         struct hr_attend_report unseen = {0};
@@ -392,6 +400,7 @@ static void report_add(struct hr_attend_report *sum, const struct hr_attend_repo
         a[i] += b[i];
     }
     sum->predicted_error += one->predicted_error / n;
+    sum->late_error += one->late_error / n;
     sum->predicted_error_max = fmax(sum->predicted_error_max, one->predicted_error_max);
     if (one->true_error >= 0) {
         sum->true_error = (sum->true_error < 0 ? 0 : sum->true_error) + one->true_error / n;
@@ -403,13 +412,14 @@ static void report_add(struct hr_attend_report *sum, const struct hr_attend_repo
 }
 
 static hr_status_t recipe_many(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
-                               struct hr_tensor *out, uint32_t nq, bool check,
+                               struct hr_tensor *out, uint32_t nq,
+                               const struct hr_attend_options *options,
                                struct hr_attend_report *report)
 {
     for (uint32_t i = 0; i < nq; i++) {
         struct hr_attend_report one = {.true_error = -1.0, .true_error_max = -1.0};
         hr_status_t status =
-            recipe_pass(s, layer, q, out, i, s->layers[layer].n_tokens - nq + i, check, &one);
+            recipe_pass(s, layer, q, out, i, s->layers[layer].n_tokens - nq + i, options, &one);
         if (status != HR_OK) {
             return status;
         }
@@ -469,8 +479,7 @@ hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr
     if (exact) {
         status = exact_many(s, l, q, out, nq, &report);
     } else {
-        status =
-            recipe_many(s, layer, q, out, nq, options != NULL && options->check_exact, &report);
+        status = recipe_many(s, layer, q, out, nq, options, &report);
     }
     if (status != HR_OK) {
         return status;

@@ -85,6 +85,11 @@ static hr_status_t options_check(const struct hr_runtime_options *o)
         return hri_error_set(HR_ERR_INVALID, "runtime options: n_threads %u, at most %d",
                              o->n_threads, HRI_POOL_THREADS_MAX);
     }
+    if (o->io_timeout_ns > HR_IO_TIMEOUT_NS_MAX) {
+        return hri_error_set(
+            HR_ERR_INVALID, "runtime options: io_timeout_ns is %llu; at most %llu (an hour)",
+            (unsigned long long)o->io_timeout_ns, (unsigned long long)HR_IO_TIMEOUT_NS_MAX);
+    }
     if ((o->alloc == NULL) != (o->free == NULL)) {
         return hri_error_set(HR_ERR_INVALID,
                              "runtime options: alloc and free must be set together");
@@ -112,6 +117,7 @@ static hr_status_t store_open(struct hr_runtime *rt, const struct hr_runtime_opt
         .file_bytes = o->file_bytes,
         .io_mode = o->io_mode,
         .io = rt->io,
+        .timeout_ns = o->io_timeout_ns,
         .alloc = &rt->alloc,
         .log = &rt->log,
     };

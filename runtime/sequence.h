@@ -120,7 +120,8 @@ struct hri_head_step {
     uint32_t *late;
     struct hri_fetch fetch;
     unsigned char *select_scratch;
-    uint32_t estimated, n_late;
+    uint32_t estimated, n_late, n_lost; /* lost: of those late, what cannot be read */
+    float late_error[HR_GROUP_MAX];
     uint64_t refined_rows;
     hr_status_t status;
 };
@@ -228,9 +229,15 @@ hr_status_t hri_frames_attach(hr_sequence_t *s);
 hr_status_t hri_heads_create(hr_sequence_t *s, struct hri_layer *layer);
 hr_status_t hri_status_with_hint(const hr_sequence_t *s, hr_status_t status);
 
+/* What a step may wait for. */
+struct hri_limits {
+    uint64_t
+        deadline_ns; /* hri_now_ns at which fetches are late; 0: the store's time-out, which is an error */
+    bool strict; /* late and lost blocks are errors */
+};
 /* One query token by the recipe. q: [n_kv][G][dk], scaled; out: [n_kv][G][dv]. */
 hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position,
-                     float *out, struct hr_attend_report *report);
+                     const struct hri_limits *limits, float *out, struct hr_attend_report *report);
 
 /* q tensor rows -> [n_kv][n][G][dk] float, scaled, log-n applied. Finds non-finite numbers. */
 hr_status_t hri_queries_load(hr_sequence_t *s, const struct hri_layer *layer,

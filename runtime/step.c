@@ -22,6 +22,7 @@ struct step {
     uint32_t layer_index, position;
     uint64_t budget_bytes; /* of one kv-head */
     uint64_t time_ns;      /* of the current move */
+    struct hri_limits limits;
     struct hr_attend_report *report;
 };
 
@@ -280,24 +281,58 @@ static hr_status_t fetch_begin(struct step *st)
     return status;
 }
 
+/* Blocks that do not come stay at the level below: those that are late where a deadline was set, those that cannot be read unless the
+ * caller wants all of them. Single rows have no such level. */
+static hr_status_t fetch_judge(const struct step *st, const struct hri_head_step *hs,
+                               hr_status_t status)
+{
+    bool late = status == HR_ERR_TIMEOUT, lost = status == HR_ERR_IO || status == HR_ERR_CORRUPT;
+    if (!late && !lost) {
+        return status;
+    }
+    if (st->layer->indexed && !st->limits.strict && (lost || st->limits.deadline_ns != 0)) {
+        return HR_OK;
+    }
+    char message[HRI_ERROR_BYTES_MAX];
+    hri_error_get(message, sizeof message);
+    return hri_error_set(status, "layer %u, kv-head %u, tokens %u to %u: %s", st->layer_index,
+                         (unsigned)(hs - st->s->steps), st->s->n_sink, st->layer->body_end - 1,
+                         message);
+}
+
+static uint32_t lost_count(const struct hri_head_step *hs)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < hs->fetch.batch.n_reads; i++) {
+        n += hs->reads[i].status == HR_ERR_IO || hs->reads[i].status == HR_ERR_CORRUPT;
+    }
+    return n;
+}
+
 /* Every fetch that was begun is waited for, whatever happened to the others. */
 static hr_status_t fetch_wait(struct step *st, hr_status_t status)
 {
     hr_sequence_t *s = st->s;
+    uint64_t deadline_ns = st->limits.strict ? 0 : st->limits.deadline_ns;
     for (uint32_t h = 0; h < s->n_kv; h++) {
         struct hri_head_step *hs = &s->steps[h];
         hr_status_t one = HR_OK;
         if (st->layer->indexed) {
             if (hs->fetch.n_blocks > 0) {
-                one = hri_frames_fetch_wait(s->frames, &hs->fetch, 0);
+                one = hri_frames_fetch_wait(s->frames, &hs->fetch, deadline_ns);
             }
+            hs->n_lost = one != HR_OK ? lost_count(hs) : 0;
         } else if (hs->fetch.batch.n_reads > 0) {
             one = hri_store_read_wait(s->runtime->store, &hs->fetch.batch, 0);
+            if (one == HR_ERR_TIMEOUT) {
+                hri_store_read_cancel(s->runtime->store, &hs->fetch.batch);
+            }
         }
+        one = fetch_judge(st, hs, one);
         st->report->bytes_from_host += hs->fetch.batch.bytes_from_host;
         st->report->bytes_from_file += hs->fetch.batch.bytes_from_file;
         st->report->ios += hs->fetch.batch.ios;
-        status = status == HR_OK && one != HR_ERR_TIMEOUT ? one : status;
+        status = status == HR_OK ? one : status;
     }
     return status;
 }
@@ -413,8 +448,12 @@ static void land_task(void *context, unsigned head, unsigned worker)
             hs->late[n_never++] = hs->items[item];
         }
     }
-    hri_index_estimate_items(st->layer->heads[head], &hs->in, hs->late, n_never, &hs->part);
+    hri_index_estimate_items(st->layer->heads[head], &hs->in, hs->late, n_never, &hs->part,
+                             hs->late_error);
     hs->n_late = n_never;
+    for (uint32_t g = 0; n_never > 0 && g < st->s->g; g++) {
+        hs->out.predicted[g] = hypotf(hs->out.predicted[g], hs->late_error[g]);
+    }
 }
 
 /* Importance sampling: every row's logit is shifted by what the selector says. */
@@ -526,13 +565,16 @@ static hr_status_t whole_heads(struct step *st)
 
 /* -- the report -- */
 
-/* Rows that the selector chose after it had read their sketches; late ones stay at level 0. */
+/* Rows that the selector chose after it had read their sketches; late ones stay there. */
 static uint64_t refined_sketched(const struct step *st, uint32_t head)
 {
     const struct hri_head_step *hs = &st->s->steps[head];
     uint64_t n = hs->out.n_rows;
     for (uint32_t i = 0; hs->out.rows_sketched > 0 && i < hs->out.n_items; i++) {
         n += hri_index_item_rows(st->layer->heads[head], hs->items[i]);
+    }
+    for (uint32_t i = 0; hs->out.rows_sketched > 0 && i < hs->n_late; i++) {
+        n -= hri_index_item_rows(st->layer->heads[head], hs->late[i]);
     }
     return n < hs->out.rows_sketched ? n : hs->out.rows_sketched;
 }
@@ -549,7 +591,7 @@ static void report_fill(struct step *st)
     r->bytes_by_level[3] += r->rows_device * s->row_bytes;
     r->rows_by_level[3] += r->rows_device;
     r->body_bytes = (uint64_t)body * s->n_kv * s->row_bytes;
-    double sum = 0.0;
+    double sum = 0.0, late = 0.0;
     for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
         const struct hri_head_step *hs = &s->steps[h];
         r->rows_by_level[level] += hs->refined_rows;
@@ -562,7 +604,8 @@ static void report_fill(struct step *st)
             r->blocks_fetched += hs->fetch.n_misses - hs->n_late;
             r->blocks_estimated += hs->estimated;
             r->blocks_late += hs->n_late;
-            uint64_t estimated = hs->estimated > 0 ? body - hs->refined_rows : 0;
+            r->blocks_lost += hs->n_lost;
+            uint64_t estimated = hs->estimated + hs->n_late > 0 ? body - hs->refined_rows : 0;
             uint64_t sketched = hs->out.rows_sketched - refined_sketched(st, h);
             r->rows_by_level[0] += estimated - sketched;
             r->rows_by_level[1] += sketched;
@@ -571,18 +614,21 @@ static void report_fill(struct step *st)
         }
         for (uint32_t g = 0; g < s->g; g++) {
             sum += hs->out.predicted[g];
+            late += hs->late_error[g];
             r->predicted_error_max = hs->out.predicted[g] > r->predicted_error_max
                                          ? hs->out.predicted[g]
                                          : r->predicted_error_max;
         }
     }
     r->predicted_error = sum / s->n_q;
+    r->late_error = late / s->n_q;
 }
 
 static hr_status_t step_begin(struct step *st, const float *q)
 {
     hr_sequence_t *s = st->s;
     struct hri_layer *l = st->layer;
+    hri_store_take_late(s->runtime->store);
     hr_status_t status = hri_settle(s, l, s->decode_segment, true);
     if (status != HR_OK) {
         return status;
@@ -600,6 +646,8 @@ static hr_status_t step_begin(struct step *st, const float *q)
         s->steps[h].refined_rows = 0;
         s->steps[h].estimated = 0;
         s->steps[h].n_late = 0;
+        s->steps[h].n_lost = 0;
+        memset(s->steps[h].late_error, 0, sizeof s->steps[h].late_error);
         memset(&s->steps[h].fetch, 0, sizeof s->steps[h].fetch);
     }
     return HR_OK;
@@ -631,12 +679,13 @@ static hr_status_t select_move(struct step *st)
 }
 
 hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uint32_t position,
-                     float *out, struct hr_attend_report *report)
+                     const struct hri_limits *limits, float *out, struct hr_attend_report *report)
 {
     struct step st = {.s = s,
                       .layer = &s->layers[layer_index],
                       .layer_index = layer_index,
                       .position = position,
+                      .limits = *limits,
                       .report = report};
     hr_status_t status = step_begin(&st, q);
     if (status != HR_OK) {

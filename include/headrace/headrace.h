@@ -80,6 +80,7 @@ typedef enum hr_log_level { HR_LOG_ERROR, HR_LOG_WARN, HR_LOG_INFO, HR_LOG_DEBUG
 typedef void (*hr_log_fn)(void *context, hr_log_level_t level, const char *line);
 
 /* How the file tier does its I/O. AUTO probes and takes the first that works, in this order. */
+#define HR_IO_TIMEOUT_NS_MAX 3600000000000ull
 typedef enum hr_io_mode { HR_IO_AUTO, HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS } hr_io_mode_t;
 
 struct hr_runtime_options {
@@ -91,6 +92,9 @@ struct hr_runtime_options {
         file_dir; /* folder for the file tier, NULL: no file tier, host memory is then the only copy */
     uint64_t file_bytes; /* cap on the file's physical bytes; required with file_dir */
     hr_io_mode_t io_mode;
+    /* A wait for the file tier ends after so long with HR_ERR_TIMEOUT; an I/O that has no answer after twice as long is given up,
+     * and the tier with it. 0: 30 s; at most an hour. */
+    uint64_t io_timeout_ns;
     uint32_t n_threads; /* workers including the caller; 0: one per core */
     hr_log_fn log;      /* NULL: silent */
     void *log_context;
@@ -174,6 +178,12 @@ struct hr_attend_options {
     size_t struct_size;
     hr_attend_mode_t mode;
     int check_exact; /* also attend exactly and put the true error in the report (reads everything) */
+    /* Of each step by a recipe with blocks: blocks that have not come from the file so long after its beginning stay at their
+     * sketch or summary; the report counts them, late_error says what it costs. 0: none, the step waits for io_timeout_ns. */
+    uint64_t deadline_ns;
+    /* Nothing stays below the level it was chosen for: the step waits beyond the deadline, for io_timeout_ns at most, which is
+     * HR_ERR_TIMEOUT, and blocks that cannot be read are HR_ERR_IO or HR_ERR_CORRUPT instead of blocks_lost. */
+    int strict_exact;
     /* Of the last query of the call; the caller's, NULL: not asked for. */
     float *predicted_out; /* [n_q_heads] relative error of the output, 0 where it is exact */
     /* [n_kv_heads][length] 1: attended from the row's own K and V (sink and window, refined), 0: less than
@@ -187,7 +197,9 @@ struct hr_attend_report {
         rows_by_level[HR_LEVELS]; /* rows of the body known at each level, summed over kv-heads */
     uint64_t bytes_by_level[HR_LEVELS]; /* bytes read by the attention at each level */
     uint64_t rows_device;               /* sink and window rows (exact) */
-    uint64_t blocks_total, blocks_hit, blocks_fetched, blocks_estimated, blocks_late;
+    uint64_t blocks_total, blocks_hit, blocks_fetched, blocks_estimated;
+    uint64_t blocks_late; /* chosen, but not here in time: they stayed at their sketch or summary */
+    uint64_t blocks_lost; /* of them, what cannot be read */
     uint64_t bytes_from_host,
         bytes_from_file;     /* moved to the device tier by this call; whole reads are counted */
     uint64_t bytes_selected; /* of what was refined, hit or moved */
@@ -197,6 +209,8 @@ struct hr_attend_report {
     uint64_t rows_visited; /* keys or codes compared by recipes that walk an index in host memory */
     double predicted_error; /* relative error of the output, mean over query heads; 0 when exact */
     double predicted_error_max;
+    double
+        late_error; /* of the predicted error (squares add up), what late blocks cost; mean over query heads */
     double true_error; /* with check_exact, mean over query heads; else -1 */
     double true_error_max;
     uint64_t time_ns[HR_STAGES];
@@ -208,7 +222,7 @@ HR_API const char *hr_tier_name(unsigned tier);
 /* Attention of the newest n_tokens tokens of a layer over all its rows up to each of them (causal).
  * q, out: [n_tokens][n_q_heads][k_dim / v_dim]; query head h reads kv-head h / (n_q_heads / n_kv_heads).
  * options and report_out may be NULL. HR_ERR_SHAPE, HR_ERR_DTYPE, HR_ERR_NONFINITE, HR_ERR_STATE (more queries than
- * rows), HR_ERR_IO, HR_ERR_CORRUPT (the message names the tokens lost). */
+ * rows), HR_ERR_IO, HR_ERR_CORRUPT (the message names the tokens lost), HR_ERR_TIMEOUT (io_timeout_ns). */
 HR_API hr_status_t hr_sequence_attend(hr_sequence_t *sequence, uint32_t layer,
                                       const struct hr_tensor *q,
                                       const struct hr_attend_options *options,

@@ -172,7 +172,10 @@ static void test_late_blocks(void **state)
         test_part_clear(&parts, G, D);
         hri_index_estimate(b.head, &in, &out, &parts.part, &estimated);
         assert_true(estimated <= hri_index_blocks(b.head) - out.n_items);
-        hri_index_estimate_items(b.head, &in, out.items, out.n_items, &parts.part);
+        float error[G];
+        hri_index_estimate_items(b.head, &in, out.items, out.n_items, &parts.part, error);
+        for (int g = 0; g < G; g++)
+            assert_true(r == 0 ? error[g] > 0 && error[g] < 2 : error[g] == 0);
         CHECK_NEAR(
             relative_error(test_part_finish(&parts, G, D), test_part_finish(&all, G, D), G * D), 0,
             1e-3);

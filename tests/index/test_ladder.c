@@ -60,7 +60,7 @@ struct naive {
     double mass[HR_GROUP_MAX][ROWS_MAX];    /* of a block at level 0, logarithm */
     double rest[HRI_SKETCH_BASES_MAX][HR_GROUP_MAX];
     double value[ROWS_MAX][HR_HEAD_DIM_MAX]; /* of a row as its sketch has it */
-    double worth[ROWS_MAX], lone_worth[ROWS_MAX];
+    double worth[ROWS_MAX], lone_worth[ROWS_MAX], plain_worth[ROWS_MAX];
     double top[HR_GROUP_MAX], total[HR_GROUP_MAX];
     double output[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
     float shift[HR_GROUP_MAX][HR_HEAD_DIM_MAX];
@@ -343,6 +343,7 @@ static void naive_worth(void)
     const struct hri_sketch *s = head->sketch;
     memset(naive.worth, 0, sizeof naive.worth);
     memset(naive.lone_worth, 0, sizeof naive.lone_worth);
+    memset(naive.plain_worth, 0, sizeof naive.plain_worth);
     for (uint32_t g = 0; g < head->options.g; g++) {
         double far, size;
         far_and_size(g, &far, &size);
@@ -354,6 +355,7 @@ static void naive_worth(void)
             for (uint32_t i = first_of(b); i < first_of(b + 1); i++) {
                 double w = exp(naive.sketch[g][i] - naive.top[g]);
                 naive.worth[i] += factor * w * w;
+                naive.plain_worth[i] += factor * w * w;
                 uint32_t lane = s->first_lane[b] + i - first_of(b);
                 for (uint32_t l = 0; l < s->n_lone; l++)
                     if (s->lone_lane[l] == lane) {
@@ -735,52 +737,27 @@ static void test_tolerance(void **state)
     }
 }
 
-/* The output where all that was chosen is late: those parts' shares of level 0, the rest as it is. */
+/* The output where all that was chosen is late: as if it had not been chosen. */
 static void late_output(const struct hri_select_in *in, const struct hri_select_out *out)
 {
     const struct hri_index_head *head = world.b.head;
-    const struct hri_index_options *o = &head->options;
-    chosen_mark(out, in->place);
     for (uint32_t b = 0; b < head->n_blocks; b++)
         naive.known[b] = (uint8_t)hri_ladder_known(head, in, b);
     corrections_get(in);
+    memset(naive.refined, 0, sizeof naive.refined);
     naive_read(in);
     naive_total();
-    for (uint32_t g = 0; g < o->g; g++) {
-        double *sum = naive.output[g], total = 0, near = 0;
-        float variance, shift[HR_HEAD_DIM_MAX], v[HR_HEAD_DIM_MAX];
-        hri_shape_query(head, world.q + (size_t)g * o->k_dim, &variance, shift);
-        near = exp((double)naive.near.m[g] - naive.top[g]);
-        total = near * (double)naive.near.l[g];
-        for (uint32_t j = 0; j < o->v_dim; j++)
-            sum[j] = near * (double)naive.near.o[(size_t)g * o->v_dim + j];
-        for (uint32_t b = 0; b < head->n_blocks; b++) {
-            uint32_t level0 = 0;
-            for (uint32_t i = first_of(b); i < first_of(b + 1); i++) {
-                bool summary = naive.refined[i] || naive.known[b] == HRI_KNOWN_SUMMARY;
-                level0 += summary;
-                if (!summary)
-                    add_row(g, b, i, sum, &total);
-            }
-            double w = exp(naive.mass[g][b] - naive.top[g]) * level0 / head->block_rows[b];
-            if (naive.known[b] == HRI_KNOWN_SUMMARY)
-                w *= naive.corrected[g];
-            hri_summary_centers(head, b, NULL, v);
-            total += w;
-            for (uint32_t j = 0; j < o->v_dim; j++)
-                sum[j] += w * ((double)v[j] + naive.spread[b] * (double)shift[j]);
-        }
-        for (uint32_t j = 0; j < o->v_dim; j++)
-            sum[j] /= total;
-    }
+    naive_output();
+    chosen_mark(out, in->place);
 }
 
-/* Chosen parts that never came stay at level 0: all rows are there once. */
+/* Chosen parts that never came stay at their rows' sketches: all rows are there once, and what they leave of the error is known. */
 static void test_late(void **state)
 {
     (void)state;
     for (uint32_t i = 0; i < 12; i++) {
-        world_make(recipes[i % 6], 900, 1 + i % 3, 64, 64, 0, 0, i % 3 ? 1 : 20, 900 + i);
+        world_make(recipes[i % 6], 900, 1 + i % 3, 64, 64, 0, i % 4 == 3 ? 10 : 0, i % 3 ? 1 : 20,
+                   900 + i);
         const struct hri_index_options *o = &world.b.options;
         places_fill(HRI_PLACE_FILE, 0);
         near_attend(&naive.near, NEAR);
@@ -800,13 +777,22 @@ static void test_late(void **state)
         assert_true(out.n_items > 0);
         hri_index_estimate(world.b.head, &in, &out, &result.part, &estimated);
         assert_int_equal(estimated, hri_index_items(world.b.head) - out.n_items);
-        hri_index_estimate_items(world.b.head, &in, out.items, out.n_items, &result.part);
+        float error[HR_GROUP_MAX];
+        hri_index_estimate_items(world.b.head, &in, out.items, out.n_items, &result.part, error);
         test_part_finish(&result, o->g, o->v_dim);
         for (uint32_t j = 0; j < o->g * o->v_dim; j++)
             if (!isfinite(result.out[j]))
                 say("late parts spoil the output");
         late_output(&in, &out);
         check_output(i % 3 ? 2e-3 : 5e-3);
+        double left = 0, naive_left = 0;
+        naive_worth();
+        for (uint32_t j = 0; j < world.b.n; j++)
+            naive_left += naive.refined[j] ? naive.plain_worth[j] : 0;
+        for (uint32_t g = 0; g < o->g; g++)
+            left += (double)error[g] * (double)error[g];
+        if (!(fabs(left - naive_left) <= 0.02 * naive_left))
+            say("the error of late parts is wrong");
         world_free();
     }
 }
