@@ -94,6 +94,11 @@ hr_status_t hri_store_flush(struct hri_store *store)
     return hri_write_retry_failed(store);
 }
 
+uint64_t hri_store_timeout_ns(const struct hri_store *store)
+{
+    return store->timeout_ns;
+}
+
 void hri_store_register(struct hri_store *store, void *base, size_t bytes)
 {
     if (store->read_disk != NULL)

@@ -146,6 +146,7 @@ void hri_store_take_late(struct hri_store *store);
 
 /* HR_ERR_IO, HR_ERR_TIMEOUT. */
 hr_status_t hri_store_flush(struct hri_store *store);
+uint64_t hri_store_timeout_ns(const struct hri_store *store);
 /* Best effort: lets reads into [base, base + bytes) use registered buffers. The memory must stay
  * mapped until hri_store_unregister. */
 void hri_store_register(struct hri_store *store, void *base, size_t bytes);

@@ -313,7 +313,9 @@ static uint32_t lost_count(const struct hri_head_step *hs)
 static hr_status_t fetch_wait(struct step *st, hr_status_t status)
 {
     hr_sequence_t *s = st->s;
-    uint64_t deadline_ns = st->limits.strict ? 0 : st->limits.deadline_ns;
+    uint64_t hard_ns = hri_now_ns() + hri_store_timeout_ns(s->runtime->store);
+    uint64_t deadline_ns =
+        st->limits.strict || st->limits.deadline_ns == 0 ? hard_ns : st->limits.deadline_ns;
     for (uint32_t h = 0; h < s->n_kv; h++) {
         struct hri_head_step *hs = &s->steps[h];
         hr_status_t one = HR_OK;
@@ -323,7 +325,7 @@ static hr_status_t fetch_wait(struct step *st, hr_status_t status)
             }
             hs->n_lost = one != HR_OK ? lost_count(hs) : 0;
         } else if (hs->fetch.batch.n_reads > 0) {
-            one = hri_store_read_wait(s->runtime->store, &hs->fetch.batch, 0);
+            one = hri_store_read_wait(s->runtime->store, &hs->fetch.batch, hard_ns);
             if (one == HR_ERR_TIMEOUT) {
                 hri_store_read_cancel(s->runtime->store, &hs->fetch.batch);
             }

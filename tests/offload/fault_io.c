@@ -126,10 +126,18 @@ static int fault_allocate(void *ctx, int fd, uint64_t offset, uint64_t bytes)
     return hri_io_real()->allocate(NULL, fd, offset, bytes);
 }
 
+static void nap(void)
+{
+    struct timespec pause = {0, 1000000};
+    nanosleep(&pause, NULL);
+}
+
 static ssize_t transfer(struct fault_io *io, bool write, int fd, const struct iovec *iov, int n_iov,
                         uint64_t offset)
 {
     int error, kind = next_fault(io, write, &error);
+    while (atomic_load(&io->stalled))
+        nap();
     struct iovec part[64];
     memcpy(part, iov, (size_t)n_iov * sizeof *part);
     uint32_t n = (uint32_t)n_iov;
@@ -223,6 +231,12 @@ static int fault_ring_enter(void *ctx, void *ring_opaque, bool wait, uint64_t ti
     /* With results kept back, waiting for the kernel could be waiting for nothing. */
     if (io->shuffle && wait && timeout_ns > 1000000)
         timeout_ns = 1000000;
+    if (wait && atomic_load(&io->stalled)) {
+        int error = hri_io_real()->ring_enter(NULL, ring->real, false, 0);
+        if (timeout_ns > 0)
+            nap();
+        return error;
+    }
     return hri_io_real()->ring_enter(NULL, ring->real, wait, timeout_ns);
 }
 
@@ -264,6 +278,8 @@ static int fault_ring_reap(void *ctx, void *ring_opaque, struct hri_ring_result 
     struct fault_io *io = ctx;
     struct fault_ring *ring = ring_opaque;
     uint32_t n_ask = n_max;
+    if (atomic_load(&io->stalled))
+        return 0;
     if (io->hide_reaps > 0) {
         io->hide_reaps--;
         return 0;

@@ -39,6 +39,7 @@ struct fault_io {
     uint64_t free_bytes;   /* 0: the truth */
     bool shuffle;          /* ring results come late, out of order, and some twice */
     int hide_reaps;        /* so many looks at a ring see nothing */
+    _Atomic int stalled;   /* no I/O gets an answer while it is set */
     /* counted */
     _Atomic long n_reads, n_writes, n_faults;
     long n_allocates;
