@@ -207,6 +207,29 @@ int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
                         const struct hri_cuda_sketch_sum *sum, struct hri_cuda_heads heads,
                         void *stream);
 
+/* ------------------------------------------------------------------------------------------- worth
+ * What refining a block removes of the expected error (docs/algorithm.md, "Which blocks to raise"),
+ * as select wants it. With p the block's share of a head's attention and x its variance, summed over
+ * the group: doubt = p^2 (exp(min(x, 3)) - 1 + 0.3) / n; key = doubt / n, raised where the block's
+ * farthest row may be what the query looks for; error = doubt times the head's factor. */
+struct hri_cuda_worth_args {
+    const float *log_mass, *top, *total; /* as score leaves them */
+    const float *variance;               /* [H][G] */
+    const float *factor;                 /* [H][G] or NULL: 1 */
+    const uint16_t *spread;              /* [H][blocks_max] bfloat16 */
+    const uint8_t *rows, *peak;          /* [H][blocks_max]; peak NULL: no outliers */
+    const uint32_t *n;                   /* [H] */
+    uint32_t blocks_max, row_bytes;
+    size_t stride;
+    const uint32_t *frame_of; /* [H][blocks_max] or NULL: nothing is in a frame */
+    float *key, *error;       /* [H][stride] */
+    uint32_t *cost;           /* [H][stride] bytes */
+    uint8_t *class_;          /* [H][stride] 1: in a frame */
+    float *left;              /* [H] sum of error */
+};
+int hri_cuda_worth(const struct hri_cuda_worth_args *worth, struct hri_cuda_heads heads,
+                   void *stream);
+
 /* ------------------------------------------------------------------------------------------ select
  * Items by key, larger first, ties by smaller index; keys that are not > 0 are never taken.
  * Candidates of a class are its best items whose costs together fit the class's budget: one that

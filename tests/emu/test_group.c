@@ -117,7 +117,7 @@ static void run(struct setup *t, int order)
     make(t);
     set_order(order);
     RUN(hri_cuda_group_turn(&t->c, t->s, t->dtype, 0, heads, NULL));
-    for (int iteration = 0; iteration < 2; iteration++) {
+    for (int iteration = 0; iteration < (t->dk > 64 ? 1 : 2); iteration++) {
         RUN(hri_cuda_group_assign(&t->points, &t->c, heads, NULL));
         for (uint32_t h = 0; h < t->heads; h++)
             for (uint32_t s = 0; s < t->n_segments; s++)

@@ -1,0 +1,75 @@
+/* What refining each block would be worth.
+ *
+ * A thread block per kv-head, a thread per block. Bytes: 4 per query head read, 9 + 13 more per
+ * block. The sum over a head is made in a fixed order. The limit is one SM's rate for a head's 4,096
+ * blocks at 128K tokens: about 25 bytes and 100 instructions each, a few us. */
+#include "kernels/cuda/common.cuh"
+
+#define THREADS      512u
+#define VARIANCE_MAX 3.0f /* as index/select_headrace.c */
+#define HALF_MAX     3.0f
+#define DOUBT_FLOOR  0.3f
+#define REACH        1.4f
+#define TAIL_MAX     40.0f
+
+/* exp(min(v, 3)) - 1 from four terms of its series, as on the CPU. */
+static __device__ __forceinline__ float excess(float variance)
+{
+    const float v = fminf(variance, VARIANCE_MAX);
+    return v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
+}
+
+/* How much more a block may weigh than its clamped estimate says, less 1. */
+static __device__ __forceinline__ float tail_lift(float variance, float peak, float log_rows)
+{
+    const float reach = REACH * peak * sqrtf(variance);
+    const float extra = reach - log_rows - fminf(0.5f * variance, HALF_MAX);
+    return extra > 0 ? hri_exp(2 * fminf(extra, TAIL_MAX)) - 1 : 0.0f;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    worth_kernel(struct hri_cuda_worth_args a, struct hri_cuda_heads heads)
+{
+    HRI_SHARED(float, part, THREADS / 32);
+    const uint32_t h = blockIdx.x, n = a.n[h];
+    float left = 0;
+    for (uint32_t b = threadIdx.x; b < n; b += THREADS) {
+        const size_t at = (size_t)h * a.blocks_max + b, to = (size_t)h * a.stride + b;
+        const float rows = (float)a.rows[at], spread = hri_bf16_to_f32(a.spread[at]);
+        const float log_rows = logf(rows), peak = a.peak ? a.peak[at] / 16.0f : 0.0f;
+        float doubt = 0, error = 0, lift = 0;
+        for (uint32_t g = 0; g < heads.g; g++) {
+            const size_t head = (size_t)h * heads.g + g;
+            const float share =
+                hri_exp(a.log_mass[head * a.stride + b] - a.top[head]) / a.total[head];
+            const float variance = a.variance[head] * spread;
+            const float d = share * share * (excess(variance) + DOUBT_FLOOR) / rows;
+            doubt += d;
+            error += a.factor ? d * a.factor[head] : d;
+            lift += peak > 0 ? d * tail_lift(variance, peak, log_rows) : 0.0f;
+        }
+        a.key[to] = (doubt + lift) / rows;
+        a.error[to] = error;
+        a.cost[to] = a.rows[at] * a.row_bytes;
+        a.class_[to] = a.frame_of && a.frame_of[at] != HRI_CUDA_NONE;
+        left += error;
+    }
+    left = hri_warp_sum(left);
+    if (hri_lane() == 0)
+        part[hri_warp()] = left;
+    __syncthreads();
+    if (threadIdx.x != 0)
+        return;
+    left = 0;
+    for (uint32_t w = 0; w < THREADS / 32; w++)
+        left += part[w];
+    a.left[h] = left;
+}
+
+extern "C" int hri_cuda_worth(const struct hri_cuda_worth_args *worth, struct hri_cuda_heads heads,
+                              void *stream)
+{
+    if (heads.n == 0)
+        return 0;
+    return HRI_LAUNCH(worth_kernel, heads.n, THREADS, 0, stream, *worth, heads);
+}
