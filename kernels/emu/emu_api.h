@@ -54,6 +54,12 @@ struct hri_emu_counts hri_emu_counts_take(void);
 /* 1 if the program's kernels were compiled with access hooks. */
 int hri_emu_hooked(void);
 
+/* The tests' view of where they run, which the same names give on a real GPU (tests/emu/gpu_api.c):
+ * 1 if kernels can run here; the architecture they see; the stream that is recorded. */
+int hri_emu_available(void);
+uint32_t hri_emu_arch(void);
+void *hri_emu_stream(void);
+
 /* Launches are recorded from begin to end instead of run; each replay runs them in their order with
  * the arguments they had: what a captured graph does. */
 struct hri_emu_graph;

@@ -554,6 +554,21 @@ extern "C" void hri_emu_set_order(enum hri_emu_order order, uint64_t seed)
     emu::sched().seed = seed;
 }
 
+extern "C" int hri_emu_available(void)
+{
+    return 1;
+}
+
+extern "C" uint32_t hri_emu_arch(void)
+{
+    return 90;
+}
+
+extern "C" void *hri_emu_stream(void)
+{
+    return nullptr;
+}
+
 extern "C" void hri_emu_capture_begin(void)
 {
     if (!emu::sched().recording)

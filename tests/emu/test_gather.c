@@ -48,7 +48,8 @@ static void test_every_byte(void **state)
 {
     (void)state;
     const uint32_t counts[] = {0, 1, 2, 5, 40}, bytes[] = {16, 512, 4096, 8192, 8208, 32768};
-    for (enum hri_cuda_path path = HRI_CUDA_PATH_LOADS; path <= HRI_CUDA_PATH_BULK; path++)
+    const enum hri_cuda_path last = hri_emu_arch() >= 90 ? HRI_CUDA_PATH_BULK : HRI_CUDA_PATH_LOADS;
+    for (enum hri_cuda_path path = HRI_CUDA_PATH_LOADS; path <= last; path++)
         FOR_EACH(n, counts)
     FOR_EACH(b, bytes)
     {

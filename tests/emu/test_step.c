@@ -300,17 +300,18 @@ static void make_attend(struct layer *l)
 /* A step's launches, in the order of the moves. */
 static int step(const struct layer *l)
 {
-    int error = hri_cuda_append(&l->append, heads, 1, NULL);
-    error |= hri_cuda_query(l->q, heads, &l->shape, &l->query, NULL);
-    error |= hri_cuda_attend(&l->near, heads, NULL);
-    error |= hri_cuda_score(&l->score, &l->summaries, heads, NULL);
-    error |= hri_cuda_worth(&l->worth, heads, NULL);
-    error |= hri_cuda_select(&l->select, HEADS, NULL);
-    error |= hri_cuda_resolve(&l->table, &l->resolve, HEADS, NULL);
-    error |= hri_cuda_gather(&l->gather, 2, HRI_CUDA_PATH_AUTO, NULL);
+    void *stream = hri_emu_stream();
+    int error = hri_cuda_append(&l->append, heads, 1, stream);
+    error |= hri_cuda_query(l->q, heads, &l->shape, &l->query, stream);
+    error |= hri_cuda_attend(&l->near, heads, stream);
+    error |= hri_cuda_score(&l->score, &l->summaries, heads, stream);
+    error |= hri_cuda_worth(&l->worth, heads, stream);
+    error |= hri_cuda_select(&l->select, HEADS, stream);
+    error |= hri_cuda_resolve(&l->table, &l->resolve, HEADS, stream);
+    error |= hri_cuda_gather(&l->gather, 2, HRI_CUDA_PATH_AUTO, stream);
     error |= hri_cuda_mark(&l->all.refined, l->summaries.n, BLOCKS_MAX,
-                           (uint8_t *)l->all.estimate.mark, HEADS, NULL);
-    return error | hri_cuda_attend(&l->all, heads, NULL);
+                           (uint8_t *)l->all.estimate.mark, HEADS, stream);
+    return error | hri_cuda_attend(&l->all, heads, stream);
 }
 
 /* --------------------------------------------------------------------------------------- the same on the CPU */

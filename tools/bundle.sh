@@ -1,0 +1,41 @@
+#!/bin/sh
+# Packs what a machine with a GPU, a driver and libc can run: the tool, the tests of the CUDA kernels
+# for all architectures, the libraries they need, and gpu.sh.
+#
+#   usage: bundle.sh [FILE]    default: build/headrace-gpu.tar.xz; at most 64 MiB
+#
+# BUNDLE_PRESET, BUNDLE_ARGUMENTS: another preset, more arguments of its configuration.
+set -eu
+# shellcheck source=tools/common.sh
+. "$(dirname -- "$0")/common.sh"
+cd "$root"
+preset=${BUNDLE_PRESET:-cuda}
+file=${1:-$root/build/headrace-gpu.tar.xz}
+most=$((64 * 1024 * 1024))
+folder=$root/build/headrace-gpu
+
+sh tools/deps.sh cuda
+# shellcheck disable=SC2086 # arguments are split on purpose
+configure_and_build "$preset" ${BUNDLE_ARGUMENTS:-} -- headrace_cli hr_gpu_tests
+
+rm -rf "$folder"
+mkdir -p "$folder/bin" "$folder/tests" "$folder/lib"
+cp "build/$preset/bin/headrace" "$folder/bin/"
+for test in "build/$preset"/tests/gpu_*; do
+    [ ! -x "$test" ] || cp "$test" "$folder/tests/"
+done
+# Everything but what belongs to the C library and the driver.
+for program in "$folder"/bin/* "$folder"/tests/*; do
+    ldd "$program" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }'
+done | sort -u | grep -v -E '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*|libcuda)\.so' |
+    while IFS= read -r library; do
+        cp -L "$library" "$folder/lib/"
+    done
+strip --strip-debug "$folder"/bin/* "$folder"/tests/* "$folder"/lib/* 2> /dev/null || true
+cp tools/gpu.sh "$folder/gpu.sh"
+git rev-parse HEAD > "$folder/COMMIT"
+
+tar -C "$root/build" -cJf "$file" headrace-gpu
+bytes=$(wc -c < "$file")
+say "$file: $((bytes / 1024 / 1024)) MiB, unpacked $(du -sm "$folder" | cut -f 1) MiB"
+[ "$bytes" -le "$most" ] || die "larger than $((most / 1024 / 1024)) MiB"
