@@ -1,11 +1,17 @@
 #include "bench/bench.h"
 
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
 
 #include "base/cpu.h"
 #include "base/topology.h"
+#include "base/alloc.h"
+#include "base/threads.h"
+#include "bench/measure.h"
+#include "bench/read_memory.h"
 #include "bench/subjects.h"
 
 static const struct hrb_benchmark benchmarks[] = {
@@ -27,10 +33,32 @@ static const struct hrb_benchmark benchmarks[] = {
     {"sketch-vs-full", "summaries and all 2-bit sketches of 131,072 rows x 8 heads, 4 queries", 10,
      hrb_sketch_full, 100},
     {"sketch-vs-full-quarter", "the same with a quarter of the sketches", 30, hrb_sketch_full, 25},
-    {"file-read-32k", "random reads of 32 KiB blocks from the file tier", 0.95, hrb_file_read, 32},
-    {"file-read-64k", "random reads of 64 KiB blocks from the file tier", 0.95, hrb_file_read, 64},
-    {"file-read-256k", "random reads of 256 KiB blocks from the file tier", 0.95, hrb_file_read,
-     256},
+    {"summary-score-bf16", "scores of bf16 keys as summaries, four query heads", 0.95, hrb_bytes,
+     4},
+    {"gather-blocks-int8", "attention over int8 blocks of 8 KiB in random order, four query heads",
+     0.92, hrb_gather, 0},
+    {"gather-blocks-bf16", "the same over bf16 blocks of 16 KiB", 0.92, hrb_gather, 1},
+    {"gather-rows-int8", "attention over single int8 rows of 256 bytes, four query heads", 0.75,
+     hrb_gather, 2},
+    {"gather-rows-bf16", "the same over bf16 rows of 512 bytes", 0.75, hrb_gather, 3},
+    {"prefill-tile", "attention of 192 queries over 2,048 bf16 rows", 0.7, hrb_prefill_tile, 0},
+    {"select", "the best 2% of 131,072 scored rows", 0.5, hrb_select, 0},
+    {"ingest", "grouping, summaries and sketches of 8,192 tokens, 32 layers", 1, hrb_ingest, 0},
+    {"crc32c", "checksums of 16 KiB pieces", 0.8, hrb_bytes, 0},
+    {"bf16-to-f32", "bf16 to float", 0.8, hrb_bytes, 1},
+    {"f32-to-bf16", "float to bf16", 0.8, hrb_bytes, 2},
+    {"f32-to-int8", "rows of floats to int8 with a step each", 0.8, hrb_bytes, 3},
+    {"file-read-4k-qd1", "random reads of 4 KiB, one at a time", 0.9, hrb_file_read, 1004},
+    {"file-read-4k-qd8", "the same, 8 under way", 0.9, hrb_file_read, 8004},
+    {"file-read-4k-qd64", "the same, 64 under way", 0.9, hrb_file_read, 64004},
+    {"file-read-32k", "random reads of 32 KiB blocks from the file tier", 0.98, hrb_file_read,
+     32032},
+    {"file-read-64k", "random reads of 64 KiB blocks from the file tier", 0.98, hrb_file_read,
+     32064},
+    {"file-read-256k", "random reads of 256 KiB blocks from the file tier", 0.98, hrb_file_read,
+     32256},
+    {"append", "append, store and grouping beside the step, at 16,384 tokens", 1, hrb_append_step,
+     0},
     {"decode-131072", "a decode step at 131,072 tokens, 1% moved", 8, hrb_decode_step, 131072},
     {"decode-131072-fine", "the same, clusters much finer than blocks", 1, hrb_decode_step_fine,
      131072},
@@ -46,6 +74,72 @@ static const struct hrb_benchmark benchmarks[] = {
 const struct hrb_benchmark *hrb_benchmark_at(size_t index)
 {
     return index < sizeof benchmarks / sizeof benchmarks[0] ? &benchmarks[index] : NULL;
+}
+
+/* -------------------------------------------------------------------------------------- the machine */
+
+#define PIECE_BYTES (4u << 20)
+#define PIECES      64u
+
+struct memory {
+    struct hri_region region;
+    uint64_t sink;
+};
+
+static void read_piece(void *context, unsigned task, unsigned worker)
+{
+    struct memory *m = context;
+    (void)worker;
+    uint64_t sum =
+        hrb_read_memory((char *)m->region.base + (size_t)task * PIECE_BYTES, PIECE_BYTES);
+    __atomic_fetch_xor(&m->sink, sum, __ATOMIC_RELAXED);
+}
+
+/* Bytes a second that all threads read together; 0 where it could not be measured. */
+static double memory_bandwidth(unsigned n_threads)
+{
+    struct memory m = {0};
+    struct hri_pool *pool = NULL;
+    double seconds[7];
+    size_t bytes = (size_t)PIECES * PIECE_BYTES;
+    bool fine = hri_pool_create(NULL, n_threads, &pool) == HR_OK &&
+                hri_region_alloc(NULL, bytes, &m.region) == HR_OK;
+    if (fine)
+        memset(m.region.base, 1, bytes);
+    for (int i = 0; fine && i < 7; i++) {
+        double start = hrb_seconds();
+        hri_pool_run(pool, read_piece, &m, PIECES);
+        seconds[i] = hrb_seconds() - start;
+    }
+    hri_region_free(NULL, &m.region);
+    hri_pool_destroy(pool);
+    return fine ? (double)bytes / hrb_median(seconds, 7) : 0;
+}
+
+/* "/dev/vda ext4" of the longest mount point that is a prefix of the folder. */
+static void disk_of(const char *dir, char *text, size_t n)
+{
+    char path[PATH_MAX], line[1024], device[128], point[512], kind[64];
+    size_t best = 0;
+    FILE *mounts = fopen("/proc/self/mounts", "re");
+    snprintf(text, n, "unknown");
+    if (!mounts || !realpath(dir, path)) {
+        if (mounts)
+            fclose(mounts);
+        return;
+    }
+    while (fgets(line, sizeof line, mounts)) {
+        size_t length;
+        if (sscanf(line, "%127s %511s %63s", device, point, kind) != 3)
+            continue;
+        length = strlen(point);
+        if (length < best || strncmp(point, path, length) != 0 ||
+            (length > 1 && path[length] != '/' && path[length] != '\0'))
+            continue;
+        best = length;
+        snprintf(text, n, "%s %s", device, kind);
+    }
+    fclose(mounts);
 }
 
 cJSON *hrb_machine_json(const struct hrb_options *options)
@@ -72,6 +166,9 @@ cJSON *hrb_machine_json(const struct hrb_options *options)
     }
     if (hri_memory_read(NULL, &memory) == HR_OK)
         cJSON_AddNumberToObject(json, "memory_bytes", (double)memory.total_bytes);
+    cJSON_AddNumberToObject(json, "memory_read_gbps", memory_bandwidth(options->n_threads) * 1e-9);
+    disk_of(options->file_dir, features, sizeof features);
+    cJSON_AddStringToObject(json, "disk", features);
     if (uname(&name) == 0)
         cJSON_AddStringToObject(json, "kernel", name.release);
     return json;

@@ -24,6 +24,7 @@ struct hrb_options {
 struct hrb_result {
     double value, limit; /* medians, in unit */
     double ratio;        /* median over rounds of the paired ratio; more is better */
+    double spread;       /* of the ratio: two standard errors as a share of it, 0: not known */
     double value_p99;    /* 99th percentile (the largest of fewer than 100), 0: not measured */
     const char *unit;
     const char *limit_is; /* what the limit is, in words */
@@ -46,7 +47,7 @@ struct hrb_benchmark {
 /* Static, ordered; NULL past the end. */
 const struct hrb_benchmark *hrb_benchmark_at(size_t index);
 
-/* What the machine is, for the record: CPU, cores, caches, memory, kernel. */
+/* What the machine is, for the record: CPU, cores, caches, memory and its read bandwidth, the disk under file_dir, kernel. */
 cJSON *hrb_machine_json(const struct hrb_options *options);
 
 #endif

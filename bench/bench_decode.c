@@ -211,6 +211,7 @@ static int measure(struct decode *d, struct hrb_result *result)
     result->limit = pair.b_median * 1e3;
     result->value_p99 = pair.a_p99 * 1e3;
     result->ratio = pair.ratio;
+    result->spread = pair.spread;
     result->rounds = pair.rounds;
     result->unit = "ms";
     result->limit_is = "full attention by the same kernels over the same rows";

@@ -181,6 +181,7 @@ static int measure_engine(struct engine_bench *b, struct hrb_result *result)
     result->limit = 1 / pair.b_median;
     result->value_p99 = 1 / pair.a_p99;
     result->ratio = pair.ratio;
+    result->spread = pair.spread;
     result->rounds = pair.rounds;
     result->unit = "tokens/s";
     result->limit_is = "llama.cpp, same file, threads and text";

@@ -12,7 +12,6 @@
 #include "bench/subjects.h"
 #include "offload/store.h"
 
-#define DEPTH 32
 #define BATCH 128 /* reads handed over at once */
 #define SLOTS                                                                                      \
     2 /* batches under way: while one is waited for, the next keeps the queue full, as fio does */
@@ -21,7 +20,7 @@ struct file_bench {
     const struct hrb_options *options;
     struct hri_store *store;
     struct hri_lane *lane;
-    uint32_t cell_bytes, n_cells;
+    uint32_t cell_bytes, n_cells, depth;
     unsigned batches;
     struct hri_region memory; /* [SLOTS][BATCH][cell_bytes] */
     struct hri_read *reads;   /* [SLOTS][BATCH] */
@@ -61,7 +60,7 @@ static int open_ours(struct file_bench *b, uint64_t bytes)
         .file_dir = b->options->file_dir,
         .file_bytes = bytes + bytes / 8 + (64u << 20),
         .io_mode = HR_IO_AUTO,
-        .queue_depth = DEPTH,
+        .queue_depth = b->depth,
     };
     struct hri_lane_options lane = {
         .cell_bytes = b->cell_bytes, .cells_max = b->n_cells, .priority = HRI_LANE_BLOCKS};
@@ -153,7 +152,7 @@ static int run_fio(struct file_bench *b, const char *rw, const char *more, doubl
     snprintf(size, sizeof size, "--size=%llu", (unsigned long long)b->n_cells * b->cell_bytes);
     snprintf(block, sizeof block, "--bs=%u",
              strcmp(rw, "--rw=write") == 0 ? 1u << 20 : b->cell_bytes);
-    snprintf(depth, sizeof depth, "--iodepth=%d", DEPTH);
+    snprintf(depth, sizeof depth, "--iodepth=%u", b->depth);
     const char *argv[] = {"fio",
                           "--name=headrace",
                           name,
@@ -207,14 +206,15 @@ static int compare_with_fio(struct file_bench *b, struct hrb_result *result)
     result->limit = 1 / pair.b_median;
     result->value_p99 = 1 / pair.a_p99;
     result->ratio = pair.ratio;
+    result->spread = pair.spread;
     result->rounds = pair.rounds;
     result->bytes = (uint64_t)b->batches * BATCH * b->cell_bytes;
     result->unit = "GB/s";
-    result->limit_is = "fio, io_uring, registered file and buffers, depth 32";
+    result->limit_is = "fio, io_uring, registered file and buffers, the same depth";
     result->details = cJSON_CreateObject();
     cJSON_AddStringToObject(result->details, "io_mode", stats.io_mode);
     cJSON_AddNumberToObject(result->details, "block_bytes", b->cell_bytes);
-    cJSON_AddNumberToObject(result->details, "queue_depth", DEPTH);
+    cJSON_AddNumberToObject(result->details, "queue_depth", b->depth);
     return 0;
 }
 
@@ -223,10 +223,16 @@ int hrb_file_read(const struct hrb_benchmark *self, const struct hrb_options *op
 {
     if (!hrb_program_exists("fio"))
         return hrb_skip(result, "fio is not installed (Debian package fio)");
-    struct file_bench b = {.options = options, .cell_bytes = (uint32_t)self->variant * 1024};
+    struct file_bench b = {.options = options,
+                           .cell_bytes = (uint32_t)self->variant % 1000 * 1024,
+                           .depth = (uint32_t)self->variant / 1000};
     uint64_t bytes = options->quick ? 256u << 20 : 1024u << 20;
+    /* Small reads take long, alone they take longest. */
+    uint64_t read = b.cell_bytes >= 32768
+                        ? (options->quick ? 256u << 20 : 768u << 20)
+                        : (options->quick ? 1u << 20 : 2u << 20) * (b.depth + 8ull);
     b.n_cells = (uint32_t)(bytes / b.cell_bytes);
-    b.batches = (unsigned)((options->quick ? 256u << 20 : 768u << 20) / (BATCH * b.cell_bytes));
+    b.batches = (unsigned)(read / (BATCH * b.cell_bytes));
     b.batches = b.batches ? b.batches : 1;
     hri_rng_seed(&b.rng, 5);
     snprintf(b.fio_path, sizeof b.fio_path, "%s/headrace-bench-%d.fio", options->file_dir,

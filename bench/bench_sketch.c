@@ -369,6 +369,7 @@ int hrb_sketch_full(const struct hrb_benchmark *self, const struct hrb_options *
     result->limit = pair.b_median * 1e3;
     result->value_p99 = pair.a_p99 * 1e3;
     result->ratio = pair.ratio;
+    result->spread = pair.spread;
     result->unit = "ms";
     result->limit_is = "full attention over the same rows as bf16";
     result->bytes = s.n_pieces * (summary_bytes() + s.piece_bytes * s.n_list / PIECE_GROUPS);

@@ -11,26 +11,34 @@
 
 #include "cli/args.h"
 #include "bench/bench.h"
+#include "bench/report.h"
 #include "cli/commands.h"
 #include "cli/json_file.h"
 #include "cli/out.h"
 #include "cli/setup.h"
+#include "cli/whole_file.h"
 
 #define BENCHMARKS_MAX 64
 
 static const struct cli_command command = {
     .name = "bench",
-    .operands = "[list | NAME...]",
+    .operands = "[list | NAME... | compare A.json B.json | report RUN.json]",
     .about = "Runs the named benchmarks, or all of them. Each checks its result, then measures the "
              "code and\n"
              "its limit (a plain read of the same bytes, fio, full attention, llama.cpp) in turns "
              "in the\n"
              "same run. ratio is how near the code comes to the limit, or by how much it passes "
              "it; goal is\n"
-             "the ratio to reach. 'list' names them without running any.",
+             "the ratio to reach. 'list' names them without running any; 'compare' says what "
+             "changed between two\n"
+             "runs beyond their noise and fails when something became worse; 'report' prints a run "
+             "as the\n"
+             "page docs/benchmarks.md.",
     .examples = "  headrace bench attention-bf16 summary-score\n"
                 "  headrace bench --model SmolLM2-135M-Instruct.Q4_1.gguf --file-dir /var/tmp \\\n"
-                "      --json bench.json",
+                "      --json bench.json --html bench.html\n"
+                "  headrace bench compare before.json after.json\n"
+                "  headrace bench report bench.json > docs/benchmarks.md",
 };
 
 static bool stop(void)
@@ -52,7 +60,7 @@ static int print_list(void)
 {
     const struct hrb_benchmark *b;
     for (size_t i = 0; (b = hrb_benchmark_at(i)); i++)
-        fprintf(cli_out(), "%-22s %-62s goal %g\n", b->name, b->what, b->goal);
+        fprintf(cli_out(), "%-24s %-62s goal %g\n", b->name, b->what, b->goal);
     return 0;
 }
 
@@ -89,18 +97,18 @@ static void print_result(const struct hrb_benchmark *b, const struct hrb_result 
 {
     FILE *file = cli_out();
     if (r->skipped || code) {
-        fprintf(file, "%-22s %s: %s\n", b->name, code ? "FAILED" : "skipped", r->reason);
+        fprintf(file, "%-24s %s: %s\n", b->name, code ? "FAILED" : "skipped", r->reason);
         return;
     }
-    fprintf(file, "%-22s %10.4g %10.4g %-9s %8.3f %6.2f  %-5s %s\n", b->name, r->value, r->limit,
+    fprintf(file, "%-24s %10.4g %10.4g %-9s %8.3f %6.2f  %-5s %s\n", b->name, r->value, r->limit,
             r->unit, r->ratio, b->goal, r->ratio >= b->goal ? "yes" : "no", r->limit_is);
     const cJSON *item;
     cJSON_ArrayForEach(item, r->details)
     {
         if (cJSON_IsNumber(item))
-            fprintf(file, "%-22s   %-18s %.6g\n", "", item->string, item->valuedouble);
+            fprintf(file, "%-24s   %-18s %.6g\n", "", item->string, item->valuedouble);
         else if (cJSON_IsString(item))
-            fprintf(file, "%-22s   %-18s %s\n", "", item->string, item->valuestring);
+            fprintf(file, "%-24s   %-18s %s\n", "", item->string, item->valuestring);
     }
 }
 
@@ -121,6 +129,8 @@ static cJSON *result_json(const struct hrb_benchmark *b, const struct hrb_result
     cli_json_real(json, "value", r->value);
     cli_json_real(json, "limit", r->limit);
     cli_json_real(json, "ratio", r->ratio);
+    if (r->spread > 0)
+        cli_json_real(json, "ratio_spread", r->spread);
     cJSON_AddStringToObject(json, "unit", r->unit);
     cJSON_AddStringToObject(json, "limit_is", r->limit_is);
     cJSON_AddBoolToObject(json, "reached", r->ratio >= b->goal);
@@ -136,7 +146,7 @@ static int run_all(const struct hrb_benchmark *const *chosen, size_t n,
                    const struct hrb_options *options, cJSON *list)
 {
     int failed = 0;
-    fprintf(cli_out(), "%-22s %10s %10s %-9s %8s %6s  %-5s %s\n", "benchmark", "value", "limit",
+    fprintf(cli_out(), "%-24s %10s %10s %-9s %8s %6s  %-5s %s\n", "benchmark", "value", "limit",
             "unit", "ratio", "goal", "there", "the limit is");
     for (size_t i = 0; i < n && !stop(); i++) {
         struct hrb_result result = {0};
@@ -152,7 +162,7 @@ static int run_all(const struct hrb_benchmark *const *chosen, size_t n,
 }
 
 static int bench(const struct hrb_benchmark *const *chosen, size_t n,
-                 const struct hrb_options *options, const char *path)
+                 const struct hrb_options *options, const char *path, const char *html)
 {
     char date[32];
     time_t now = time(NULL);
@@ -167,6 +177,8 @@ static int bench(const struct hrb_benchmark *const *chosen, size_t n,
     int code = run_all(chosen, n, options, cJSON_AddArrayToObject(json, "benchmarks"));
     cJSON_AddBoolToObject(json, "interrupted", stop());
     int written = cli_json_write(path, json);
+    if (html && !written)
+        written = hrb_report_html(json, html);
     cJSON_Delete(json);
     return code ? code : written ? written : stop() ? 128 + cli_stop_signal() : CLI_EXIT_OK;
 }
@@ -176,7 +188,7 @@ int cli_bench(int argc, char **argv)
     const struct hrb_benchmark *chosen[BENCHMARKS_MAX];
     struct cli_operands names;
     struct hrb_options o = {.file_dir = "/var/tmp", .note = note, .stop = stop};
-    const char *path = NULL;
+    const char *path = NULL, *html = NULL;
     char tool[PATH_MAX];
     uint64_t threads = 0;
     bool quiet = false;
@@ -192,6 +204,7 @@ int cli_bench(int argc, char **argv)
             "json", CLI_STRING, &path, "FILE",
             "also write the results as JSON; - is standard output, text then goes to standard "
             "error"),
+        CLI_OPTION("html", CLI_STRING, &html, "FILE", "also write them as a page with a bar each"),
         CLI_SWITCH("quiet", &quiet, "no progress"),
     };
     int code =
@@ -200,6 +213,10 @@ int cli_bench(int argc, char **argv)
         return code;
     if (names.n == 1 && strcmp(names.text[0], "list") == 0)
         return print_list();
+    if (names.n == 3 && strcmp(names.text[0], "compare") == 0)
+        return hrb_compare(names.text[1], names.text[2]);
+    if (names.n == 2 && strcmp(names.text[0], "report") == 0)
+        return hrb_report_markdown(names.text[1]);
     if ((code = choose(&names, chosen, &n)) >= 0)
         return code;
     ssize_t length = readlink("/proc/self/exe", tool, sizeof tool - 1);
@@ -211,8 +228,8 @@ int cli_bench(int argc, char **argv)
     cli_out_set_quiet(quiet);
     if (path && strcmp(path, "-") == 0)
         cli_out_move_to_stderr();
-    if ((code = cli_json_check(path)))
+    if ((code = cli_json_check(path)) || (code = cli_whole_file_check(html)))
         return code;
     cli_stop_install();
-    return bench(chosen, n, &o, path);
+    return bench(chosen, n, &o, path, html);
 }

@@ -1,5 +1,6 @@
 #include "bench/measure.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,16 @@ double hrb_median(double *values, size_t n)
     return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
+/* The quartiles of a normal distribution are 1.35 deviations apart, and the median of n has 1.25 times the mean's standard error. */
+double hrb_spread(double *values, size_t n)
+{
+    double median = hrb_median(values, n);
+    if (n < 3 || median <= 0)
+        return 0;
+    return 2 * 1.25 / 1.35 * (values[3 * (n - 1) / 4] - values[(n - 1) / 4]) / median /
+           sqrt((double)n);
+}
+
 int hrb_measure(const struct hrb_options *options, unsigned rounds, hrb_run_fn a, void *a_context,
                 hrb_run_fn b, void *b_context, struct hrb_pair *pair_out)
 {
@@ -59,6 +70,7 @@ int hrb_measure(const struct hrb_options *options, unsigned rounds, hrb_run_fn a
     pair_out->a_median = hrb_median(a_times, 2 * n);
     pair_out->b_median = hrb_median(b_times, n);
     pair_out->ratio = hrb_median(ratios, n);
+    pair_out->spread = hrb_spread(ratios, n);
     return 0;
 }
 
@@ -87,6 +99,7 @@ void hrb_result_rate(struct hrb_result *result, const struct hrb_pair *pair, uin
     result->limit = (double)bytes / pair->b_median * 1e-9;
     result->value_p99 = (double)bytes / pair->a_p99 * 1e-9;
     result->ratio = pair->ratio;
+    result->spread = pair->spread;
     result->unit = "GB/s";
     result->bytes = bytes;
     result->rounds = pair->rounds;

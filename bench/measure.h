@@ -13,7 +13,8 @@ struct hrb_pair {
     unsigned rounds;
     double a_median, b_median; /* seconds of one run */
     double a_p99;
-    double ratio; /* median of b / a over rounds: how many times faster a is */
+    double ratio;  /* median of b / a over rounds: how many times faster a is */
+    double spread; /* two standard errors of that median, as a share of it */
 };
 
 /* Rounds of A B B A after one untimed run of each: 0, or 1 when a run failed or the user stopped
@@ -23,6 +24,8 @@ int hrb_measure(const struct hrb_options *options, unsigned rounds, hrb_run_fn a
 
 double hrb_median(double *values, size_t n);               /* sorts */
 double hrb_percentile(double *values, size_t n, double p); /* sorts; p in [0, 1] */
+/* Two standard errors of the median as a share of it, from the quartiles; sorts. */
+double hrb_spread(double *values, size_t n);
 double hrb_seconds(void);
 
 /* result->reason, and the code to return. */

@@ -12,11 +12,18 @@ HRB_SUBJECT(hrb_attention_read); /* variant: query heads per kv-head, + 100 for 
 HRB_SUBJECT(hrb_summary_score);  /* variant: query heads per kv-head */
 HRB_SUBJECT(hrb_sketch_score);   /* variant: 100 or 200 (1 or 2 bits) + query heads */
 HRB_SUBJECT(hrb_sketch_full);    /* variant: share of the sketches in percent */
-HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read */
+HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read + 1000 * queue depth */
 HRB_SUBJECT(hrb_decode_step);    /* variant: tokens */
 HRB_SUBJECT(hrb_decode_step_fine);
 HRB_SUBJECT(hrb_engine); /* variant: 0 prefill, else tokens before decoding */
 HRB_SUBJECT(hrb_plan);   /* variant: 1 rows in the file, 0 in host memory */
+HRB_SUBJECT(hrb_gather); /* variant: 0 int8 blocks, 1 bf16 blocks, 2 int8 rows, 3 bf16 rows */
+HRB_SUBJECT(
+    hrb_bytes); /* variant: 0 CRC-32C, 1 bf16 to f32, 2 f32 to bf16, 3 f32 to int8, 4 scores of bf16 rows */
+HRB_SUBJECT(hrb_prefill_tile);
+HRB_SUBJECT(hrb_ingest);
+HRB_SUBJECT(hrb_select);
+HRB_SUBJECT(hrb_append_step);
 HRB_SUBJECT(hrb_run_memory);
 
 #endif

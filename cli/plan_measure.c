@@ -290,6 +290,24 @@ int plan_probe_steps(struct plan_probe *p, unsigned n, struct plan_sample *s)
     return 0;
 }
 
+int plan_probe_trace(struct plan_probe *p, unsigned n, double *append_s, double *step_s)
+{
+    hr_status_t status = HR_OK;
+    for (unsigned i = 0; i < n && status == HR_OK; i++) {
+        struct hr_attend_report r;
+        struct hr_tensor k = hr_tensor_make(p->k, HR_DTYPE_BF16, 1, p->heads, p->dim);
+        struct hr_tensor v = hr_tensor_make(p->v, HR_DTYPE_BF16, 1, p->heads, p->dim);
+        make_rows(p, 1);
+        double start = now_s();
+        status = hr_sequence_append(p->sequence, 0, &k, &v, NULL);
+        if (status == HR_OK)
+            status = attend(p, HR_ATTEND_RECIPE, &r);
+        step_s[i] = now_s() - start;
+        append_s[i] = (double)(r.time_ns[0] + r.time_ns[1] + r.time_ns[2]) * 1e-9;
+    }
+    return status == HR_OK ? 0 : cli_fail_status("measuring a step", status);
+}
+
 int plan_probe_index(struct plan_probe *p, double *s_per_row_out)
 {
     struct hr_sequence_stats before = {.struct_size = sizeof before}, after = before;

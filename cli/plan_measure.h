@@ -36,6 +36,8 @@ void plan_probe_close(struct plan_probe *probe); /* NULL is fine */
 int plan_probe_grow(struct plan_probe *probe, uint32_t tokens);
 /* Times n decode steps. */
 int plan_probe_steps(struct plan_probe *probe, unsigned n, struct plan_sample *sample_out);
+/* Makes n steps: append_s[i] what a token's append, store and grouping took, step_s[i] all of it. */
+int plan_probe_trace(struct plan_probe *probe, unsigned n, double *append_s, double *step_s);
 /* Appends rows until a decode segment was grouped: seconds per row and kv-head. */
 int plan_probe_index(struct plan_probe *probe, double *s_per_row_out);
 

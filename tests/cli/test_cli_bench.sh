@@ -10,12 +10,17 @@ for name in attention-bf16 summary-score file-read-64k decode-131072 run-memory 
     has "$out" "$name"
 done
 fails 2 "headrace bench: unknown benchmark 'atention-bf16'; the nearest is 'attention-bf16'" bench atention-bf16
-run bench summary-score engine-decode-512 --quick --json b.json; expect 0
+run bench summary-score engine-decode-512 --quick --json b.json --html b.html; expect 0
+has b.html "<code>summary-score</code>"
+number '$1 > 0' b.json machine.memory_read_gbps
+run bench compare b.json b.json; expect 0
+run bench report b.json; expect 0
+has "$out" "summary-score"
 number '$1 == 2' b.json benchmarks#
 for key in name value limit ratio goal unit; do
     check "no $key" "$JSON_GET" b.json "benchmarks.0.$key"
 done
 number '$1 > 0 && $2 > 0 && $3 > 0 && $4 == 0.9' b.json benchmarks.0.value benchmarks.0.limit benchmarks.0.ratio benchmarks.0.goal
 check "not skipped" test "$(json b.json benchmarks.1.skipped)" = "needs --model FILE"
-has "$out" "skipped: needs --model FILE"
+has "$out" "needs --model FILE"
 finish
