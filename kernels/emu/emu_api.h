@@ -13,8 +13,8 @@
  * (HRI_EMU_HOOKS, see tests/emu/CMakeLists.txt). Under AddressSanitizer those are off, and it does
  * that part, naming the emulated thread.
  *
- * Not covered: the memory model between blocks (blocks run one after the other, in any order that
- * is asked for) and the order of streams.
+ * Not covered: races in global memory, the memory model between blocks (blocks run one after the
+ * other, in any order that is asked for) and the order of streams.
  *
  * Threads: the emulator belongs to one thread at a time. */
 #ifndef HRI_EMU_API_H
