@@ -39,6 +39,7 @@ struct hr_runtime_options cli_place_runtime_options(const struct cli_place *plac
     options.file_dir = place->file_dir;
     options.file_bytes = place->file_bytes;
     options.io_mode = io_mode_of(place->io);
+    options.file_wipe = place->file_wipe;
     options.io_timeout_ns = (uint64_t)(place->io_timeout * 1e9);
     options.n_threads = (uint32_t)place->threads;
     options.cpu_level = place->cpu;

@@ -16,6 +16,7 @@ struct cli_place {
     const char *cpu;
     uint64_t threads;
     double io_timeout; /* seconds */
+    bool file_wipe;
 };
 
 #define CLI_PLACE_DEFAULTS                                                                         \
@@ -34,6 +35,8 @@ struct cli_place {
                    "folder of the file tier; its file has no name and goes with the process"),     \
         CLI_OPTION("file-bytes", CLI_BYTES, &(place).file_bytes, "SIZE",                           \
                    "cap on what the file takes on disk; required with --file-dir"),                \
+        CLI_SWITCH("file-wipe", &(place).file_wipe,                                                \
+                   "overwrite the file with zeros before it is closed"),                           \
         CLI_WORD("io", &(place).io, "MODE", "auto uring uring-plain threads",                      \
                  "how the file is read: auto (first that works), uring (registered files "         \
                  "and buffers), uring-plain, threads (pread and pwrite)"),                         \

@@ -91,7 +91,7 @@ hr_status_t hri_store_flush(struct hri_store *store)
     if (store->write_disk == NULL)
         return HR_OK;
     HRI_TRY(hri_write_wait_all(store));
-    return hri_write_retry_failed(store);
+    return hri_tier_flush(store);
 }
 
 uint64_t hri_store_timeout_ns(const struct hri_store *store)

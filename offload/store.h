@@ -42,6 +42,7 @@ struct hri_store_options {
     /* A wait without a deadline ends after so long; an I/O that has no answer after twice as long is
      * given up, and the file tier with it. 0: 30 s */
     uint64_t timeout_ns;
+    bool wipe; /* the file is overwritten with zeros before it is closed */
 };
 /* The file is created unlinked-on-close (O_TMPFILE where possible, else mkstemp + unlink), mode
  * 0600. */

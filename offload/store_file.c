@@ -56,7 +56,16 @@ static void drop_disks(struct hri_store *store)
     store->write_disk = NULL;
 }
 
-/* One transfer of the probe: the errno value, 0 for success. */
+/* One transfer with nothing else under way: the errno value, 0 for success. */
+static int transfer_now(struct hri_disk *disk, struct hri_disk_request *request)
+{
+    hri_disk_submit(disk, request);
+    struct hri_disk_request *done = NULL;
+    while (done == NULL && hri_disk_in_flight(disk) > 0)
+        done = hri_disk_reap(disk, HRI_DISK_TIMEOUT_NS);
+    return done == NULL ? EIO : done->error;
+}
+
 static int probe_transfer(struct hri_disk *disk, bool write, void *memory)
 {
     struct hri_disk_request request = {
@@ -64,11 +73,7 @@ static int probe_transfer(struct hri_disk *disk, bool write, void *memory)
         .n_iov = 1,
         .iov = {{memory, PROBE_BYTES}},
     };
-    hri_disk_submit(disk, &request);
-    struct hri_disk_request *done = NULL;
-    while (done == NULL && hri_disk_in_flight(disk) > 0)
-        done = hri_disk_reap(disk, HRI_DISK_TIMEOUT_NS);
-    return done == NULL ? EIO : done->error;
+    return transfer_now(disk, &request);
 }
 
 /* Writes a page and reads it back through the disks that were just made. */
@@ -195,6 +200,7 @@ static hr_status_t size_grains(struct hri_store *store)
 hr_status_t hri_file_init(struct hri_store *store, const struct hri_store_options *options)
 {
     store->file.cap_bytes = options->file_bytes;
+    store->file.wipe = options->wipe;
     HRI_TRY(size_grains(store));
     HRI_TRY(open_and_probe(store, options));
     hri_log_info(store->log, "file tier in %s: %s, %s", options->file_dir,
@@ -202,8 +208,34 @@ hr_status_t hri_file_init(struct hri_store *store, const struct hri_store_option
     return HR_OK;
 }
 
+/* Zeros over all that was ever in the file. What the disk keeps of it elsewhere, by copy on write or wear levelling, is out of reach. */
+static void wipe(struct hri_store *store)
+{
+    const struct hri_file *file = &store->file;
+    uint64_t end = (uint64_t)file->n_made * HRI_GRAIN_BYTES;
+    unsigned char *zeros =
+        hri_page_arena_take(&store->write_arena, HRI_GRAIN_BYTES / HRI_PAGE_BYTES);
+    if (zeros == NULL || hri_disk_broken(store->write_disk)) {
+        hri_log_error(store->log, "file tier: its file could not be wiped");
+        return;
+    }
+    memset(zeros, 0, HRI_GRAIN_BYTES);
+    int error = 0;
+    for (uint64_t at = 0; at < end && error == 0; at += HRI_GRAIN_BYTES) {
+        struct hri_disk_request request = {
+            .write = true, .n_iov = 1, .offset = at, .iov = {{zeros, HRI_GRAIN_BYTES}}};
+        error = transfer_now(store->write_disk, &request);
+    }
+    if (error == 0 && store->io->sync_file != NULL)
+        error = -store->io->sync_file(store->io->ctx, file->fd);
+    if (error != 0)
+        hri_log_error(store->log, "file tier: its file could not be wiped: %s", strerror(error));
+}
+
 void hri_file_fini(struct hri_store *store)
 {
+    if (store->file.wipe && store->write_disk != NULL)
+        wipe(store);
     bool broken = (store->read_disk != NULL && hri_disk_broken(store->read_disk)) ||
                   (store->write_disk != NULL && hri_disk_broken(store->write_disk));
     store->read_arena.leak |= broken;

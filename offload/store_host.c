@@ -304,7 +304,8 @@ uint32_t hri_host_take(struct hri_host *host, struct hri_lane *lane, uint32_t ce
     struct hri_slot_class *class = &host->classes[lane->class_index];
     if (class->slab_slots == 0 || host->n_slabs == 0)
         return HRI_NONE;
-    if (class->partial == HRI_NONE && host->free_slab == HRI_NONE && !make_room(host, lane))
+    if (class->partial == HRI_NONE && host->free_slab == HRI_NONE &&
+        (host->sole || !make_room(host, lane)))
         return HRI_NONE;
     if (class->partial == HRI_NONE) {
         uint32_t slab = host->free_slab;

@@ -41,7 +41,8 @@ struct hri_page_arena {
     bool leak; /* the kernel may still write here: never unmapped */
 };
 
-enum { HRI_CELL_DIRTY = 1, HRI_CELL_READING = 2 };
+/* Unwritten: dirty, in a host slot, and no write is under way or failed: the tier was out of service. */
+enum { HRI_CELL_DIRTY = 1, HRI_CELL_READING = 2, HRI_CELL_UNWRITTEN = 4 };
 
 struct hri_cell {
     uint32_t crc;
@@ -63,6 +64,7 @@ struct hri_lane {
     uint32_t priority;
     uint32_t extent_cells, extent_grains, n_extents;
     uint32_t n_writes, n_reads; /* operations under way, failed writes not counted */
+    uint32_t n_unwritten;       /* cells */
     uint32_t *extents; /* [ceil(cells_max / extent_cells)] first grain; before base_cells unused */
     struct hri_cell *cells; /* [cells_max], the same */
     uint8_t *in_memory;     /* [cells_max] of each cell: see hri_cell_note */
@@ -104,6 +106,7 @@ struct hri_host {
     struct hri_slot_class classes[HRI_CLASSES_MAX];
     uint64_t tick;
     uint64_t held_bytes, peak_bytes;
+    bool sole; /* the file is dead: clean cells are the only copy, too */
 };
 
 struct hri_file {
@@ -117,6 +120,7 @@ struct hri_file {
     uint32_t n_used, hint;
     uint64_t peak_bytes; /* physical */
     bool no_fallocate;
+    bool wipe;
 };
 
 /* A cell wanted by one read of one batch. */
@@ -147,6 +151,7 @@ struct hri_op {
     uint32_t solo;         /* second try: index of the cell that is read alone, else HRI_NONE */
     uint32_t bad_mask;     /* cells that failed the first try */
     uint32_t good_mask;    /* cells that came right */
+    bool trial;            /* a write while the tier is out of service */
     bool keep;             /* somebody gave up on it: what comes goes to the host tier */
     unsigned char *bounce; /* pages of the read arena */
     uint32_t bounce_pages;
@@ -209,6 +214,11 @@ struct hri_store {
     uint32_t free_piece;
     struct hri_lane *lanes;
     int write_error; /* errno value of the last failed write */
+    bool out;        /* of service: new cells stay in host memory (store_service.c) */
+    bool said_lost;
+    uint64_t retry_ns; /* when a write is tried again */
+    uint32_t n_unwritten;
+    char out_why[128];
     uint64_t timeout_ns;
     struct hri_store_stats counts;
 };
@@ -259,8 +269,30 @@ void hri_write_reap(struct hri_store *store, uint64_t wait_ns);
 void hri_write_wait_lane(struct hri_store *store, const struct hri_lane *lane);
 void hri_write_forget(struct hri_store *store, struct hri_lane *lane,
                       uint32_t n_cells); /* failed writes of cells from n_cells on */
-hr_status_t hri_write_retry_failed(struct hri_store *store);
+void hri_write_submit(struct hri_store *store, struct hri_op *op);
+/* A free operation for cells of the lane from first_cell on; NULL: none. */
+struct hri_op *hri_write_op(struct hri_store *store, struct hri_lane *lane, uint32_t first_cell);
+bool hri_write_fits(const struct hri_op *op, const struct hri_lane *lane, uint32_t cell);
 hr_status_t hri_write_wait_all(struct hri_store *store); /* HR_ERR_TIMEOUT */
+
+/* store_service.c */
+/* One log line, the first time. */
+void hri_tier_out(struct hri_store *store, const char *why, ...)
+    __attribute__((format(printf, 2, 3)));
+/* A write came through: what waits follows. */
+void hri_tier_back(struct hri_store *store);
+/* Once a second, while the tier is out: one write is tried again. Does not wait. */
+void hri_tier_try(struct hri_store *store);
+/* Tries all that waits again and waits for it: HR_ERR_IO, HR_ERR_TIMEOUT. */
+hr_status_t hri_tier_flush(struct hri_store *store);
+/* The error of a call that the tier would have been needed for. */
+hr_status_t hri_tier_status(const struct hri_store *store);
+/* The cell stays in its host slot; its write comes when the tier is back. */
+void hri_tier_keep(struct hri_lane *lane, uint32_t cell);
+void hri_tier_unkeep(struct hri_lane *lane, uint32_t cell);
+
+/* store_lane.c */
+hr_status_t hri_lane_grow(struct hri_lane *lane, uint32_t n_cells); /* file space for so many */
 
 /* store_read.c */
 void hri_read_reap(struct hri_store *store, uint64_t wait_ns);

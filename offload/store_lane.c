@@ -152,7 +152,7 @@ static void shrink_extents(struct hri_lane *lane, uint32_t n_cells)
         hri_file_put(lane->store, lane->extents[--lane->n_extents], lane->extent_grains);
 }
 
-static hr_status_t grow_extents(struct hri_lane *lane, uint32_t n_cells)
+hr_status_t hri_lane_grow(struct hri_lane *lane, uint32_t n_cells)
 {
     if (lane->extents == NULL)
         return HR_OK;
@@ -174,8 +174,11 @@ static void forget_cells(struct hri_lane *lane, uint32_t n_cells)
     struct hri_host *host = &lane->store->host;
     for (uint32_t i = n_cells; i < lane->n_cells; i++) {
         struct hri_cell *cell = &lane->cells[i];
+        bool unwritten = (cell->flags & HRI_CELL_UNWRITTEN) != 0;
+        if (unwritten)
+            hri_tier_unkeep(lane, i);
         if (cell->slot != HRI_NONE) {
-            if (lane->store->file.fd >= 0)
+            if (lane->store->file.fd >= 0 && !unwritten)
                 hri_host_unclean(host, cell->slot);
             hri_host_put(host, cell->slot);
         }
@@ -272,15 +275,19 @@ static hr_status_t host_full(const struct hri_lane *lane)
                          (unsigned long long)lane->tag);
 }
 
-/* Copies one cell into memory and starts its way to the file. */
-static hr_status_t append_cell(struct hri_lane *lane, uint32_t index, const void *data,
-                               struct hri_op **open_op)
+/* Copies one cell into memory and starts its way to the file. end: what the lane will have. */
+static hr_status_t append_cell(struct hri_lane *lane, uint32_t index, uint32_t end,
+                               const void *data, struct hri_op **open_op)
 {
     struct hri_store *store = lane->store;
     struct hri_cell *cell = &lane->cells[index];
     unsigned char *memory = NULL;
     cell->slot = hri_host_take(&store->host, lane, index);
     cell->flags = 0;
+    if (cell->slot == HRI_NONE && store->out) {
+        HRI_TRY(hri_tier_flush(store));
+        HRI_TRY(hri_lane_grow(lane, end));
+    }
     if (cell->slot != HRI_NONE)
         memory = hri_host_memory(&store->host, cell->slot);
     else if (store->file.fd < 0)
@@ -296,9 +303,14 @@ static hr_status_t append_cell(struct hri_lane *lane, uint32_t index, const void
     cell->crc = hri_crc32c(0, memory, lane->cell_bytes);
     if (store->file.fd < 0)
         return HR_OK;
-    hr_status_t status = hri_write_add(store, lane, index, memory, open_op);
+    hr_status_t status =
+        store->out ? HR_ERR_IO : hri_write_add(store, lane, index, memory, open_op);
     if (status == HR_OK)
         return HR_OK;
+    if (store->out && cell->slot != HRI_NONE) {
+        hri_tier_keep(lane, index);
+        return HR_OK;
+    }
     if (cell->slot != HRI_NONE)
         hri_host_put(&store->host, cell->slot);
     else
@@ -316,13 +328,16 @@ hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_
         return hri_error_set(HR_ERR_FULL, "lane %llx: %u cells on top of %u, cells_max is %u",
                              (unsigned long long)lane->tag, n_cells, first, lane->cells_max);
     hri_write_reap(store, 0);
-    HRI_TRY(hri_write_retry_failed(store));
-    HRI_TRY(grow_extents(lane, first + n_cells));
+    hri_tier_try(store);
     struct hri_op *open_op = NULL;
-    hr_status_t status = HR_OK;
+    hr_status_t status = store->out ? HR_OK : hri_lane_grow(lane, first + n_cells);
+    if (status == HR_ERR_IO) {
+        hri_tier_out(store, "%s", hr_last_error() + sizeof "file tier: " - 1);
+        status = HR_OK;
+    }
     for (uint32_t i = 0; i < n_cells && status == HR_OK; i++) {
         const unsigned char *from = (const unsigned char *)data + (size_t)i * lane->cell_bytes;
-        status = append_cell(lane, first + i, from, &open_op);
+        status = append_cell(lane, first + i, first + n_cells, from, &open_op);
         hri_cell_note(lane, first + i);
         lane->n_cells += status == HR_OK;
     }

@@ -81,6 +81,10 @@ static void fail(struct hri_read_batch *batch, struct hri_read *read, uint32_t c
     if (read->status != HR_ERR_IO)
         read->status = error == EILSEQ ? HR_ERR_CORRUPT : HR_ERR_IO;
     batch->error = error;
+    if (!read->lane->store->said_lost)
+        hri_log_warn(read->lane->store->log, "file tier: lane %llx: cell %u cannot be read: %s",
+                     (unsigned long long)read->lane->tag, cell, text_of(error));
+    read->lane->store->said_lost = true;
     cell_arrived(batch, read);
 }
 
@@ -449,6 +453,8 @@ void hri_read_reap(struct hri_store *store, uint64_t wait_ns)
     submit_queue(store);
     fail_stuck(store);
     struct hri_disk_request *done = hri_disk_reap(store->read_disk, wait_ns);
+    if (hri_disk_broken(store->read_disk))
+        hri_tier_out(store, "reading: no answer, it was given up");
     submit_queue(store); /* the disk gets its next work before ours is looked at */
     while (done != NULL) {
         struct hri_op *op = (struct hri_op *)done;

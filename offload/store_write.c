@@ -1,6 +1,6 @@
 /* Write-behind. A cell stays in memory, in its host slot or in a write buffer, until the disk has
- * it; a write that fails keeps its cells there and is tried again by the next append or flush, so
- * that nothing is lost while the process lives. */
+ * it; a write that fails keeps its cells there and is tried again (store_service.c), so that nothing
+ * is lost while the process lives. */
 #include "offload/store_impl.h"
 
 #include <string.h>
@@ -18,7 +18,7 @@ static void free_op(struct hri_store *store, struct hri_op *op)
     store->free_writes = op;
 }
 
-static void submit(struct hri_store *store, struct hri_op *op)
+void hri_write_submit(struct hri_store *store, struct hri_op *op)
 {
     struct hri_disk_request *request = &op->request;
     request->write = true;
@@ -27,6 +27,7 @@ static void submit(struct hri_store *store, struct hri_op *op)
     for (uint32_t i = 0; i < op->n_cells; i++)
         request->iov[i] = (struct iovec){op->memory[i], op->lane->cell_bytes};
     op->state = HRI_OP_FLYING;
+    op->trial = store->out;
     op->lane->n_writes++;
     bool room = hri_disk_submit(store->write_disk, request);
     HRI_ASSERT(room); /* the disk's depth is the number of write operations */
@@ -55,11 +56,15 @@ static void take_finished(struct hri_store *store, struct hri_op *op)
         store->write_error = op->request.error;
         op->state = HRI_OP_FAILED;
         hri_op_list_add(&store->failed, op);
+        hri_tier_out(store, "writing: %s", strerror(store->write_error));
         return;
     }
     for (uint32_t i = 0; i < op->n_cells; i++)
         release_cell(store, op, i);
+    bool trial = op->trial; /* others were under way before the tier failed and tell nothing */
     free_op(store, op);
+    if (trial)
+        hri_tier_back(store);
 }
 
 void hri_write_reap(struct hri_store *store, uint64_t wait_ns)
@@ -78,14 +83,6 @@ void hri_write_wait_lane(struct hri_store *store, const struct hri_lane *lane)
 {
     while (lane->n_writes > 0)
         hri_write_reap(store, WAIT_NS); /* ends: the disk gives up what gets no answer */
-}
-
-static hr_status_t failed_status(const struct hri_store *store)
-{
-    const struct hri_op *op = store->failed.first;
-    return hri_error_set(HR_ERR_IO, "file tier: write of lane %llx, cells %u to %u: %s",
-                         (unsigned long long)op->lane->tag, op->first_cell,
-                         op->first_cell + op->n_cells - 1, strerror(store->write_error));
 }
 
 /* Time that is left of a wait, in steps of WAIT_NS. 0: it is over, the disk is looked at once more. */
@@ -119,11 +116,11 @@ static hr_status_t wait_for_one(struct hri_store *store, uint64_t end_ns)
     uint64_t wait_ns = wait_part(end_ns);
     if (hri_disk_in_flight(store->write_disk) == 0)
         return store->failed.first != NULL
-                   ? failed_status(store)
+                   ? hri_tier_status(store)
                    : hri_error_set(HR_ERR_INTERNAL, "file tier: write buffers were lost");
     hri_write_reap(store, wait_ns);
     if (store->failed.first != NULL)
-        return failed_status(store);
+        return hri_tier_status(store);
     return wait_ns > 0 ? HR_OK : late_status(store);
 }
 
@@ -137,7 +134,7 @@ hr_status_t hri_write_buffer(struct hri_store *store, uint32_t bytes, unsigned c
     }
 }
 
-static bool fits(const struct hri_op *op, const struct hri_lane *lane, uint32_t cell)
+bool hri_write_fits(const struct hri_op *op, const struct hri_lane *lane, uint32_t cell)
 {
     return op != NULL && op->lane == lane && op->first_cell + op->n_cells == cell &&
            op->n_cells < HRI_RUN_CELLS_MAX &&
@@ -148,23 +145,31 @@ static bool fits(const struct hri_op *op, const struct hri_lane *lane, uint32_t 
 void hri_write_close(struct hri_store *store, struct hri_op **open_op)
 {
     if (*open_op != NULL)
-        submit(store, *open_op);
+        hri_write_submit(store, *open_op);
     *open_op = NULL;
+}
+
+struct hri_op *hri_write_op(struct hri_store *store, struct hri_lane *lane, uint32_t first_cell)
+{
+    struct hri_op *op = store->free_writes;
+    if (op == NULL)
+        return NULL;
+    store->free_writes = op->next;
+    op->lane = lane;
+    op->first_cell = first_cell;
+    op->n_cells = 0;
+    return op;
 }
 
 hr_status_t hri_write_add(struct hri_store *store, struct hri_lane *lane, uint32_t cell,
                           unsigned char *memory, struct hri_op **open_op)
 {
-    if (!fits(*open_op, lane, cell)) {
+    if (!hri_write_fits(*open_op, lane, cell)) {
         hri_write_close(store, open_op);
         uint64_t end_ns = hri_now_ns() + store->timeout_ns;
         while (store->free_writes == NULL)
             HRI_TRY(wait_for_one(store, end_ns));
-        *open_op = store->free_writes;
-        store->free_writes = (*open_op)->next;
-        (*open_op)->lane = lane;
-        (*open_op)->first_cell = cell;
-        (*open_op)->n_cells = 0;
+        *open_op = hri_write_op(store, lane, cell);
     }
     struct hri_op *op = *open_op;
     op->memory[op->n_cells++] = memory;
@@ -188,20 +193,4 @@ void hri_write_forget(struct hri_store *store, struct hri_lane *lane, uint32_t n
             free_op(store, op);
         }
     }
-}
-
-hr_status_t hri_write_retry_failed(struct hri_store *store)
-{
-    if (store->failed.first == NULL)
-        return HR_OK;
-    struct hri_op_list again = store->failed;
-    store->failed = (struct hri_op_list){NULL, NULL};
-    while (again.first != NULL) {
-        struct hri_op *op = again.first;
-        hri_op_list_remove(&again, op);
-        submit(store, op);
-        store->counts.retries++;
-    }
-    HRI_TRY(hri_write_wait_all(store));
-    return store->failed.first != NULL ? failed_status(store) : HR_OK;
 }

@@ -118,6 +118,7 @@ static hr_status_t store_open(struct hr_runtime *rt, const struct hr_runtime_opt
         .io_mode = o->io_mode,
         .io = rt->io,
         .timeout_ns = o->io_timeout_ns,
+        .wipe = o->file_wipe != 0,
         .alloc = &rt->alloc,
         .log = &rt->log,
     };

@@ -91,6 +91,7 @@ struct hr_runtime_options {
     const char *
         file_dir; /* folder for the file tier, NULL: no file tier, host memory is then the only copy */
     uint64_t file_bytes; /* cap on the file's physical bytes; required with file_dir */
+    int file_wipe; /* overwrite the file with zeros before it is closed; a failure is an HR_LOG_ERROR line */
     hr_io_mode_t io_mode;
     /* A wait for the file tier ends after so long with HR_ERR_TIMEOUT; an I/O that has no answer after twice as long is given up,
      * and the tier with it. 0: 30 s; at most an hour. */

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "offload/store_impl.h"
@@ -508,6 +509,127 @@ static void test_chaos(void **state)
         }
 }
 
+/* ------------------------------------------------------------------------------- out of service */
+
+static char log_lines[8][256];
+static int n_log_lines;
+
+static void log_line(void *ctx, int level, const char *message)
+{
+    (void)ctx;
+    if (level <= HRI_LOG_WARN && n_log_lines < 8)
+        snprintf(log_lines[n_log_lines++], sizeof log_lines[0], "%s", message);
+}
+
+/* A tier that fails goes out of service with one line, rows stay in host memory, and all is written when it is back. */
+static void run_out_of_service(hr_io_mode_t mode, int error, bool allocate)
+{
+    struct bed bed;
+    static struct hri_log log = {.fn = log_line, .level_max = HRI_LOG_DEBUG};
+    if (!bed_make(&bed, mode, 8 * MIB))
+        return;
+    bed.store->log = &log;
+    n_log_lines = 0;
+    bed_fill(&bed);
+    if (allocate)
+        bed.io.allocate_error = error;
+    else
+        fault_io_arm(&bed.io, true, FAULT_ERROR, error, 0, 1000000);
+    for (int i = 0; i < 40; i++) {
+        assert_ok(model_append(&bed.lane, &bed.rng, 8));
+        if (i % 8 == 7)
+            model_truncate(&bed.lane, bed.lane.n_cells - 5);
+    }
+    assert_true(bed.store->out);
+    assert_int_equal(n_log_lines, 1);
+    assert_non_null(strstr(log_lines[0], "out of service"));
+    assert_non_null(strstr(log_lines[0], strerror(error)));
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    struct model_lane other;
+    model_create(bed.store, &other, 8 * KIB, HRI_LANE_BLOCKS, 0xdef);
+    assert_ok(model_append(&other, &bed.rng, 30));
+    model_destroy(&other);
+    model_create(bed.store, &other, 8 * KIB, HRI_LANE_BLOCKS, 0xdef);
+    assert_ok(model_append(&other, &bed.rng, 30));
+    assert_int_equal(hri_store_flush(bed.store), HR_ERR_IO);
+    bed.io.allocate_error = 0;
+    fault_io_disarm(&bed.io);
+    bed.store->retry_ns = 0; /* a second has passed */
+    for (int i = 0; i < 20 && bed.store->out; i++) {
+        assert_ok(model_append(&bed.lane, &bed.rng, 1));
+        usleep(10000);
+    }
+    assert_false(bed.store->out);
+    assert_int_equal(n_log_lines, 2);
+    assert_non_null(strstr(log_lines[1], "in service again"));
+    assert_ok(hri_store_flush(bed.store));
+    assert_int_equal(bed.store->n_unwritten, 0);
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    assert_int_equal(model_verify(bed.store, &other), 0);
+    hri_store_destroy(bed.store);
+}
+
+static void test_out_of_service(void **state)
+{
+    (void)state;
+    static const int errors[] = {EIO, ENOSPC, EDQUOT};
+    for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++)
+        for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++)
+            for (int allocate = 0; allocate < 2; allocate++)
+                run_out_of_service(modes[m], errors[i], allocate != 0);
+}
+
+/* A file that gives no answer is dead: what the host tier has is served on, the rest is lost by name. */
+static void test_dead_file(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < 2; m++) {
+        struct bed bed;
+        if (!bed_make(&bed, modes[m], 256 * KIB))
+            continue;
+        bed_fill(&bed);
+        uint32_t in_memory = 0;
+        for (uint32_t i = 0; i < CELLS; i++)
+            in_memory += hri_lane_run_of(bed.lane.lane, i).in_memory[i];
+        assert_true(in_memory > 0 && in_memory < CELLS);
+        fault_io_arm(&bed.io, false, FAULT_LOST, 0, 0, 1000000);
+        assert_int_equal(model_verify(bed.store, &bed.lane), CELLS - in_memory);
+        assert_non_null(strstr(hr_last_error(), "lane abc"));
+        for (int i = 0; i < 20 && model_append(&bed.lane, &bed.rng, 1) == HR_OK; i++)
+            continue;
+        assert_int_equal(model_verify(bed.store, &bed.lane),
+                         CELLS - in_memory); /* nothing was evicted for what is new */
+        hri_store_destroy(bed.store);
+    }
+}
+
+/* --------------------------------------------------------------------------------------- wiping */
+
+static void test_wipe(void **state)
+{
+    (void)state;
+    static _Alignas(4096) unsigned char page[4096], zeros[4096];
+    for (int wipe = 0; wipe < 2; wipe++) {
+        struct bed bed;
+        bed_make(&bed, HR_IO_AUTO, 0);
+        bed.store->file.wipe = wipe;
+        bed_fill(&bed);
+        int fd = dup(bed.io.fd);
+        struct stat info;
+        hri_store_destroy(bed.store);
+        assert_int_equal(fstat(fd, &info), 0);
+        assert_int_equal(info.st_mode & 0777, 0600);
+        assert_int_equal(info.st_nlink, 0);
+        uint32_t n_full = 0;
+        for (off_t at = 0; at < info.st_size; at += 4096) {
+            assert_int_equal(pread(fd, page, 4096, at), 4096);
+            n_full += memcmp(page, zeros, 4096) != 0;
+        }
+        assert_int_equal(n_full, wipe ? 0 : CELLS * 4);
+        close(fd);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -523,6 +645,9 @@ int main(void)
         cmocka_unit_test(test_allocate_faults),
         cmocka_unit_test(test_corruption),
         cmocka_unit_test(test_chaos),
+        cmocka_unit_test(test_out_of_service),
+        cmocka_unit_test(test_dead_file),
+        cmocka_unit_test(test_wipe),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
