@@ -116,7 +116,7 @@ static hr_status_t near_save(struct saver *sv, const struct hri_layer *l)
     const hr_sequence_t *s = sv->s;
     uint32_t sink = l->n_tokens < s->n_sink ? l->n_tokens : s->n_sink;
     hr_status_t status = HR_OK;
-    for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
+    for (uint32_t h = 0; sink > 0 && h < s->n_kv && status == HR_OK; h++) {
         status = hri_archive_put(sv->out, l->sink + (size_t)h * s->n_sink * s->row_bytes,
                                  (size_t)sink * s->row_bytes);
     }
