@@ -24,7 +24,6 @@ struct row_job {
     const float *delta;
     float *y;
     uint32_t n_rows;
-    uint32_t q_first; /* queries are rotated from this row on */
 };
 
 static uint32_t rows_of_item(const struct row_job *job, uint32_t item, uint32_t *count_out)
@@ -80,12 +79,8 @@ static void rope_item(void *context, uint32_t item, uint32_t thread)
 
         job->model->ops->rope(s->k + (size_t)i * info->n_kv_heads * info->k_dim, info->n_kv_heads,
                               info->k_dim, info->n_rot, info->rope_layout, cosine, sine);
-        if (i >= job->q_first) {
-            float *q = s->q + (size_t)(i - job->q_first) * info->n_q_heads * info->k_dim;
-
-            job->model->ops->rope(q, info->n_q_heads, info->k_dim, info->n_rot, info->rope_layout,
-                                  cosine, sine);
-        }
+        job->model->ops->rope(s->q + (size_t)i * info->n_q_heads * info->k_dim, info->n_q_heads,
+                              info->k_dim, info->n_rot, info->rope_layout, cosine, sine);
     }
 }
 
@@ -219,12 +214,31 @@ static uint64_t deadline_share(const struct hre_session *s, const struct hre_pas
     return left > 1 ? (uint64_t)left : 1;
 }
 
+/* Recipes learn from a prompt's queries. Those of the sequence that is attended are seen on the way, but for the last layer's, of which
+ * only the rows go on that somebody asked for; the others' are shown. */
+static hr_status_t show(struct hre_session *s, const struct hre_pass *pass, uint32_t layer,
+                        uint32_t n_queries)
+{
+    const struct hre_model_info *info = &s->model->info;
+    struct hr_tensor q = hr_tensor_make(s->q, HR_DTYPE_F32, pass->n, info->n_q_heads, info->k_dim);
+    hr_status_t status = HR_OK;
+
+    for (uint32_t i = 0; pass->n > 1 && i < pass->n_sequences && status == HR_OK; i++) {
+        if (i > 0 || n_queries < pass->n) {
+            status = hr_sequence_observe(s->sequences[pass->first_sequence + i], layer, &q);
+        }
+    }
+    return status == HR_OK ? HR_OK : hre_fail_library(status, "showing queries");
+}
+
+/* s->q has the queries of all rows; the last n_queries attend. */
 static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t layer,
                           uint32_t n_queries)
 {
     const struct hre_model_info *info = &s->model->info;
+    float *newest = s->q + (size_t)(pass->n - n_queries) * info->n_q_heads * info->k_dim;
     struct hr_tensor q =
-        hr_tensor_make(s->q, HR_DTYPE_F32, n_queries, info->n_q_heads, info->k_dim);
+        hr_tensor_make(newest, HR_DTYPE_F32, n_queries, info->n_q_heads, info->k_dim);
     struct hr_tensor out =
         hr_tensor_make(s->att, HR_DTYPE_F32, n_queries, info->n_q_heads, info->v_dim);
     struct hr_attend_report report;
@@ -250,23 +264,13 @@ static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t
 
 /* ------------------------------------------------------------------------------------- layers */
 
-/* K and V of all rows, queries of the last n_queries; h holds the normed input. */
-static void project(struct hre_session *s, const struct hre_layer *layer, uint32_t n,
-                    uint32_t n_queries)
+/* K, V and queries of all rows; h holds the normed input. */
+static void project(struct hre_session *s, const struct hre_layer *layer, uint32_t n)
 {
     struct hre_product products[] = {{&layer->k, s->k}, {&layer->v, s->v}, {&layer->q, s->q}};
-    struct row_job job = {
-        .model = s->model, .session = s, .layer = layer, .n_rows = n, .q_first = n - n_queries};
+    struct row_job job = {.model = s->model, .session = s, .layer = layer, .n_rows = n};
 
-    if (n_queries == n) {
-        hre_linear_apply(s->model->linear, s->h, n, products, 3);
-    } else {
-        hre_linear_apply(s->model->linear, s->h, n, products, 2);
-    }
-    if (n_queries && n_queries < n) {
-        hre_linear_apply(s->model->linear, s->h + (size_t)(n - n_queries) * s->model->info.width,
-                         n_queries, &products[2], 1);
-    }
+    hre_linear_apply(s->model->linear, s->h, n, products, 3);
     run_rows(&job, rope_item);
 }
 
@@ -335,13 +339,16 @@ static hr_status_t run_layer(struct hre_session *s, struct hre_pass *pass, uint3
     if (status != HR_OK) {
         return status;
     }
-    project(s, layer, pass->n, n_queries);
+    project(s, layer, pass->n);
     if (pass->watch) {
         pass->watch->rows(pass->watch->rows_context, i, s->lengths[pass->first_sequence], pass->n,
                           s->q, s->k, s->v);
     }
     hre_workers_rest(s->model->workers);
     status = append(s, pass, i);
+    if (status == HR_OK) {
+        status = show(s, pass, i, n_queries);
+    }
     if (status != HR_OK || n_queries == 0) {
         return status;
     }

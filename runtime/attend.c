@@ -249,6 +249,15 @@ static void outputs_store(hr_sequence_t *s, const float *src, uint32_t nq, struc
     }
 }
 
+/* qf [n_kv][n][G][k_dim] as loaded, of the tokens from position on. */
+static void queries_show(hr_sequence_t *s, struct hri_layer *l, const float *qf, uint32_t n,
+                         uint32_t position)
+{
+    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
+        hri_index_observe(l->heads[h], qf + (size_t)h * n * s->g * s->dk, n, position);
+    }
+}
+
 static hr_status_t exact_pass(hr_sequence_t *s, struct hri_layer *l, const struct hr_tensor *q,
                               struct hr_tensor *out, uint32_t first, uint32_t n, uint32_t position,
                               struct hr_attend_report *report)
@@ -266,9 +275,7 @@ static hr_status_t exact_pass(hr_sequence_t *s, struct hri_layer *l, const struc
     if (status != HR_OK) {
         return status;
     }
-    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
-        hri_index_observe(l->heads[h], qf + (size_t)h * n * s->g * s->dk, n, position);
-    }
+    queries_show(s, l, qf, n, position);
     outputs_store(s, of, n, out, first);
     return HR_OK;
 }
@@ -498,6 +505,31 @@ hr_status_t hr_sequence_attend(hr_sequence_t *s, uint32_t layer, const struct hr
         *report_out = report;
     }
     return HR_OK;
+}
+
+hr_status_t hr_sequence_observe(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q)
+{
+    if (s == NULL || layer >= s->n_layers) {
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_observe: %s",
+                             s == NULL ? "no sequence" : "no such layer");
+    }
+    struct hri_layer *l = &s->layers[layer];
+    uint32_t nq = q != NULL ? q->shape[0] : 0;
+    hr_status_t status = hri_tensor_check(q, "q", nq, s->n_q, s->dk);
+    if (status == HR_OK && nq > l->n_tokens) {
+        status = hri_error_set(HR_ERR_STATE, "layer %u has %u tokens; %u queries are more", layer,
+                               l->n_tokens, nq);
+    }
+    for (uint32_t i = 0; status == HR_OK && l->heads != NULL && i < nq; i += HRI_QUERY_TOKENS_MAX) {
+        uint32_t n = nq - i < HRI_QUERY_TOKENS_MAX ? nq - i : HRI_QUERY_TOKENS_MAX;
+        uint32_t position = l->n_tokens - nq + i;
+        float *qf = hri_scratch_get(&s->runtime->queries, (size_t)n * s->n_q * s->dk * sizeof *qf);
+        status = qf != NULL ? hri_queries_load(s, l, q, i, n, position, qf) : hri_alloc_status();
+        if (status == HR_OK) {
+            queries_show(s, l, qf, n, position);
+        }
+    }
+    return status;
 }
 
 int hr_sequence_wants_prefetch(const hr_sequence_t *s, uint32_t layer)

@@ -241,6 +241,13 @@ struct hr_batch_item {
 HR_API hr_status_t hr_batch_attend(struct hr_batch_item *items, size_t n_items, uint32_t layer,
                                    const struct hr_attend_options *options, hr_stream_t stream);
 
+/* Shows a recipe the queries of the newest n_tokens tokens without attending: q [n_tokens][n_q_heads][k_dim], as for
+ * hr_sequence_attend, which shows its own. For prompts: where several sequences get the same tokens and one of them is attended, or
+ * where a layer's output is not needed. Recipes that learn from queries choose worse without. HR_ERR_SHAPE, HR_ERR_DTYPE,
+ * HR_ERR_NONFINITE, HR_ERR_STATE (more queries than rows), HR_ERR_NOMEM. */
+HR_API hr_status_t hr_sequence_observe(hr_sequence_t *sequence, uint32_t layer,
+                                       const struct hr_tensor *q);
+
 /* A guess of the query with which a layer will be asked for its next token (or its newest, if that was appended already),
  * for recipes that choose early: q [1][n_q_heads][k_dim], as for hr_sequence_attend. A hint: recipes without a use for
  * it ignore it. HR_ERR_SHAPE, HR_ERR_DTYPE, HR_ERR_NONFINITE. */

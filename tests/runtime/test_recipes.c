@@ -254,6 +254,58 @@ static void test_prefetch(void **state)
     assert_int_equal(hr_runtime_destroy(rt), HR_OK);
 }
 
+/* A sequence that is only shown the prompt's queries chooses and answers as one that attended them. */
+static void test_observe(void **state)
+{
+    enum { PROMPT = 900, STEPS = 12, WIDTH = HEADS * D };
+    static float twin[WIDTH];
+    (void)state;
+    for (size_t i = 0; hr_recipe_name(i); i++) {
+        if (!plain(i)) {
+            continue;
+        }
+        const char *name = hr_recipe_name(i);
+        hr_runtime_t *rt = runtime_make(64u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+        hr_sequence_t *attended = sequence_open(rt, name, 0.05),
+                      *shown = sequence_open(rt, name, 0.05);
+        struct hr_attend_report a, b;
+        for (uint32_t p = 0; p < PROMPT; p += 300) {
+            struct hr_tensor tq = hr_tensor_make(q + p * WIDTH, HR_DTYPE_F32, 300, HEADS, D);
+            append(attended, p, 300);
+            attend(name, attended, p, 300, false, &a);
+            append(shown, p, 300);
+            assert_int_equal(hr_sequence_observe(shown, 0, &tq), HR_OK);
+        }
+        assert_int_equal(hr_sequence_settle(attended, 0), HR_OK);
+        assert_int_equal(hr_sequence_settle(shown, 0), HR_OK);
+        for (uint32_t p = PROMPT; p < PROMPT + STEPS; p++) {
+            append(attended, p, 1);
+            attend(name, attended, p, 1, false, &a);
+            memcpy(twin, out, sizeof twin);
+            append(shown, p, 1);
+            attend(name, shown, p, 1, false, &b);
+            if (memcmp(twin, out, sizeof twin) != 0 || a.bytes_selected != b.bytes_selected) {
+                fail_msg("%s: token %u: shown and attended queries differ in effect", name, p);
+            }
+        }
+        hr_sequence_destroy(attended);
+        hr_sequence_destroy(shown);
+        assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    }
+    hr_runtime_t *rt = runtime_make(64u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+    hr_sequence_t *s = sequence_open(rt, "headrace", 0.05);
+    struct hr_tensor tq = hr_tensor_make(q, HR_DTYPE_F32, 2, HEADS, D);
+    expect(hr_sequence_observe(NULL, 0, &tq), HR_ERR_INVALID, "no sequence");
+    expect(hr_sequence_observe(s, 1, &tq), HR_ERR_INVALID, "no such layer");
+    expect(hr_sequence_observe(s, 0, &tq), HR_ERR_STATE, "has 0 tokens; 2 queries are more");
+    tq.shape[1] = HEADS + 1;
+    append(s, 0, 2);
+    expect(hr_sequence_observe(s, 0, &tq), HR_ERR_SHAPE, "");
+    expect(hr_sequence_observe(s, 0, NULL), HR_ERR_INVALID, "");
+    hr_sequence_destroy(s);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+}
+
 static void test_gates(void **state)
 {
     float gates[KV] = {0.2f, 1.5f};
@@ -349,11 +401,12 @@ static void test_recipe_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),   cmocka_unit_test(test_long),
-        cmocka_unit_test(test_file_tier), cmocka_unit_test(test_everything),
-        cmocka_unit_test(test_in_place),  cmocka_unit_test(test_prefetch),
-        cmocka_unit_test(test_gates),     cmocka_unit_test(test_gate_tables),
-        cmocka_unit_test(test_describe),  cmocka_unit_test(test_recipe_files),
+        cmocka_unit_test(test_lengths),      cmocka_unit_test(test_long),
+        cmocka_unit_test(test_file_tier),    cmocka_unit_test(test_everything),
+        cmocka_unit_test(test_in_place),     cmocka_unit_test(test_prefetch),
+        cmocka_unit_test(test_observe),      cmocka_unit_test(test_gates),
+        cmocka_unit_test(test_gate_tables),  cmocka_unit_test(test_describe),
+        cmocka_unit_test(test_recipe_files),
     };
     return cmocka_run_group_tests(tests, text_setup, NULL);
 }
