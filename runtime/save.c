@@ -314,8 +314,9 @@ static hr_status_t new_file(hr_sequence_t *s, int folder, const char *dir,
     return status;
 }
 
-/* A folder that was just made is a name in its parent. */
-static hr_status_t parent_sync(const struct hri_io_ops *io, const char *dir)
+/* The folder is a name in its parent, which an earlier save that was not strict may have made. A parent that may not be read is none of
+ * ours, unless we just made the folder in it. */
+static hr_status_t parent_sync(const struct hri_io_ops *io, const char *dir, bool made)
 {
     char path[4096];
     int parent;
@@ -324,7 +325,7 @@ static hr_status_t parent_sync(const struct hri_io_ops *io, const char *dir)
     }
     hr_status_t status = hri_folder_open(io, path, false, NULL, &parent);
     if (status != HR_OK) {
-        return status;
+        return made ? status : HR_OK;
     }
     int error = io->sync_file(io->ctx, parent);
     io->close_file(io->ctx, parent);
@@ -350,8 +351,8 @@ static hr_status_t save_into(hr_sequence_t *s, int folder, bool made, const char
     if (o->durability == HR_DURABILITY_STRICT) {
         int error = io->sync_file(io->ctx, folder);
         status = error < 0 ? hri_folder_status(error, "syncing the folder", dir) : HR_OK;
-        if (status == HR_OK && made) {
-            status = parent_sync(io, dir);
+        if (status == HR_OK) {
+            status = parent_sync(io, dir, made);
         }
     }
     return status;

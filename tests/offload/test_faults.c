@@ -630,8 +630,11 @@ static void test_wipe(void **state)
     }
 }
 
-int main(void)
+/* usage: test_offload_faults [TEST] */
+int main(int argc, char **argv)
 {
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_read_faults),
         cmocka_unit_test(test_write_faults),
