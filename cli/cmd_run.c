@@ -20,7 +20,7 @@ static const struct cli_command command = {
         "values, asks for them and counts the answers.",
     .examples =
         "  headrace run --model SmolLM2-135M-Instruct.Q4_1.gguf --file book.txt --chat \\\n"
-        "      --prompt 'What is this about?' --tokens-context 7500 --device-bytes 24MiB \\\n"
+        "      --prompt 'What is this about?' --tokens-context 7500 --device-bytes 32MiB \\\n"
         "      --host-bytes 64MiB --file-dir /var/tmp --file-bytes 1GiB\n"
         "  headrace run --model tiny --tokens-context 16384 --moved 2% --check-dense",
 };

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The main job, from nothing: a language model reads a text of about 7,500 tokens and answers,
-# while 24 MiB of its 180 MiB of KV cache are in the fast tier, 64 MiB in host memory, and all of
+# while 32 MiB of its 180 MiB of KV cache are in the fast tier, 64 MiB in host memory, and all of
 # it in a file.
 #
 #   usage: demo.sh [OPTION OF headrace run...]
@@ -18,7 +18,7 @@ headrace=$root/build/release/bin/headrace
 
 tiers=$cache/demo-tiers
 mkdir -p "$tiers"
-job="--tokens-context 7500 --recipe headrace --moved 1% --device-bytes 24MiB --host-bytes 64MiB"
+job="--tokens-context 7500 --recipe headrace --moved 1% --device-bytes 32MiB --host-bytes 64MiB"
 job="$job --file-bytes 512MiB --seed 1 --check-dense"
 
 # shellcheck disable=SC2086 # the job is a list of words
