@@ -36,6 +36,7 @@ fails 2 "headrace run: --moved 'nan' $share" run --moved nan
 fails 2 "headrace run: --moved 'lots' $share" run --moved lots
 fails 2 "headrace run: --device-bytes '24XB' is not a size, such as 8388608, 8MB or 8MiB" run --device-bytes 24XB
 fails 2 "headrace run: --host-bytes '-1' is not a size, such as 8388608, 8MB or 8MiB" run --host-bytes -1
+fails 2 "headrace run: --deadline-ms: recipe triforce verifies every token exactly, which cannot be cut short" run --recipe triforce --deadline-ms 3
 fails 2 "headrace run: --file-bytes '99999999999999999999' is not a size, such as 8388608, 8MB or 8MiB" \
     run --file-bytes 99999999999999999999
 fails 2 "headrace run: --tokens '0' is not a whole number from 1 to 16777216" run --tokens 0

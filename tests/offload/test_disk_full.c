@@ -1,6 +1,7 @@
 /* A real file system that is full: a small ext4 image on a loop device, where we may mount one.
  * Exit code 77 (skipped) elsewhere. */
 #include "tests/offload/lanes.h"
+#include "tests/sim/history.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -83,6 +84,50 @@ static void test_disk_full(void **state)
     assert_fails(hri_store_create(&options, &store), HR_ERR_BUDGET, "free");
 }
 
+/* A save that finds no room fails with the reason, and the session that was there stays whole. */
+static void test_save_without_room(void **state)
+{
+    (void)state;
+    static struct history h;
+    struct hr_session_check check = {.struct_size = sizeof check};
+    struct text text = {0};
+    char dir[600], path[600];
+    snprintf(dir, sizeof dir, "%s/session", mount_dir);
+    snprintf(path, sizeof path, "%s/other", mount_dir);
+    history_options(&h, hri_io_real(), "headrace");
+    assert_ok(history_runtime(&h, &h.rt));
+    assert_ok(history_create(&h, h.rt, &h.seq));
+    for (; text.n < 100; text.n++)
+        text.token[text.n] = text.n + 1;
+    assert_ok(history_append(h.seq, text.token, 100));
+    assert_ok(hr_sequence_save(h.seq, dir, NULL));
+    struct text more = text;
+    for (; more.n < 300; more.n++)
+        more.token[more.n] = more.n + 1;
+    assert_ok(history_append(h.seq, more.token + 100, 200));
+
+    int fd = open(path, O_CREAT | O_WRONLY, 0600);
+    off_t bytes = 0;
+    for (off_t step = MIB; step >= 1024; step /= 2)
+        while (posix_fallocate(fd, bytes, step) == 0)
+            bytes += step;
+    assert_fails(hr_sequence_save(h.seq, dir, NULL), HR_ERR_IO, "No space");
+    assert_ok(hr_session_verify(dir, &check));
+    hr_sequence_t *opened;
+    assert_ok(history_open(&h, h.rt, dir, &opened));
+    assert_true(history_same(&h, opened, &text));
+    hr_sequence_destroy(opened);
+
+    assert_int_equal(ftruncate(fd, 0), 0);
+    close(fd);
+    assert_ok(hr_sequence_save(h.seq, dir, NULL));
+    assert_ok(history_open(&h, h.rt, dir, &opened));
+    assert_true(history_same(&h, opened, &more));
+    hr_sequence_destroy(opened);
+    hr_sequence_destroy(h.seq);
+    assert_ok(hr_runtime_destroy(h.rt));
+}
+
 int main(void)
 {
     if (!mount_image()) {
@@ -92,7 +137,8 @@ int main(void)
         printf("skipped: no ext4 image can be mounted here (wants root and a loop device)\n");
         return 77;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_disk_full)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_disk_full),
+                                       cmocka_unit_test(test_save_without_room)};
     int n_failed = cmocka_run_group_tests(tests, NULL, NULL);
     unmount_image();
     return n_failed;

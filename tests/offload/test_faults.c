@@ -462,6 +462,50 @@ static void test_corruption(void **state)
     }
 }
 
+/* 2,000 random changes of the file: a bit, or two sectors of 4 KiB that change places. Every read of every cell is right or says that it is not. */
+static void test_random_damage(void **state)
+{
+    (void)state;
+    static _Alignas(4096) unsigned char a[4096], b[4096];
+    struct bed bed;
+    uint32_t n_lost = 0;
+    bed_make(&bed, HR_IO_AUTO, 0);
+    bed_fill(&bed);
+    for (int i = 0; i < 2000; i++) {
+        uint32_t cells[2] = {(uint32_t)hri_rng_below(&bed.rng, CELLS),
+                             (uint32_t)hri_rng_below(&bed.rng, CELLS)};
+        off_t at[2];
+        for (int j = 0; j < 2; j++)
+            at[j] = (off_t)(hri_lane_position(bed.lane.lane, cells[j]) +
+                            4096 * hri_rng_below(&bed.rng, 4));
+        if (at[0] == at[1])
+            continue;
+        assert_int_equal(pread(bed.io.fd, a, 4096, at[0]), 4096);
+        assert_int_equal(pread(bed.io.fd, b, 4096, at[1]), 4096);
+        unsigned char *wrong = i % 4 == 0 ? b : a;
+        uint32_t byte = (uint32_t)hri_rng_below(&bed.rng, 4096), bit = 1u << (i & 7);
+        a[byte] ^= (unsigned char)(i % 4 == 0 ? 0 : bit);
+        assert_int_equal(pwrite(bed.io.fd, wrong, 4096, at[0]), 4096);
+        for (int j = 0; j < 2; j++) {
+            static _Alignas(4096) unsigned char memory[16 * KIB];
+            struct hri_read read = {
+                .lane = bed.lane.lane, .cell = cells[j], .n_cells = 1, .dst = memory};
+            struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
+            assert_ok(hri_store_read_begin(bed.store, &batch));
+            hr_status_t status = hri_store_read_wait(bed.store, &batch, 0);
+            n_lost += status == HR_ERR_CORRUPT;
+            assert_int_equal(status, cells[j] == cells[0] ? HR_ERR_CORRUPT : HR_OK);
+            assert_true(status != HR_OK ||
+                        model_equal(bed.lane.seeds[cells[j]], 0, memory, sizeof memory));
+        }
+        a[byte] ^= (unsigned char)(i % 4 == 0 ? 0 : bit);
+        assert_int_equal(pwrite(bed.io.fd, a, 4096, at[0]), 4096);
+    }
+    assert_true(n_lost >= 1900);
+    assert_int_equal(model_verify(bed.store, &bed.lane), 0);
+    hri_store_destroy(bed.store);
+}
+
 /* A long history on a disk that fails now and then in every way but silence. */
 static void run_chaos(hr_io_mode_t mode, uint64_t host_bytes, uint64_t seed)
 {
@@ -647,6 +691,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_create_fallbacks),
         cmocka_unit_test(test_allocate_faults),
         cmocka_unit_test(test_corruption),
+        cmocka_unit_test(test_random_damage),
         cmocka_unit_test(test_chaos),
         cmocka_unit_test(test_out_of_service),
         cmocka_unit_test(test_dead_file),

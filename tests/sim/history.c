@@ -40,7 +40,7 @@ static void numbers_of(uint32_t token, uint32_t kind, float *x, uint32_t n)
 
 static hr_status_t append(hr_sequence_t *seq, const uint32_t *tokens, uint32_t n)
 {
-    static float k[TEXT_TOKENS * KV * D], v[TEXT_TOKENS * KV * D];
+    float k[TEXT_TOKENS * KV * D], v[TEXT_TOKENS * KV * D];
     for (uint32_t i = 0; i < n; i++) {
         numbers_of(tokens[i], 0, k + (size_t)i * KV * D, KV * D);
         numbers_of(tokens[i], 1, v + (size_t)i * KV * D, KV * D);

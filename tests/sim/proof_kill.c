@@ -109,7 +109,8 @@ int main(int argc, char **argv)
         printf("FAILED at %u tokens: %s\n", n, wrong);
         return 1;
     }
-    printf("%ld of %ld processes killed at work, up to %u saves apart; every session whole\n",
+    printf("%ld of %ld processes were killed at work, texts of up to %u saves; every session is "
+           "whole\n",
            alive, kills, longest);
     return 0;
 }
