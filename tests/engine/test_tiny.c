@@ -196,6 +196,31 @@ static void test_answers(void **state)
     assert_true(a.actual > 0.0 && a.predicted > 0.0);
 }
 
+/* Of the sequences that get a prompt one is attended; the others' recipes learn from its queries all the same. */
+static void test_recipes_learn_alike(void **state)
+{
+    enum { N = 2048 };
+    float first[192], second[192];
+    struct run run;
+    struct run_options options = options_of(N, "headrace");
+    struct hre_prefill_options prefill;
+
+    (void)state;
+    options.moved = 0.02;
+    options.n_sequences = 2;
+    run_open(&run, &options);
+    hre_prefill_options_init(&prefill);
+    prefill.settle = 1;
+    assert_int_equal(hre_tiny_text(N, KEYS, 5, ids, answers), HR_OK);
+    assert_int_equal(hre_session_prefill(run.session, ids, N - 2 * KEYS, &prefill, NULL), HR_OK);
+    for (uint32_t t = N - 2 * KEYS; t < N; t++) {
+        assert_int_equal(hre_session_decode(run.session, 0, ids[t], NULL, first, NULL), HR_OK);
+        assert_int_equal(hre_session_decode(run.session, 1, ids[t], NULL, second, NULL), HR_OK);
+        assert_memory_equal(first, second, sizeof first);
+    }
+    run_close(&run);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -203,6 +228,7 @@ int main(void)
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_logits),
         cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_recipes_learn_alike),
     };
 
     python = run_python();
