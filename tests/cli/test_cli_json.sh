@@ -25,6 +25,13 @@ number '$1 == 7 && $2 > 0' a.json decode.tokens decode.tokens_per_second
 number '$1 <= $2 && $2 <= $3' a.json tiers.device.bytes_held tiers.device.bytes_peak tiers.device.bytes_cap
 check "ended" test "$(json a.json ended)" = questions
 
+# a deadline that nothing misses
+run run --tokens-context 4096 --keys 4 --moved 2% --host-bytes 1MiB --file-dir "$work" --file-bytes 64MiB --file-wipe \
+    --deadline-ms 60000 --strict-exact --json d.json
+expect 0
+has "$out" "deadline   60000 ms per token: 0 of"
+number '$1 == 60000 && $2 == 0 && $3 == 0 && $4 == 0' d.json deadline_ms deadline.steps_over step_mean.blocks_lost step_mean.late_error
+
 # a file beside the text; the same seed gives the same text
 # shellcheck disable=SC2086
 run $tiny --json b.json; expect 0
