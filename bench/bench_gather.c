@@ -41,7 +41,7 @@ typedef uint64_t line_t __attribute__((vector_size(64), may_alias));
 /* ------------------------------------------------------------------------------------------ code */
 
 static void attend_unit_block(const struct gather *a, const struct hri_kernels *kernels,
-                              const void *at, struct hri_partial *part)
+                              const void *at, const void *next, struct hri_partial *part)
 {
     if (a->unit == BLOCK_BF16) {
         struct hri_rows rows = {at, 2 * DIM * 2, BLOCK_ROWS, HR_DTYPE_BF16};
@@ -53,7 +53,9 @@ static void attend_unit_block(const struct gather *a, const struct hri_kernels *
                                  .k_dot = a->center,
                                  .v_center = a->center + DIM,
                                  .k_step = 0.01f,
-                                 .v_step = 0.01f};
+                                 .v_step = 0.01f,
+                                 .next = next,
+                                 .next_bytes = next ? a->unit_bytes : 0};
     kernels->attend_block_i8(a->q, GROUP, DIM, DIM, &block, 0, part);
 }
 
@@ -83,10 +85,7 @@ static void attend_units(const struct gather *a, const struct hri_kernels *kerne
     else if (a->unit == ROW_I8)
         attend_rows_i8(a, kernels, (const int8_t *const *)at, n, part);
     for (uint32_t i = 0; (a->unit == BLOCK_I8 || a->unit == BLOCK_BF16) && i < n; i++) {
-        if (i + 1 < n) /* as a step asks for the block after this one */
-            for (size_t b = 0; b < a->unit_bytes; b += 64)
-                __builtin_prefetch((const char *)at[i + 1] + b);
-        attend_unit_block(a, kernels, at[i], part);
+        attend_unit_block(a, kernels, at[i], i + 1 < n ? at[i + 1] : NULL, part);
     }
 }
 

@@ -9,6 +9,7 @@
 
 #include <headrace/headrace.h>
 
+#include "base/cpu.h"
 #include "cli/args.h"
 #include "bench/bench.h"
 #include "bench/report.h"
@@ -173,14 +174,28 @@ static int bench(const struct hrb_benchmark *const *chosen, size_t n,
     cJSON_AddStringToObject(json, "version", hr_version());
     cJSON_AddStringToObject(json, "date", date);
     cJSON_AddBoolToObject(json, "quick", options->quick);
-    cJSON_AddItemToObject(json, "machine", hrb_machine_json(options));
     int code = run_all(chosen, n, options, cJSON_AddArrayToObject(json, "benchmarks"));
+    /* Last: it reads more memory than a benchmark of memory should find in this program. */
+    cJSON_AddItemToObject(json, "machine", hrb_machine_json(options));
     cJSON_AddBoolToObject(json, "interrupted", stop());
     int written = cli_json_write(path, json);
     if (html && !written)
         written = hrb_report_html(json, html);
     cJSON_Delete(json);
     return code ? code : written ? written : stop() ? 128 + cli_stop_signal() : CLI_EXIT_OK;
+}
+
+/* Debian's OpenBLAS does not know newer processors and then takes kernels of 2004. As a limit it runs at its best, and it reads its
+ * setting when it is loaded: the tool starts itself again. */
+static void blas_at_its_best(const char *tool, char **argv)
+{
+    struct hri_cpu cpu;
+    if (getenv("OPENBLAS_CORETYPE") || hri_cpu_detect(&cpu) != HR_OK)
+        return;
+    if (cpu.avx512f || cpu.avx2) {
+        setenv("OPENBLAS_CORETYPE", cpu.avx512f ? "SkylakeX" : "Haswell", 1);
+        execv(tool, argv);
+    }
 }
 
 int cli_bench(int argc, char **argv)
@@ -223,6 +238,7 @@ int cli_bench(int argc, char **argv)
     if (length <= 0)
         return cli_fail("cannot tell where this program lies: /proc/self/exe cannot be read");
     tool[length] = '\0';
+    blas_at_its_best(tool, argv - 1);
     o.tool = tool;
     o.n_threads = (unsigned)threads;
     cli_out_set_quiet(quiet);

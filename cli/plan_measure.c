@@ -9,7 +9,10 @@
 
 #include "cli/out.h"
 
-#define CLUSTERS     1024u /* of keys, per kv-head */
+/* New clusters come as the text grows, finer than blocks: blocks then look alike at any length, and nearly all sketches are read,
+ * which is the dear case. */
+#define CLUSTER_ROWS 16u
+#define CLUSTERS_MIN 64u
 #define CHUNK        1024u
 #define STEPS        24u
 #define WARM_STEPS   4u
@@ -19,11 +22,11 @@
 
 struct plan_probe {
     struct plan_probe_options o;
-    uint32_t heads, group, dim;
+    uint32_t heads, group, dim, clusters_max;
     hr_runtime_t *runtime;
     hr_sequence_t *sequence;
     uint64_t random;
-    float *centre;   /* [2][heads][CLUSTERS][dim]: of keys, then of values */
+    float *centre;   /* [2][heads][clusters_max][dim]: of keys, then of values */
     uint16_t *k, *v; /* [CHUNK][heads][dim] bf16 */
     float *q, *out;  /* [heads * group][dim] */
 };
@@ -57,13 +60,21 @@ static uint16_t bf16(float x)
 static const float *centre_of(const struct plan_probe *p, uint32_t side, uint32_t head,
                               uint32_t cluster)
 {
-    return p->centre + (((size_t)side * p->heads + head) * CLUSTERS + cluster) * p->dim;
+    return p->centre + (((size_t)side * p->heads + head) * p->clusters_max + cluster) * p->dim;
+}
+
+/* A cluster that the text has met so far. */
+static uint32_t any_cluster(struct plan_probe *p)
+{
+    uint32_t met = p->sequence ? hr_sequence_length(p->sequence, 0) / CLUSTER_ROWS : 0;
+    met = met < CLUSTERS_MIN ? CLUSTERS_MIN : met;
+    return (uint32_t)(next(p) % (met < p->clusters_max ? met : p->clusters_max));
 }
 
 static void make_rows(struct plan_probe *p, uint32_t n)
 {
     for (uint32_t i = 0; i < n * p->heads; i++) {
-        uint32_t head = i % p->heads, cluster = (uint32_t)(next(p) % CLUSTERS);
+        uint32_t head = i % p->heads, cluster = any_cluster(p);
         const float *k = centre_of(p, 0, head, cluster), *v = centre_of(p, 1, head, cluster);
         for (uint32_t j = 0; j < p->dim; j++) {
             p->k[(size_t)i * p->dim + j] = bf16(k[j] + DEEP * noise(p));
@@ -77,7 +88,7 @@ static void make_queries(struct plan_probe *p)
 {
     float pull = 1.1f * sqrtf(128.0f / (float)p->dim);
     for (uint32_t h = 0; h < p->heads * p->group; h++) {
-        const float *k = centre_of(p, 0, h / p->group, (uint32_t)(next(p) % CLUSTERS));
+        const float *k = centre_of(p, 0, h / p->group, any_cluster(p));
         for (uint32_t j = 0; j < p->dim; j++)
             p->q[(size_t)h * p->dim + j] = pull * k[j] + DEEP * noise(p);
     }
@@ -141,7 +152,7 @@ static hr_status_t open_sequence(struct plan_probe *p)
 
 static bool alloc_arrays(struct plan_probe *p)
 {
-    size_t centres = (size_t)2 * p->heads * CLUSTERS * p->dim,
+    size_t centres = (size_t)2 * p->heads * p->clusters_max * p->dim,
            rows = (size_t)CHUNK * p->heads * p->dim, queries = (size_t)p->heads * p->group * p->dim;
     p->centre = malloc(centres * sizeof *p->centre);
     p->k = malloc(rows * sizeof *p->k);
@@ -165,6 +176,7 @@ int plan_probe_open(const struct plan_probe_options *options, struct plan_probe 
     p->group = options->shape.group;
     p->dim = options->shape.head_dim;
     p->random = 7;
+    p->clusters_max = options->tokens_max / CLUSTER_ROWS + CLUSTERS_MIN;
     int code = alloc_arrays(p) ? 0 : cli_fail("out of memory");
     hr_status_t status = code ? HR_OK : open_runtime(p);
     if (!code && status == HR_OK)

@@ -45,6 +45,10 @@ struct hri_block_i8 {
     const float *v_center; /* [dv] */
     float k_step, v_step;
     uint32_t n;
+    /* Bytes that will be attended after this block, or NULL: asked for on the way, a few lines at a time, so that memory is never
+     * idle; they are not read, and any address is fine. */
+    const void *next;
+    size_t next_bytes;
 };
 
 /* Summaries, level 0: centroids packed for scoring 16 blocks at a time.

@@ -361,7 +361,9 @@ static void rebuilt_attend(const struct step *st, uint32_t head, uint32_t item)
     s->runtime->kernels->attend_rows(hs->q, s->g, s->dk, s->dv, f32, s->soft_cap, &hs->part);
 }
 
-static void block_attend(const struct step *st, uint32_t head, uint32_t item)
+/* next: bytes to ask for on the way, or NULL. */
+static void block_attend(const struct step *st, uint32_t head, uint32_t item, const void *next,
+                         uint32_t next_bytes)
 {
     const hr_sequence_t *s = st->s;
     struct hri_head_step *hs = &s->steps[head];
@@ -379,7 +381,12 @@ static void block_attend(const struct step *st, uint32_t head, uint32_t item)
         return;
     }
     float dots[HR_GROUP_MAX], v_center[HR_HEAD_DIM_MAX];
-    struct hri_block_i8 b = {.codes = hs->where[item], .k_dot = dots, .v_center = v_center, .n = n};
+    struct hri_block_i8 b = {.codes = hs->where[item],
+                             .k_dot = dots,
+                             .v_center = v_center,
+                             .n = n,
+                             .next = next,
+                             .next_bytes = next_bytes};
     hri_index_block_dots(index, &hs->in, block, dots);
     hri_index_centers(index, block, NULL, v_center);
     hri_index_steps(index, block, &b.k_step, &b.v_step);
@@ -395,19 +402,16 @@ static const void *bytes_find(const struct hri_head_step *hs, uint32_t i, uint32
     return hs->where[i];
 }
 
-/* Blocks lie here and there, so the processor cannot guess the next one; asked for early, its bytes and what the index keeps of it
- * come while the one before is attended. */
-static void block_ahead(const struct step *st, uint32_t head, uint32_t item, uint32_t miss)
+/* Blocks lie here and there, so the processor cannot guess the next one. What the index keeps of it is asked for at once, it is
+ * little; its bytes come while the one before is attended, a few lines at a time. NULL: there is none, or it is on its way. */
+static const void *block_ahead(const struct step *st, uint32_t head, uint32_t item, uint32_t miss)
 {
     const struct hri_head_step *hs = &st->s->steps[head];
     if (item >= hs->out.n_items || st->s->recipe.selector->codec != HRI_CODEC_I8) {
-        return;
+        return NULL;
     }
-    const char *bytes = bytes_find(hs, item, miss);
     hri_index_block_ahead(st->layer->heads[head], &hs->in, hs->items[item] / st->s->parts);
-    for (uint32_t j = 0; bytes != NULL && j < hs->address[item].bytes; j += 64) {
-        __builtin_prefetch(bytes + j, 0, 2);
-    }
+    return bytes_find(hs, item, miss);
 }
 
 /* The estimate of what was not chosen, the hits, and what comes from host memory, which is brought into its frame first; what is
@@ -425,11 +429,11 @@ static void attend_task(void *context, unsigned head, unsigned worker)
         if (miss < hs->fetch.n_misses && hs->read_block[miss] == i) {
             hri_fetch_copy(&hs->fetch, miss++);
         }
-        block_ahead(st, head, i + 1, miss);
+        const void *next = block_ahead(st, head, i + 1, miss);
         if (hs->where[i] == NULL) {
             hs->late[n_late++] = i;
         } else {
-            block_attend(st, head, i);
+            block_attend(st, head, i, next, next != NULL ? hs->address[i + 1].bytes : 0);
         }
     }
     hs->n_late = n_late;
@@ -445,7 +449,7 @@ static void land_task(void *context, unsigned head, unsigned worker)
     for (uint32_t j = 0; j < hs->n_late; j++) {
         uint32_t item = hs->late[j];
         if (hs->where[item] != NULL) {
-            block_attend(st, head, item);
+            block_attend(st, head, item, NULL, 0);
         } else {
             hs->late[n_never++] = hs->items[item];
         }

@@ -112,11 +112,29 @@ static void add_center(float *w, uint32_t n, float v_step, const float *v_center
                    dv - j);
 }
 
+/* What comes after a block as the tile's next rows; what they do not cover is asked for at once. */
+static void block_ahead(const struct hri_block_i8 *block, size_t row_bytes, const void **pointers,
+                        struct row_tile *tile)
+{
+    const char *next = block->next;
+    const size_t rows = block->next_bytes / row_bytes;
+
+    if (next == NULL || rows == 0)
+        return;
+    const uint32_t filled = (tile->n + 3) & ~3u;
+    for (uint32_t r = 0; r < filled; r++)
+        pointers[r] = next + (r < rows ? r : rows - 1) * row_bytes;
+    tile->next = pointers;
+    if (rows > filled)
+        prefetch_far(next + filled * row_bytes, block->next_bytes - filled * row_bytes);
+}
+
 void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
                              const struct hri_block_i8 *block, float soft_cap,
                              struct hri_partial *part)
 {
     float x[HR_GROUP_MAX * TILE_ROWS_MAX] __attribute__((aligned(64)));
+    const void *ahead[TILE_ROWS_MAX];
     struct row_cursor cursor;
 
     /* A block is too short for the processor to notice a stream in time. */
@@ -124,6 +142,8 @@ void HRI_OP(attend_block_i8)(const float *q, uint32_t g, uint32_t dk, uint32_t d
     cursor_init(&cursor, block->codes, dk + dv, block->n, ELEMENT_I8, dk + dv);
     while (cursor_next(&cursor)) {
         const uint32_t n = cursor.tile.n, whole = (n + VN - 1) / VN * VN;
+        if (cursor.at == cursor.n)
+            block_ahead(block, dk + dv, ahead, &cursor.tile);
         dot_tile(q, g, dk, &cursor.tile, x, TILE_ROWS_MAX);
         fill_tails(x, g, n, 0.0f);
         for (uint32_t i = 0; i < g; i++) {

@@ -212,7 +212,9 @@ static void want_blocks(const struct setup *t, uint32_t h, uint32_t g, struct hr
                                   centre,
                                   a->refined.k_step[block],
                                   a->refined.v_step[block],
-                                  a->refined.rows[block]};
+                                  a->refined.rows[block],
+                                  NULL,
+                                  0};
         ref->attend_block_i8(a->q + head * hd.dk, 1, hd.dk, hd.dv, &i8, t->soft_cap, part);
     }
     for (uint32_t b = 0; a->estimate.log_mass && b < t->blocks[h]; b++) {

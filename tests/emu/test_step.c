@@ -418,7 +418,9 @@ static void output_of(const struct layer *l, uint32_t h, uint32_t g, const float
                                   v,
                                   l->blocks.k_step[block],
                                   l->blocks.v_step[block],
-                                  l->blocks.block_rows[block]};
+                                  l->blocks.block_rows[block],
+                                  NULL,
+                                  0};
         if (refined[b]) {
             ref->attend_block_i8(q, 1, DIM, DIM, &i8, 0, &s->near);
             continue;

@@ -280,7 +280,10 @@ static void check_block(const struct shape *s)
                                        .v_center = center + s->dk,
                                        .k_step = 0.01f,
                                        .v_step = 0.03f,
-                                       .n = s->n};
+                                       .n = s->n,
+                                       /* Nothing at all, less and more than the block has. */
+                                       .next = s->seed % 3 ? codes : NULL,
+                                       .next_bytes = s->seed % 7 * s->n * width / 3 + s->seed % 2};
 
     hri_rng_seed(&rng, s->seed + 1);
     fill_normal(&rng, center, width, 1.0);
