@@ -200,6 +200,7 @@ struct hri_row_ref {
     uint32_t block, row;
 };
 
+#define HRI_WORTH_BINS 256u
 struct hri_select_out {
     uint32_t
         *items; /* the caller's, [items_max]: parts of blocks, or rows of the body; best first */
@@ -212,6 +213,9 @@ struct hri_select_out {
     uint32_t rows_sketched; /* rows whose sketch was read, refined ones included */
     uint64_t bytes_sketched;
     uint32_t rows_visited; /* by walks and look-ups in host memory: keys or codes compared */
+    /* The caller's, [HRI_WORTH_BINS], or NULL: how many rows removed, or would remove, from half of 2^(i - 127) on of the squared relative
+     * error. Selectors that do not know leave it. */
+    uint32_t *worth;
     bool all;              /* attend every row of this head exactly; items are ignored */
     float predicted[HR_GROUP_MAX]; /* relative output error per query head once they are refined */
     bool capped;                   /* tolerance mode: the budget ended it */

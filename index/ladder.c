@@ -445,6 +445,17 @@ static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select
     left_after(l, want);
 }
 
+/* The bins by powers of two. */
+static void worth_tell(const struct hri_ladder *l, uint32_t *worth)
+{
+    uint32_t each = HRI_BINS / HRI_WORTH_BINS;
+    for (uint32_t i = 0; i < HRI_WORTH_BINS; i++) {
+        worth[i] = 0;
+        for (uint32_t j = 0; j < each; j++)
+            worth[i] += l->bins[i * each + j];
+    }
+}
+
 hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladder_in *ladder,
                               struct hri_select_out *out)
 {
@@ -457,6 +468,8 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     l.by_budget = in->tolerance <= 0 && l.rows_too && all_by_rows(&l);
     begin(&l);
     sketches_read(&l, want, out);
+    if (out->worth != NULL)
+        worth_tell(&l, out->worth);
     for (uint32_t b = 0; b < head->n_blocks; b++)
         out->rows_sketched += l.state[b] != HRI_UNREAD ? head->block_rows[b] : 0;
     bool reached = in->tolerance > 0 && predicted_mean(&l) <= (float)in->tolerance;

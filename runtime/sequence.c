@@ -123,6 +123,12 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 }
 
 /* Everything that follows from the options alone. */
+/* Only steps with sketches say what rows are worth. */
+static bool shares(const hr_sequence_t *s)
+{
+    return param_or(&s->recipe, "share", 0) > 0 && param_or(&s->recipe, "sketch", 0) > 0;
+}
+
 static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
 {
     s->n_layers = o->n_layers;
@@ -171,7 +177,8 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
         items = rows && s->runtime->file_bytes == 0 ? 1 : items;
         uint64_t whole = (uint64_t)s->blocks_max * s->parts;
         s->items_max = (uint32_t)(items < whole ? items : whole);
-        s->rows_max = rows ? min_u32((uint32_t)budget_rows + 1, s->tokens_max) : 0;
+        double most = shares(s) ? HRI_SHARE_MOST : 1;
+        s->rows_max = rows ? min_u32((uint32_t)(most * (double)budget_rows) + 1, s->tokens_max) : 0;
     } else if (r->selector->unit == HRI_UNIT_ROWS) {
         uint64_t rows = r->selector->shares_budget ? budget_rows * s->n_kv : budget_rows;
         s->items_max = rows < s->tokens_max ? (uint32_t)rows + 1 : s->tokens_max;
@@ -468,6 +475,13 @@ hr_status_t hri_steps_create(hr_sequence_t *s)
             return status;
         }
     }
+    if (shares(s)) {
+        bool layers = param_or(&s->recipe, "share", 0) > 1;
+        hr_status_t status = hri_share_create(&s->share, a, s->n_layers, s->n_kv, layers);
+        if (status != HR_OK) {
+            return status;
+        }
+    }
     s->whole = hri_calloc(a, s->n_kv, 1);
     s->ins = hri_calloc(a, s->n_kv, sizeof *s->ins);
     s->outs = hri_calloc(a, s->n_kv, sizeof *s->outs);
@@ -666,6 +680,7 @@ void hr_sequence_destroy(hr_sequence_t *s)
     hri_free(&rt->alloc, s->layers);
     hri_free(&rt->alloc, s->row_scores);
     hri_free(&rt->alloc, s->row_buffer);
+    hri_share_destroy(&s->share, &rt->alloc);
     hri_free(&rt->alloc, s->whole);
     hri_free(&rt->alloc, s->ins);
     hri_free(&rt->alloc, s->outs);

@@ -20,6 +20,7 @@
 #include "offload/frames.h"
 #include "offload/io_ops.h"
 #include "offload/store.h"
+#include "runtime/share.h"
 #include <headrace/headrace.h>
 
 #define HRI_LOG_ROWS                                                                               \
@@ -147,6 +148,7 @@ struct hr_sequence {
     uint32_t items_max, rows_max;
     uint64_t body_rows; /* summed over layers and kv-heads */
     uint64_t index_ns;
+    struct hri_share share;      /* part NULL: the budget is not shared */
     uint8_t *whole;              /* [n_kv] heads whose every row this step attends */
     struct hri_select_in *ins;   /* [n_kv] of a layer, for selectors of whole layers */
     struct hri_select_out *outs; /* [n_kv] */

@@ -20,7 +20,8 @@ struct step {
     hr_sequence_t *s;
     struct hri_layer *layer;
     uint32_t layer_index, position;
-    uint64_t budget_bytes; /* of one kv-head */
+    uint64_t budget_bytes; /* of one kv-head, as an equal share */
+    const float *part;     /* [n_kv] of such a share, or NULL */
     uint64_t time_ns;      /* of the current move */
     struct hri_limits limits;
     struct hr_attend_report *report;
@@ -125,10 +126,14 @@ static void question_fill(const struct step *st, uint32_t head)
     if (st->layer->heads == NULL) {
         return;
     }
+    float part = st->part != NULL ? st->part[head] : 1;
+    if (st->part != NULL) {
+        hs->out.worth = hri_share_worth(&st->s->share, st->layer_index, head);
+    }
     hs->in = (struct hri_select_in){
         .q = hs->q,
         .near = &hs->part,
-        .budget_bytes = st->budget_bytes,
+        .budget_bytes = (uint64_t)((double)part * (double)st->budget_bytes),
         .tolerance = s->tolerance,
         .row_bytes = s->code_bytes,
         .row_scores =
@@ -647,6 +652,10 @@ static hr_status_t step_begin(struct step *st, const float *q)
     }
     uint64_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
     st->budget_bytes = (uint64_t)(s->moved * (double)body * s->row_bytes);
+    if (s->share.part != NULL) {
+        st->part = hri_share_parts(&s->share, st->layer_index, st->position,
+                                   (double)st->budget_bytes / s->code_bytes);
+    }
     for (uint32_t h = 0; h < s->n_kv; h++) {
         memcpy(s->steps[h].q, q + (size_t)h * s->g * s->dk, (size_t)s->g * s->dk * sizeof(float));
         s->steps[h].refined_rows = 0;
