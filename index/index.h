@@ -216,7 +216,7 @@ struct hri_select_out {
     /* The caller's, [HRI_WORTH_BINS], or NULL: how many rows removed, or would remove, from half of 2^(i - 127) on of the squared relative
      * error. Selectors that do not know leave it. */
     uint32_t *worth;
-    bool all;              /* attend every row of this head exactly; items are ignored */
+    bool all;                      /* attend every row of this head exactly; items are ignored */
     float predicted[HR_GROUP_MAX]; /* relative output error per query head once they are refined */
     bool capped;                   /* tolerance mode: the budget ended it */
 };

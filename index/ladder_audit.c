@@ -8,12 +8,12 @@
 #include <math.h>
 #include <string.h>
 
-#define EVERY       32u /* one block of so many, ... */
-#define LEAST       24u /* ... and so many where that would be fewer */
-#define EVIDENCE    8u  /* audits below which level 0 is taken by its word */
-#define FACTOR_MAX  8.0
-#define SCATTER     0.5 /* variance of the logarithm of one block's error, before anything is known */
-#define PRIOR       0.5 /* deviation of the common factor's logarithm, before anything is known */
+#define EVERY      32u /* one block of so many, ... */
+#define LEAST      24u /* ... and so many where that would be fewer */
+#define EVIDENCE   8u  /* audits below which level 0 is taken by its word */
+#define FACTOR_MAX 8.0
+#define SCATTER    0.5 /* variance of the logarithm of one block's error, before anything is known */
+#define PRIOR      0.5 /* deviation of the common factor's logarithm, before anything is known */
 
 uint32_t hri_ladder_audits_max(const struct hri_index_options *o)
 {
@@ -50,7 +50,8 @@ uint64_t hri_ladder_audit(struct hri_ladder *l)
     }
     uint64_t bytes = l->n_audits > 0 ? hri_ladder_read_pending(l) : 0;
     for (uint32_t g = 0; g < n_g; g++) {
-        float factor = expf(top[g] - step->top[g]); /* of the same weight, where the top was raised */
+        float factor =
+            expf(top[g] - step->top[g]); /* of the same weight, where the top was raised */
         for (uint32_t i = 0; i < l->n_audits; i++) {
             struct hri_audit *audit = &l->audit[g * max + i];
             size_t at = g * step->stride + l->audits[i];
@@ -67,7 +68,8 @@ uint64_t hri_ladder_audit(struct hri_ladder *l)
 }
 
 struct evidence {
-    double n, e, t, ee, et, tt; /* sums over audits of weights as level 0 and as sketches have them */
+    double n, e, t, ee, et,
+        tt; /* sums over audits of weights as level 0 and as sketches have them */
 };
 
 static struct evidence gather(const struct hri_ladder *l, uint32_t g)
@@ -112,9 +114,11 @@ double hri_ladder_correct(struct hri_ladder *l, uint32_t g, double *common_out)
     *common_out = 0;
     if (a.n < EVIDENCE || !(a.e > 0) || !(a.ee > 0))
         return 0;
-    double factor = a.t / a.e, alike = a.e * a.e / a.ee; /* so many audits of equal weight would say as much */
+    double factor = a.t / a.e,
+           alike = a.e * a.e / a.ee; /* so many audits of equal weight would say as much */
     double misfit = fmax(a.tt - 2 * factor * a.et + factor * factor * a.ee, 0); /* sum (t - fe)^2 */
-    double doubt = SCATTER / alike + (a.t > 0 ? misfit / (a.t * a.t) : 1); /* variance of log factor */
+    double doubt =
+        SCATTER / alike + (a.t > 0 ? misfit / (a.t * a.t) : 1); /* variance of log factor */
     double trust = PRIOR * PRIOR / (PRIOR * PRIOR + doubt);
     factor = exp(trust * log(fmin(fmax(factor, 1 / FACTOR_MAX), FACTOR_MAX)));
     scale(l, g, (float)factor);

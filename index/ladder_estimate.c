@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis, const float *codes,
-                       float *sum)
+void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis,
+                       const float *codes, float *sum)
 {
     const struct hri_index_options *o = &l->head->options;
     const int8_t *value[HR_HEAD_DIM_MAX];

@@ -58,9 +58,8 @@ size_t hri_ladder_bytes(const struct hri_index_options *o)
         return 0;
     size_t floats = (g + 1) * lanes + (4 * g + 2) * blocks + g * HRI_LADDER_CHUNK +
                     (bases * (o->k_dim + 1) + HR_HEAD_DIM_MAX + o->v_dim + 4) * g;
-    return floats * sizeof(float) +
-           (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks + bases +
-           lanes * sizeof(struct hri_ranked) + sizeof(struct hri_sketch_query) +
+    return floats * sizeof(float) + (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks +
+           bases + lanes * sizeof(struct hri_ranked) + sizeof(struct hri_sketch_query) +
            hri_ladder_audits_max(o) * (sizeof(uint32_t) + g * sizeof(struct hri_audit)) +
            g * sizeof(double) + 30 * 64;
 }
@@ -79,7 +78,8 @@ struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct 
     return l;
 }
 
-float hri_ladder_corrected(const struct hri_index_head *head, const struct hri_select_in *in, uint32_t g)
+float hri_ladder_corrected(const struct hri_index_head *head, const struct hri_select_in *in,
+                           uint32_t g)
 {
     struct hri_step step = hri_step_at(head, in);
     return hri_ladder_at(head, in, &step).corrected[g];

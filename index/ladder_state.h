@@ -51,35 +51,37 @@ struct hri_ladder {
     struct hri_step *step;
     const struct hri_ladder_in *level0; /* during select */
     size_t stride;                      /* lanes */
-    float *score;       /* [g][HRI_LADDER_CHUNK] sketched part of the logits */
-    float *weight;      /* [g][stride] of sketched rows, over exp(top); 0 once refined */
-    float *worth;       /* [stride] expected squared error that refining removes, relative; of blocks HRI_ROWS */
+    float *score;                       /* [g][HRI_LADDER_CHUNK] sketched part of the logits */
+    float *weight; /* [g][stride] of sketched rows, over exp(top); 0 once refined */
+    float *
+        worth; /* [stride] expected squared error that refining removes, relative; of blocks HRI_ROWS */
     float *square;      /* [g][step->stride] sum of a block's squared weights */
     float *factor;      /* [g][step->stride] from a squared weight of a row to its worth */
     float *block_worth; /* [step->stride] sum of its rows' worth */
-    float *promise;     /* [step->stride] the same, or what one of its rows may turn out to be worth */
-    float *rate;        /* [g][step->stride] of unread blocks: squared error per squared share */
-    float *lifted;      /* [g][step->stride] the same for ranking; both 0 once read */
-    float *rest;        /* [bases][g] variance that a sketch of miss 1 leaves */
-    float *x;           /* [bases][g][k_dim] queries in a basis */
-    float *sum;         /* [g][HR_HEAD_DIM_MAX] weighted codes, a turned query */
-    float *shifted;     /* [g][v_dim] by what the sketches of heavy blocks say that their values differ from the means */
-    uint32_t *groups;   /* [stride / 16] */
-    uint32_t *bins;     /* [HRI_BINS] */
-    float *bin_sum;     /* [HRI_BINS] */
-    uint8_t *state;     /* [blocks] enum hri_block_state */
-    uint8_t *turned;    /* [bases] x and rest are there */
-    bool rows_too;      /* single rows may be chosen */
-    bool by_budget;     /* all rows can be, and a budget alone decides how many */
-    bool everything;    /* the budget is enough for all rows: then none is passed over */
+    float *promise; /* [step->stride] the same, or what one of its rows may turn out to be worth */
+    float *rate;    /* [g][step->stride] of unread blocks: squared error per squared share */
+    float *lifted;  /* [g][step->stride] the same for ranking; both 0 once read */
+    float *rest;    /* [bases][g] variance that a sketch of miss 1 leaves */
+    float *x;       /* [bases][g][k_dim] queries in a basis */
+    float *sum;     /* [g][HR_HEAD_DIM_MAX] weighted codes, a turned query */
+    float *
+        shifted; /* [g][v_dim] by what the sketches of heavy blocks say that their values differ from the means */
+    uint32_t *groups;          /* [stride / 16] */
+    uint32_t *bins;            /* [HRI_BINS] */
+    float *bin_sum;            /* [HRI_BINS] */
+    uint8_t *state;            /* [blocks] enum hri_block_state */
+    uint8_t *turned;           /* [bases] x and rest are there */
+    bool rows_too;             /* single rows may be chosen */
+    bool by_budget;            /* all rows can be, and a budget alone decides how many */
+    bool everything;           /* the budget is enough for all rows: then none is passed over */
     struct hri_ranked *ranked; /* [blocks or rows] */
     struct hri_sketch_query *query;
-    float *best;       /* [g] largest logit of the rows read */
-    float *far, *size; /* [g] mean |v - o|^2 and |o|^2 */
+    float *best;                /* [g] largest logit of the rows read */
+    float *far, *size;          /* [g] mean |v - o|^2 and |o|^2 */
     uint32_t *audits, n_audits; /* [audits_max] blocks */
-    struct hri_audit *audit;                  /* [g][audits_max] */
-    float *corrected;                         /* [g] factor on what level 0 has of unread blocks */
-    double *left;      /* [g] relative squared error that is left */
+    struct hri_audit *audit;    /* [g][audits_max] */
+    float *corrected;           /* [g] factor on what level 0 has of unread blocks */
+    double *left;               /* [g] relative squared error that is left */
 };
 
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -123,8 +125,8 @@ double hri_ladder_correct(struct hri_ladder *l, uint32_t g, double *common_out);
 /* Weights of marked blocks; tops may be raised, totals do not follow yet. */
 uint64_t hri_ladder_read_pending(struct hri_ladder *l);
 /* Adds to sum [G][v_dim] what weighted codes of a basis stand for; codes [G][n] are their sums. */
-void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis, const float *codes,
-                       float *sum);
+void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis,
+                       const float *codes, float *sum);
 /* Reads the sketches of all marked blocks; weights and totals follow. Returns the bytes read. */
 uint64_t hri_ladder_read(struct hri_ladder *l);
 /* What unread blocks leave: left[g] set to it; far and size measured. Returns the sum of the group. */

@@ -475,8 +475,11 @@ static const struct hri_param params_headrace[] = {
     {"iterations", "k-means iterations", "docs/algorithm.md", 3, 1, 50},
     {"reuse", "blocks that lie in frames and are refined beyond the budget, as a share of it",
      "docs/algorithm.md", 1, 0, 8},
-    {"share", "with sketches, the budget is shared by what rows were worth to the last token: 0 equally, 1 between the heads of a "
-     "layer, 2 between all heads", "docs/algorithm.md", 2, 0, 2},
+    {"share",
+     "with sketches, the budget is shared by what rows were worth to the last token: 0 equally, 1 "
+     "between the heads of a "
+     "layer, 2 between all heads",
+     "docs/algorithm.md", 2, 0, 2},
     PARAM_END};
 
 const struct hri_selector hri_selector_headrace = {

@@ -252,6 +252,7 @@ static hr_sequence_t *shell_of(const hr_sequence_t *s)
     f->layers = NULL;
     f->frames = NULL;
     f->steps = NULL;
+    memset(&f->share, 0, sizeof f->share);
     f->whole = NULL;
     f->ins = NULL;
     f->outs = NULL;
@@ -283,6 +284,9 @@ hr_status_t hr_sequence_fork(hr_sequence_t *s, hr_sequence_t **fork_out)
         size_t bytes = (size_t)s->n_layers * s->n_kv * sizeof(float);
         f->head_gates = copy_of(a, s->head_gates, bytes, bytes);
         status = f->head_gates != NULL ? HR_OK : hri_alloc_status();
+    }
+    if (status == HR_OK && s->share.part != NULL) {
+        status = hri_share_copy(&s->share, a, &f->share);
     }
     if (status == HR_OK) {
         f->layers = hri_calloc(a, s->n_layers, sizeof *f->layers);

@@ -139,12 +139,15 @@ static hr_status_t state_load(struct opener *op, uint32_t i, struct hri_saved_la
         return status;
     }
     uint64_t bytes = sizeof *state + (uint64_t)state->n_settled * sizeof(uint32_t) +
-                     (state->early_tokens > 0 ? (uint64_t)m->n_q * m->dk * sizeof(float) : 0);
+                     (state->early_tokens > 0 ? (uint64_t)m->n_q * m->dk * sizeof(float) : 0) +
+                     (uint64_t)state->n_worth * HRI_WORTH_BINS * sizeof(uint32_t);
     bool fits = state->n_tokens == m->n_tokens &&
                 state->n_logged == m->n_tokens / HRI_LOG_ROWS * HRI_LOG_ROWS &&
                 state->body_end <= m->n_tokens && state->tail_first <= state->n_logged &&
                 m->n_tokens - state->tail_first <= m->tail_max && state->n_settled <= m->n_tokens &&
-                state->early_tokens <= m->n_tokens && bytes == hri_archive_bytes(op->in, key);
+                state->early_tokens <= m->n_tokens &&
+                (state->n_worth == 0 || state->n_worth == m->n_kv) &&
+                bytes == hri_archive_bytes(op->in, key);
     return fits ? HR_OK
                 : hri_error_set(HR_ERR_CORRUPT,
                                 "session %s: layer %u: %u tokens, %u in the log, body to %u, tail "
@@ -327,6 +330,11 @@ static hr_status_t settled_load(struct opener *op, uint32_t i, const struct hri_
                      ? misfit(op, i, "a guess that nobody wanted")
                      : hri_archive_get(op->in, l->early_q,
                                        (size_t)op->s->n_q * op->s->dk * sizeof *l->early_q);
+    }
+    bool shares = op->s->share.part != NULL && state->n_worth == op->s->n_kv;
+    for (uint32_t h = 0; shares && h < op->s->n_kv && status == HR_OK; h++) {
+        status = hri_archive_get(op->in, hri_share_worth_set(&op->s->share, i, h),
+                                 HRI_WORTH_BINS * sizeof(uint32_t));
     }
     return status;
 }

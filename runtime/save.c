@@ -152,9 +152,10 @@ static hr_status_t head_save(struct saver *sv, struct hri_layer *l, uint32_t h)
     return status;
 }
 
-static hr_status_t state_save(struct saver *sv, const struct hri_layer *l)
+static hr_status_t state_save(struct saver *sv, uint32_t i)
 {
     const hr_sequence_t *s = sv->s;
+    const struct hri_layer *l = &s->layers[i];
     struct hri_saved_layer state = {
         .n_tokens = l->n_tokens,
         .body_end = l->body_end,
@@ -163,6 +164,7 @@ static hr_status_t state_save(struct saver *sv, const struct hri_layer *l)
         .n_settled = l->n_settled,
         .block_cells = l->block_lane != NULL ? hri_lane_cells(l->block_lane) : 0,
         .early_tokens = l->early_q != NULL ? l->early_tokens : 0,
+        .n_worth = hri_share_known(&s->share, i) ? s->n_kv : 0,
     };
     hr_status_t status = hri_archive_put(sv->out, &state, sizeof state);
     if (status == HR_OK && l->n_settled > 0) {
@@ -170,6 +172,10 @@ static hr_status_t state_save(struct saver *sv, const struct hri_layer *l)
     }
     if (status == HR_OK && state.early_tokens > 0) {
         status = hri_archive_put(sv->out, l->early_q, (size_t)s->n_q * s->dk * sizeof *l->early_q);
+    }
+    for (uint32_t h = 0; h < state.n_worth && status == HR_OK; h++) {
+        status = hri_archive_put(sv->out, hri_share_worth(&s->share, i, h),
+                                 HRI_WORTH_BINS * sizeof(uint32_t));
     }
     return status;
 }
@@ -185,7 +191,7 @@ static hr_status_t layer_save(struct saver *sv, uint32_t i)
                  : status
 #define PART(call) status = status == HR_OK ? (call) : status
     STREAM(HRI_SAVED_STATE, 0);
-    PART(state_save(sv, l));
+    PART(state_save(sv, i));
     STREAM(HRI_SAVED_NEAR, 0);
     PART(near_save(sv, l));
     STREAM(HRI_SAVED_LOG, 0);

@@ -39,7 +39,8 @@ _Static_assert(sizeof(struct hri_saved_meta) == 1072, "on disk");
 
 struct hri_saved_layer {
     uint32_t n_tokens, body_end, tail_first, n_logged;
-    uint32_t n_settled, block_cells, early_tokens, zero;
+    uint32_t n_settled, block_cells, early_tokens;
+    uint32_t n_worth; /* heads that say what rows were worth to the last token: 0 or n_kv */
 };
 
 /* Fills all but user_bytes and model_id. */

@@ -15,7 +15,10 @@ hr_status_t hri_share_create(struct hri_share *share, struct hri_alloc *alloc, u
     if (!share->worth || !share->known || !share->part) {
         return hri_alloc_status();
     }
-    hri_share_reset(share);
+    share->position = NO_POSITION;
+    for (size_t i = 0; i < n; i++) {
+        share->part[i] = 1;
+    }
     return HR_OK;
 }
 
@@ -25,16 +28,6 @@ void hri_share_destroy(struct hri_share *share, struct hri_alloc *alloc)
     hri_free(alloc, share->known);
     hri_free(alloc, share->part);
     memset(share, 0, sizeof *share);
-}
-
-void hri_share_reset(struct hri_share *share)
-{
-    size_t n = (size_t)share->n_layers * share->n_kv;
-    share->position = NO_POSITION;
-    memset(share->known, 0, n);
-    for (size_t i = 0; i < n; i++) {
-        share->part[i] = 1;
-    }
 }
 
 static float bounded(double part)
@@ -79,8 +72,11 @@ static void parts_find(struct hri_share *share, size_t first, size_t end, double
             return;
         }
     }
-    for (size_t i = first; i < end; i++) { /* more than there are rows worth anything */
-        share->part[i] = (float)(bounded(share->part[i]) * want / sum);
+    /* More than there are rows worth anything. */
+    double fits = (want - sum) / (HRI_SHARE_MOST * want - sum);
+    for (size_t i = first; i < end; i++) {
+        double part = bounded(share->part[i]);
+        share->part[i] = (float)(part + fits * (HRI_SHARE_MOST - part));
     }
 }
 
@@ -97,9 +93,34 @@ const float *hri_share_parts(struct hri_share *share, uint32_t layer, uint32_t p
     return share->part + layer * n;
 }
 
-uint32_t *hri_share_worth(struct hri_share *share, uint32_t layer, uint32_t head)
+uint32_t *hri_share_worth_set(struct hri_share *share, uint32_t layer, uint32_t head)
 {
     size_t i = (size_t)layer * share->n_kv + head;
     share->known[i] = 1;
     return share->worth + i * HRI_WORTH_BINS;
+}
+
+bool hri_share_known(const struct hri_share *share, uint32_t layer)
+{
+    return share->part != NULL &&
+           memchr(share->known + (size_t)layer * share->n_kv, 0, share->n_kv) == NULL;
+}
+
+const uint32_t *hri_share_worth(const struct hri_share *share, uint32_t layer, uint32_t head)
+{
+    return share->worth + ((size_t)layer * share->n_kv + head) * HRI_WORTH_BINS;
+}
+
+hr_status_t hri_share_copy(const struct hri_share *from, struct hri_alloc *alloc,
+                           struct hri_share *share)
+{
+    size_t n = (size_t)from->n_layers * from->n_kv;
+    hr_status_t status = hri_share_create(share, alloc, from->n_layers, from->n_kv, from->layers);
+    if (status == HR_OK) {
+        memcpy(share->worth, from->worth, n * HRI_WORTH_BINS * sizeof *share->worth);
+        memcpy(share->known, from->known, n);
+        memcpy(share->part, from->part, n * sizeof *share->part);
+        share->position = from->position;
+    }
+    return status;
 }

@@ -128,7 +128,7 @@ static void question_fill(const struct step *st, uint32_t head)
     }
     float part = st->part != NULL ? st->part[head] : 1;
     if (st->part != NULL) {
-        hs->out.worth = hri_share_worth(&st->s->share, st->layer_index, head);
+        hs->out.worth = hri_share_worth_set(&st->s->share, st->layer_index, head);
     }
     hs->in = (struct hri_select_in){
         .q = hs->q,
