@@ -74,31 +74,49 @@ static uint32_t block_of_lane(const struct hri_index_head *head, uint32_t lane)
 }
 
 /* Rows that their sketch says least of are worth as much as they may turn out to be. For the ranking only. */
+static float lone_worth(const struct hri_ladder *l, uint32_t i, uint32_t b, uint32_t basis)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    uint32_t n_g = l->head->options.g;
+    float miss = hri_sketch_lone_miss(l->head, i), worth = 0;
+    for (uint32_t g = 0; g < n_g; g++) {
+        float reach = LONE_REACH * sqrtf(miss * l->rest[basis * n_g + g]);
+        float w = l->weight[g * l->stride + s->lone_lane[i]];
+        w *= expf(hri_smaller(reach, LONE_TAIL_MAX));
+        worth += l->factor[g * l->step->stride + b] * w * w;
+    }
+    return worth;
+}
+
+/* What they promise, and with it their blocks. */
 static void lone_lift(struct hri_ladder *l)
 {
     const struct hri_index_head *head = l->head;
     const struct hri_sketch *s = head->sketch;
-    uint32_t n_g = head->options.g, last = head->n_blocks - 1;
-    uint32_t next = s->first_lane[last] + head->block_rows[last];
+    uint32_t last = head->n_blocks - 1, next = s->first_lane[last] + head->block_rows[last];
+    l->n_lone = 0;
     for (uint32_t i = 0, b = 0, basis = 0; i < s->n_lone && s->lone_lane[i] < next; i++) {
-        uint32_t lane = s->lone_lane[i];
-        while (s->first_lane[b] + head->block_rows[b] <= lane) /* they ascend */
+        while (s->first_lane[b] + head->block_rows[b] <= s->lone_lane[i]) /* they ascend */
             b++;
         if (l->state[b] == HRI_UNREAD)
             continue;
         while (b >= hri_basis_end(head, basis))
             basis++;
-        float miss = hri_sketch_lone_miss(head, i), worth = 0;
-        for (uint32_t g = 0; g < n_g; g++) {
-            float reach = LONE_REACH * sqrtf(miss * l->rest[basis * n_g + g]);
-            float w = l->weight[g * l->stride + lane] * expf(hri_smaller(reach, LONE_TAIL_MAX));
-            worth += l->factor[g * l->step->stride + b] * w * w;
-        }
+        float worth = lone_worth(l, i, b, basis);
         if (l->state[b] == HRI_LIGHT && worth * (float)head->n_blocks >= (float)HRI_LIGHT_SHARE)
             l->state[b] = HRI_READ;
         l->promise[b] = hri_larger(l->promise[b], worth);
-        if (l->state[b] == HRI_ROWS)
-            l->worth[lane] = hri_larger(l->worth[lane], worth);
+        l->lone[l->n_lone++] = (struct hri_lone){s->lone_lane[i], b, worth};
+    }
+}
+
+/* The rows of blocks that are looked at singly. */
+static void lone_apply(struct hri_ladder *l)
+{
+    for (uint32_t i = 0; i < l->n_lone; i++) {
+        const struct hri_lone *lone = &l->lone[i];
+        if (l->state[lone->block] == HRI_ROWS)
+            l->worth[lone->lane] = hri_larger(l->worth[lone->lane], lone->worth);
     }
 }
 
@@ -112,7 +130,7 @@ static uint32_t singles_fill(struct hri_ladder *l, double single)
             fresh++;
         }
     if (fresh > 0)
-        lone_lift(l);
+        lone_apply(l);
     return fresh;
 }
 

@@ -45,6 +45,7 @@ static bool take(struct hri_arena *arena, const struct hri_index_options *o, str
     l->size = hri_arena_array(arena, g, sizeof(float));
     l->audits = hri_arena_array(arena, hri_ladder_audits_max(o), sizeof(uint32_t));
     l->audit = hri_arena_array(arena, g * hri_ladder_audits_max(o), sizeof(struct hri_audit));
+    l->lone = hri_arena_array(arena, hri_sketch_lone_max(o), sizeof(struct hri_lone));
     l->corrected = hri_arena_array(arena, g, sizeof(float));
     l->left = hri_arena_array(arena, g, sizeof(double));
     return l->left != NULL;
@@ -61,7 +62,7 @@ size_t hri_ladder_bytes(const struct hri_index_options *o)
     return floats * sizeof(float) + (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks +
            bases + lanes * sizeof(struct hri_ranked) + sizeof(struct hri_sketch_query) +
            hri_ladder_audits_max(o) * (sizeof(uint32_t) + g * sizeof(struct hri_audit)) +
-           g * sizeof(double) + 30 * 64;
+           g * sizeof(double) + hri_sketch_lone_max(o) * sizeof(struct hri_lone) + 31 * 64;
 }
 
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,

@@ -6,7 +6,7 @@
 #include "index/ladder.h"
 
 /* A query head whose unread blocks leave less than this, relative to the output, needs none of their sketches. */
-#define HRI_UNREAD_FLOOR 0.002
+#define HRI_UNREAD_FLOOR 0.003
 /* All light blocks together, as worth of single rows at most: relative, squared. */
 #define HRI_LIGHT_SHARE (HRI_UNREAD_FLOOR * HRI_UNREAD_FLOOR)
 
@@ -45,6 +45,12 @@ struct hri_audit {
     float weight, rate, lifted, ratio;
 };
 
+/* A row that lies far out, in a block that has been read: what it may be worth. */
+struct hri_lone {
+    uint32_t lane, block;
+    float worth;
+};
+
 struct hri_ladder {
     const struct hri_index_head *head;
     const struct hri_select_in *in;
@@ -80,8 +86,10 @@ struct hri_ladder {
     float *far, *size;          /* [g] mean |v - o|^2 and |o|^2 */
     uint32_t *audits, n_audits; /* [audits_max] blocks */
     struct hri_audit *audit;    /* [g][audits_max] */
-    float *corrected;           /* [g] factor on what level 0 has of unread blocks */
-    double *left;               /* [g] relative squared error that is left */
+    struct hri_lone *lone;      /* [sketch->lone_max] */
+    uint32_t n_lone;
+    float *corrected; /* [g] factor on what level 0 has of unread blocks */
+    double *left;     /* [g] relative squared error that is left */
 };
 
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,

@@ -44,7 +44,7 @@ uint32_t hri_sketch_lanes_max(const struct hri_index_options *o)
     return hri_lanes_up(o->rows_max) + LANES * hri_sketch_bases_max(o);
 }
 
-static uint32_t lone_of(const struct hri_index_options *o)
+uint32_t hri_sketch_lone_max(const struct hri_index_options *o)
 {
     return o->rows_max / HRI_SKETCH_LONE + 1;
 }
@@ -75,7 +75,7 @@ uint64_t hri_sketch_bytes(const struct hri_index_options *o)
     if (hri_sketch_bits(o) == 0)
         return 0;
     return hri_sketch_bases_max(o) * basis_bytes(o) + code_bytes(o, hri_sketch_lanes_max(o)) +
-           o->blocks_max * (sizeof(uint32_t) + 1) + lone_of(o) * LONE_BYTES;
+           o->blocks_max * (sizeof(uint32_t) + 1) + hri_sketch_lone_max(o) * LONE_BYTES;
 }
 
 static uint32_t next_lane(const struct hri_index_head *head)
@@ -135,7 +135,7 @@ hr_status_t hri_sketch_create(struct hri_index_head *head)
     s->miss = hri_array(o->device, o->blocks_max, 1);
     for (int i = 0; i < 256; i++)
         s->miss_of[i] = exp2f(((float)i - MISS_ZERO) / MISS_STEPS);
-    s->lone_max = lone_of(o);
+    s->lone_max = hri_sketch_lone_max(o);
     s->lone_lane = hri_array(o->device, s->lone_max, sizeof *s->lone_lane);
     s->lone_miss = hri_array(o->device, s->lone_max, 1);
     bool all = s->codes && s->first_lane && s->miss && s->lone_lane && s->lone_miss;

@@ -53,6 +53,7 @@ uint64_t hri_sketch_bytes(const struct hri_index_options *options);
 /* Of those, what the blocks there are hold, bases included. */
 uint64_t hri_sketch_held(const struct hri_index_head *head);
 uint32_t hri_sketch_lanes_max(const struct hri_index_options *options);
+uint32_t hri_sketch_lone_max(const struct hri_index_options *options);
 uint32_t hri_sketch_bases_max(const struct hri_index_options *options);
 hr_status_t hri_sketch_create(struct hri_index_head *head);
 void hri_sketch_destroy(struct hri_index_head *head);
