@@ -124,7 +124,7 @@ static void lone_apply(struct hri_ladder *l)
 static uint32_t singles_fill(struct hri_ladder *l, double single)
 {
     uint32_t fresh = 0;
-    for (uint32_t b = 0; b < l->head->n_blocks; b++)
+    for (uint32_t b = hri_ladder_next(l, 0); b < l->head->n_blocks; b = hri_ladder_next(l, b + 1))
         if (l->state[b] == HRI_READ && (double)l->promise[b] >= single) {
             rows_worth(l, b);
             fresh++;
@@ -145,11 +145,10 @@ static void worth_fill(struct hri_ladder *l)
         float total = l->step->total[g];
         scale[g] = l->size[g] > 0 ? 1 / (l->size[g] * total * total) : 0;
     }
-    for (uint32_t b = 0, basis = 0; b < head->n_blocks; b++) {
+    for (uint32_t b = hri_ladder_next(l, 0), basis = 0; b < head->n_blocks;
+         b = hri_ladder_next(l, b + 1)) {
         while (b >= hri_basis_end(head, basis))
             basis++;
-        if (l->state[b] == HRI_UNREAD)
-            continue;
         block_value(l, b, basis, scale);
         all += (double)l->block_worth[b];
     }
@@ -238,7 +237,7 @@ static void rows_choose(struct hri_ladder *l, uint64_t want, struct hri_select_o
     bin = bin > 0 ? bin : 1;
     for (uint32_t i = bin + 1; i < HRI_BINS; i++)
         above += l->bins[i];
-    for (uint32_t b = 0; b < head->n_blocks; b++) {
+    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1)) {
         uint32_t lane = head->sketch->first_lane[b];
         if (l->state[b] == HRI_ROWS)
             for (uint32_t i = 0; i < head->block_rows[b]; i++)
@@ -250,7 +249,7 @@ static void rows_choose(struct hri_ladder *l, uint64_t want, struct hri_select_o
     hri_rank_select(l->ranked, n_edge, of_edge);
     for (uint32_t i = of_edge; i < n_edge; i++)
         l->worth[l->ranked[i].item] = 0;
-    for (uint32_t b = 0; b < head->n_blocks; b++) {
+    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1)) {
         uint32_t lane = head->sketch->first_lane[b];
         if (l->state[b] != HRI_ROWS)
             continue;
@@ -387,7 +386,7 @@ static double bins_fill(struct hri_ladder *l)
     double others = 0;
     memset(l->bins, 0, HRI_BINS * sizeof *l->bins);
     memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
-    for (uint32_t b = 0; b < l->head->n_blocks; b++) {
+    for (uint32_t b = hri_ladder_next(l, 0); b < l->head->n_blocks; b = hri_ladder_next(l, b + 1)) {
         const float *worth = l->worth + l->head->sketch->first_lane[b];
         if (l->state[b] == HRI_READ || l->state[b] == HRI_LIGHT)
             others += (double)l->block_worth[b];

@@ -19,7 +19,8 @@ static uint32_t groups_list(struct hri_ladder *l, uint32_t basis)
 {
     const struct hri_sketch *s = l->head->sketch;
     uint32_t n = 0, next = 0;
-    for (uint32_t b = s->bases[basis].first_block; b < hri_basis_end(l->head, basis); b++) {
+    uint32_t begin = s->bases[basis].first_block, end = hri_basis_end(l->head, basis);
+    for (uint32_t b = hri_ladder_next(l, begin); b < end; b = hri_ladder_next(l, b + 1)) {
         if (l->state[b] < HRI_READ)
             continue;
         uint32_t first = s->first_lane[b] / HRI_LANES;

@@ -128,7 +128,8 @@ static uint32_t heavy_list(struct hri_ladder *l, uint32_t basis)
     const struct hri_sketch *s = l->head->sketch;
     const struct hri_step *step = l->step;
     uint32_t n = 0, next = 0;
-    for (uint32_t b = s->bases[basis].first_block; b < hri_basis_end(l->head, basis); b++) {
+    uint32_t begin = s->bases[basis].first_block, end = hri_basis_end(l->head, basis);
+    for (uint32_t b = hri_ladder_next(l, begin); b < end; b = hri_ladder_next(l, b + 1)) {
         bool heavy = false;
         for (uint32_t g = 0; g < l->head->options.g; g++)
             heavy |= step->weight[g * step->stride + b] > HEAVY * step->total[g];
@@ -375,9 +376,8 @@ static uint32_t chunk_list(struct hri_ladder *l, uint32_t b, uint32_t end, uint3
 
 static uint32_t pending_next(const struct hri_ladder *l, uint32_t b, uint32_t end)
 {
-    while (b < end && l->state[b] != HRI_PENDING)
-        b++;
-    return b;
+    const uint8_t *at = b < end ? memchr(l->state + b, HRI_PENDING, end - b) : NULL;
+    return at != NULL ? (uint32_t)(at - l->state) : end;
 }
 
 /* Blocks far apart are chunks of their own: the next one's codes come while this one is scored. */

@@ -5,6 +5,8 @@
 
 #include "index/ladder.h"
 
+#include <string.h>
+
 /* A query head whose unread blocks leave less than this, relative to the output, needs none of their sketches. */
 #define HRI_UNREAD_FLOOR 0.003
 /* All light blocks together, as worth of single rows at most: relative, squared. */
@@ -111,6 +113,21 @@ static inline uint32_t hri_basis_end(const struct hri_index_head *head, uint32_t
 {
     return basis + 1 < head->sketch->n_bases ? head->sketch->bases[basis + 1].first_block
                                              : head->n_blocks;
+}
+
+/* The next block from b on that is not unread; n_blocks if there is none. Most are unread. */
+static inline uint32_t hri_ladder_next(const struct hri_ladder *l, uint32_t b)
+{
+    uint32_t n = l->head->n_blocks;
+    _Static_assert(HRI_UNREAD == 0, "eight unread blocks are a zero");
+    for (uint64_t eight; b + 8 <= n; b += 8) {
+        memcpy(&eight, l->state + b, sizeof eight);
+        if (eight != 0)
+            break;
+    }
+    while (b < n && l->state[b] == HRI_UNREAD)
+        b++;
+    return b;
 }
 
 /* What the sketches of a block miss, as a factor on their basis's. */
