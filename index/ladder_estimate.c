@@ -3,39 +3,18 @@
 
 #include <string.h>
 
-void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis,
-                       const float *codes, float *sum)
-{
-    const struct hri_index_options *o = &l->head->options;
-    const int8_t *value[HR_HEAD_DIM_MAX];
-    for (uint32_t c = 0; c < basis->n; c++)
-        value[c] = basis->value + (size_t)c * o->v_dim;
-    o->kernels->sum_gather_i8(codes, basis->n, o->g, 0, o->v_dim, value, basis->value_scale,
-                              basis->n, sum);
-}
-
 /* Groups of 16 lanes of the blocks of a basis that count as their sketches have them, ascending, each once. */
 static uint32_t groups_list(struct hri_ladder *l, uint32_t basis)
 {
     const struct hri_sketch *s = l->head->sketch;
-    uint32_t n = 0, next = 0;
+    uint32_t n = 0;
     uint32_t begin = s->bases[basis].first_block, end = hri_basis_end(l->head, basis);
     for (uint32_t b = hri_ladder_next(l, begin); b < end; b = hri_ladder_next(l, b + 1)) {
         if (l->state[b] < HRI_READ)
             continue;
-        uint32_t first = s->first_lane[b] / HRI_LANES;
-        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
-        for (uint32_t j = first > next ? first : next; j <= last; j++)
-            l->groups[n++] = j;
-        next = last + 1 > next ? last + 1 : next;
+        n = hri_ladder_groups_add(l, b, n);
     }
     return n;
-}
-
-static void lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end)
-{
-    for (uint32_t g = 0; g < l->head->options.g && first < end; g++)
-        memset(l->weight + g * l->stride + first, 0, (end - first) * sizeof(float));
 }
 
 /* Rows of light blocks count otherwise: in the groups of 16 that they share with blocks that are listed they weigh nothing. */
@@ -47,25 +26,9 @@ static void light_clear(struct hri_ladder *l, uint32_t basis)
         if (l->state[b] != HRI_LIGHT)
             continue;
         uint32_t first_up = hri_lanes_up(first), last_down = last / HRI_LANES * HRI_LANES;
-        lanes_clear(l, first, first_up < last ? first_up : last);
-        lanes_clear(l, last_down > first ? last_down : first, last);
+        hri_ladder_lanes_clear(l, first, first_up < last ? first_up : last);
+        hri_ladder_lanes_clear(l, last_down > first ? last_down : first, last);
     }
-}
-
-/* Weighted codes of the read blocks of a basis, as values. */
-static void add_sketched(struct hri_ladder *l, uint32_t i)
-{
-    const struct hri_index_head *head = l->head;
-    const struct hri_sketch *s = head->sketch;
-    const struct hri_basis *basis = &s->bases[i];
-    uint32_t n_g = head->options.g, n = groups_list(l, i);
-    if (n == 0)
-        return;
-    struct hri_sketch_rows rows = {s->codes, basis->n4, basis->n2};
-    light_clear(l, i);
-    memset(l->sum, 0, (size_t)n_g * basis->n * sizeof(float));
-    head->options.kernels->sum_sketch(rows, n_g, l->groups, n, l->weight, l->stride, l->sum);
-    hri_ladder_values(l, basis, l->sum, l->step->sum);
 }
 
 uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -88,8 +51,12 @@ uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri
         for (uint32_t j = 0; j < dv; j++)
             step->sum[(size_t)g * dv + j] += lean * step->shift[(size_t)g * dv + j];
     }
-    for (uint32_t i = 0; i < head->sketch->n_bases; i++)
-        add_sketched(&l, i);
+    for (uint32_t i = 0; i < head->sketch->n_bases; i++) {
+        uint32_t n = groups_list(&l, i);
+        if (n > 0)
+            light_clear(&l, i);
+        hri_ladder_values_add(&l, i, n, step->sum);
+    }
     struct hri_partial sum = {.m = step->top, .l = mass, .o = step->sum};
     hri_partial_merge(part, &sum, head->options.g, dv);
     return hri_index_items(head) - out->n_items;

@@ -26,9 +26,7 @@ static struct rows rows_of_block(const struct hri_index_head *head, uint32_t ite
 /* Lanes of neighbours in the groups of 16 that are summed weigh nothing. */
 static void groups_clear(struct hri_ladder *l, struct rows rows)
 {
-    uint32_t first = rows.lane / HRI_LANES * HRI_LANES, end = hri_lanes_up(rows.lane + rows.n);
-    for (uint32_t g = 0; g < l->head->options.g; g++)
-        memset(l->weight + g * l->stride + first, 0, (end - first) * sizeof(float));
+    hri_ladder_lanes_clear(l, rows.lane / HRI_LANES * HRI_LANES, hri_lanes_up(rows.lane + rows.n));
 }
 
 /* Late rows are told by their sign while the others of their blocks are taken out. */
@@ -87,30 +85,13 @@ static void centres_add(const struct hri_ladder *l, struct rows rows, float *mas
 static uint32_t groups_list(struct hri_ladder *l, uint32_t basis)
 {
     const struct hri_sketch *s = l->head->sketch;
-    uint32_t n = 0, next = 0;
+    uint32_t n = 0;
     for (uint32_t b = s->bases[basis].first_block; b < hri_basis_end(l->head, basis); b++) {
         if (l->state[b] != HRI_PENDING)
             continue;
-        uint32_t first = s->first_lane[b] / HRI_LANES;
-        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
-        for (uint32_t j = first > next ? first : next; j <= last; j++)
-            l->groups[n++] = j;
-        next = last + 1;
+        n = hri_ladder_groups_add(l, b, n);
     }
     return n;
-}
-
-static void codes_add(struct hri_ladder *l, uint32_t i)
-{
-    const struct hri_sketch *s = l->head->sketch;
-    const struct hri_basis *basis = &s->bases[i];
-    uint32_t n_g = l->head->options.g, n = groups_list(l, i);
-    if (n == 0)
-        return;
-    struct hri_sketch_rows rows = {s->codes, basis->n4, basis->n2};
-    memset(l->sum, 0, (size_t)n_g * basis->n * sizeof(float));
-    l->head->options.kernels->sum_sketch(rows, n_g, l->groups, n, l->weight, l->stride, l->sum);
-    hri_ladder_values(l, basis, l->sum, l->step->sum);
 }
 
 void hri_ladder_late(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -125,7 +106,7 @@ void hri_ladder_late(const struct hri_index_head *head, const struct hri_select_
     for (uint32_t i = 0; i < n; i++)
         centres_add(&l, rows_of_item(head, items[i]), mass, left);
     for (uint32_t i = 0; i < head->sketch->n_bases; i++)
-        codes_add(&l, i);
+        hri_ladder_values_add(&l, i, groups_list(&l, i), step->sum);
     for (uint32_t i = 0; i < n; i++)
         l.state[items[i] / head->parts] = HRI_ROWS; /* as they were: nothing else can be chosen */
     struct hri_partial sum = {.m = step->top, .l = mass, .o = step->sum};

@@ -122,12 +122,37 @@ static double unread_of(struct hri_ladder *l, uint32_t g)
     return left / (total * total);
 }
 
+uint32_t hri_ladder_groups_add(struct hri_ladder *l, uint32_t b, uint32_t n)
+{
+    uint32_t lane = l->head->sketch->first_lane[b], next = n > 0 ? l->groups[n - 1] + 1 : 0;
+    uint32_t first = lane / HRI_LANES, last = (lane + l->head->block_rows[b] - 1) / HRI_LANES;
+    for (uint32_t j = first > next ? first : next; j <= last; j++)
+        l->groups[n++] = j;
+    return n;
+}
+
+void hri_ladder_values_add(struct hri_ladder *l, uint32_t i, uint32_t n, float *sum)
+{
+    const struct hri_index_options *o = &l->head->options;
+    const struct hri_basis *basis = &l->head->sketch->bases[i];
+    struct hri_sketch_rows rows = {l->head->sketch->codes, basis->n4, basis->n2};
+    const int8_t *value[HR_HEAD_DIM_MAX];
+    if (n == 0)
+        return;
+    memset(l->sum, 0, (size_t)o->g * basis->n * sizeof(float));
+    o->kernels->sum_sketch(rows, o->g, l->groups, n, l->weight, l->stride, l->sum);
+    for (uint32_t c = 0; c < basis->n; c++)
+        value[c] = basis->value + (size_t)c * o->v_dim;
+    o->kernels->sum_gather_i8(l->sum, basis->n, o->g, 0, o->v_dim, value, basis->value_scale,
+                              basis->n, sum);
+}
+
 /* Groups of the heavy blocks of a basis that have been read: with a larger share than HEAVY of some query head's weight. */
 static uint32_t heavy_list(struct hri_ladder *l, uint32_t basis)
 {
     const struct hri_sketch *s = l->head->sketch;
     const struct hri_step *step = l->step;
-    uint32_t n = 0, next = 0;
+    uint32_t n = 0;
     uint32_t begin = s->bases[basis].first_block, end = hri_basis_end(l->head, basis);
     for (uint32_t b = hri_ladder_next(l, begin); b < end; b = hri_ladder_next(l, b + 1)) {
         bool heavy = false;
@@ -135,11 +160,7 @@ static uint32_t heavy_list(struct hri_ladder *l, uint32_t basis)
             heavy |= step->weight[g * step->stride + b] > HEAVY * step->total[g];
         if (!heavy || l->state[b] < HRI_LIGHT)
             continue;
-        uint32_t first = s->first_lane[b] / HRI_LANES;
-        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
-        for (uint32_t j = first > next ? first : next; j <= last; j++)
-            l->groups[n++] = j;
-        next = last + 1;
+        n = hri_ladder_groups_add(l, b, n);
     }
     return n;
 }
@@ -148,19 +169,9 @@ static uint32_t heavy_list(struct hri_ladder *l, uint32_t basis)
 static void values_shift(struct hri_ladder *l)
 {
     const struct hri_index_head *head = l->head;
-    const struct hri_sketch *s = head->sketch;
-    uint32_t n_g = head->options.g;
-    memset(l->shifted, 0, (size_t)n_g * head->options.v_dim * sizeof(float));
-    for (uint32_t i = 0; i < s->n_bases; i++) {
-        const struct hri_basis *basis = &s->bases[i];
-        struct hri_sketch_rows rows = {s->codes, basis->n4, basis->n2};
-        uint32_t n = heavy_list(l, i);
-        if (n == 0)
-            continue;
-        memset(l->sum, 0, (size_t)n_g * basis->n * sizeof(float));
-        head->options.kernels->sum_sketch(rows, n_g, l->groups, n, l->weight, l->stride, l->sum);
-        hri_ladder_values(l, basis, l->sum, l->shifted);
-    }
+    memset(l->shifted, 0, (size_t)head->options.g * head->options.v_dim * sizeof(float));
+    for (uint32_t i = 0; i < head->sketch->n_bases; i++)
+        hri_ladder_values_add(l, i, heavy_list(l, i), l->shifted);
 }
 
 /* far and size change with every round: what was read may show that the output lies elsewhere. */
@@ -285,7 +296,7 @@ static bool top_raise(struct hri_ladder *l, uint32_t g, float most)
     return true;
 }
 
-static void lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end)
+void hri_ladder_lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end)
 {
     for (uint32_t g = 0; g < l->head->options.g && first < end; g++)
         memset(l->weight + g * l->stride + first, 0, (end - first) * sizeof(float));
@@ -300,14 +311,14 @@ static void neighbours_clear(struct hri_ladder *l, uint32_t b)
     uint32_t end = hri_lanes_up(s->first_lane[b] + rows[b]), at = s->first_lane[b];
     for (uint32_t i = b; i-- > 0 && at > first; at = s->first_lane[i])
         if (!has_weights(l, i))
-            lanes_clear(l, s->first_lane[i] > first ? s->first_lane[i] : first, at);
+            hri_ladder_lanes_clear(l, s->first_lane[i] > first ? s->first_lane[i] : first, at);
     at = s->first_lane[b] + rows[b];
     for (uint32_t i = b + 1; i < l->head->n_blocks && s->first_lane[i] < end; i++) {
         at = s->first_lane[i] + rows[i];
         if (!has_weights(l, i))
-            lanes_clear(l, s->first_lane[i], at < end ? at : end);
+            hri_ladder_lanes_clear(l, s->first_lane[i], at < end ? at : end);
     }
-    lanes_clear(l, at, end); /* no rows at all */
+    hri_ladder_lanes_clear(l, at, end); /* no rows at all */
 }
 
 /* Weights of the rows of block b, whose scores are given. */
@@ -353,23 +364,21 @@ static const float *basis_turn(struct hri_ladder *l, uint32_t i)
     return x;
 }
 
-/* Lists the groups of 16 lanes, counted from the first pending block's, of pending blocks from b on, as long as their lanes fit a
- * chunk. Returns the block after the last. */
+/* Lists the groups of 16 lanes of pending blocks from b on, as long as their lanes fit a chunk that begins with b's first group. Returns
+ * the block after the last. */
 static uint32_t chunk_list(struct hri_ladder *l, uint32_t b, uint32_t end, uint32_t *n_out)
 {
     const struct hri_sketch *s = l->head->sketch;
-    uint32_t base = s->first_lane[b] / HRI_LANES, n = 0, next = 0;
+    uint32_t base = s->first_lane[b] / HRI_LANES, n = 0;
     for (; b < end; b++) {
-        uint32_t first = s->first_lane[b] / HRI_LANES - base;
-        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES - base;
-        if (last >= HRI_LADDER_CHUNK / HRI_LANES)
+        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
+        if (last - base >= HRI_LADDER_CHUNK / HRI_LANES)
             break;
-        if (l->state[b] != HRI_PENDING)
-            continue;
-        for (uint32_t j = first > next ? first : next; j <= last; j++)
-            l->groups[n++] = j;
-        next = last + 1;
+        if (l->state[b] == HRI_PENDING)
+            n = hri_ladder_groups_add(l, b, n);
     }
+    for (uint32_t i = 0; i < n; i++)
+        l->groups[i] -= base;
     *n_out = n;
     return b;
 }

@@ -149,9 +149,13 @@ uint64_t hri_ladder_audit(struct hri_ladder *l);
 double hri_ladder_correct(struct hri_ladder *l, uint32_t g, double *common_out);
 /* Weights of marked blocks; tops may be raised, totals do not follow yet. */
 uint64_t hri_ladder_read_pending(struct hri_ladder *l);
-/* Adds to sum [G][v_dim] what weighted codes of a basis stand for; codes [G][n] are their sums. */
-void hri_ladder_values(const struct hri_ladder *l, const struct hri_basis *basis,
-                       const float *codes, float *sum);
+/* Appends to the n groups listed so far those of block b's lanes; blocks ascend, and a group they share is listed once. Returns how
+ * many are listed. */
+uint32_t hri_ladder_groups_add(struct hri_ladder *l, uint32_t b, uint32_t n);
+/* Adds to sum [G][v_dim] what the weighted codes of the n groups listed, of basis i, stand for beside their blocks' mean values. */
+void hri_ladder_values_add(struct hri_ladder *l, uint32_t i, uint32_t n, float *sum);
+/* Lanes [first, end) weigh nothing. */
+void hri_ladder_lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end);
 /* Reads the sketches of all marked blocks; weights and totals follow. Returns the bytes read. */
 uint64_t hri_ladder_read(struct hri_ladder *l);
 /* What unread blocks leave: left[g] set to it; far and size measured. Returns the sum of the group. */

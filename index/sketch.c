@@ -403,15 +403,6 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
 
 /* --------------------------------------------------------------------------------------- a step */
 
-uint32_t hri_sketch_basis_of(const struct hri_index_head *head, uint32_t block)
-{
-    const struct hri_sketch *s = head->sketch;
-    uint32_t i = s->n_bases - 1;
-    while (i > 0 && s->bases[i].first_block > block)
-        i--;
-    return i;
-}
-
 void hri_sketch_turn(const struct hri_index_head *head, const struct hri_basis *basis,
                      const float *q, float *turned, float *x, float *rest)
 {

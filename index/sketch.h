@@ -64,8 +64,7 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
 /* Drops what belongs to blocks that are gone. */
 void hri_sketch_truncate(struct hri_index_head *head);
 
-/* The basis of a block, and its miss as a factor. */
-uint32_t hri_sketch_basis_of(const struct hri_index_head *head, uint32_t block);
+/* The miss of the i-th lone row, as a factor on its basis's. */
 float hri_sketch_lone_miss(const struct hri_index_head *head, uint32_t i);
 /* x [G][n]: queries in the basis, steps folded in; rest[g] = sum of (A q)^2 missed, the variance of what the sketch leaves out of a
  * row's logit in a block with a miss of 1. turned [G][k_dim]: room to work in. */

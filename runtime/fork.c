@@ -285,9 +285,6 @@ hr_status_t hr_sequence_fork(hr_sequence_t *s, hr_sequence_t **fork_out)
         f->head_gates = copy_of(a, s->head_gates, bytes, bytes);
         status = f->head_gates != NULL ? HR_OK : hri_alloc_status();
     }
-    if (status == HR_OK && s->share.part != NULL) {
-        status = hri_share_copy(&s->share, a, &f->share);
-    }
     if (status == HR_OK) {
         f->layers = hri_calloc(a, s->n_layers, sizeof *f->layers);
         status = f->layers != NULL ? HR_OK : hri_alloc_status();
@@ -297,6 +294,9 @@ hr_status_t hr_sequence_fork(hr_sequence_t *s, hr_sequence_t **fork_out)
     }
     if (status == HR_OK) {
         status = hri_steps_create(f);
+    }
+    if (status == HR_OK && s->share.part != NULL) {
+        hri_share_copy(&s->share, &f->share);
     }
     if (status == HR_OK && f->recipe.selector->unit == HRI_UNIT_BLOCKS) {
         status = hri_frames_attach(f);

@@ -475,7 +475,7 @@ hr_status_t hri_steps_create(hr_sequence_t *s)
             return status;
         }
     }
-    if (shares(s) && s->share.part == NULL) { /* a fork brings what is known */
+    if (shares(s)) {
         bool layers = param_or(&s->recipe, "share", 0) > 1;
         hr_status_t status = hri_share_create(&s->share, a, s->n_layers, s->n_kv, layers);
         if (status != HR_OK) {

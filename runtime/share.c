@@ -111,16 +111,11 @@ const uint32_t *hri_share_worth(const struct hri_share *share, uint32_t layer, u
     return share->worth + ((size_t)layer * share->n_kv + head) * HRI_WORTH_BINS;
 }
 
-hr_status_t hri_share_copy(const struct hri_share *from, struct hri_alloc *alloc,
-                           struct hri_share *share)
+void hri_share_copy(const struct hri_share *from, struct hri_share *share)
 {
     size_t n = (size_t)from->n_layers * from->n_kv;
-    hr_status_t status = hri_share_create(share, alloc, from->n_layers, from->n_kv, from->layers);
-    if (status == HR_OK) {
-        memcpy(share->worth, from->worth, n * HRI_WORTH_BINS * sizeof *share->worth);
-        memcpy(share->known, from->known, n);
-        memcpy(share->part, from->part, n * sizeof *share->part);
-        share->position = from->position;
-    }
-    return status;
+    memcpy(share->worth, from->worth, n * HRI_WORTH_BINS * sizeof *share->worth);
+    memcpy(share->known, from->known, n);
+    memcpy(share->part, from->part, n * sizeof *share->part);
+    share->position = from->position;
 }

@@ -31,7 +31,7 @@ uint32_t *hri_share_worth_set(struct hri_share *share, uint32_t layer, uint32_t 
 /* What it found, once all heads of the layer have. */
 bool hri_share_known(const struct hri_share *share, uint32_t layer);
 const uint32_t *hri_share_worth(const struct hri_share *share, uint32_t layer, uint32_t head);
-hr_status_t hri_share_copy(const struct hri_share *from, struct hri_alloc *alloc,
-                           struct hri_share *share);
+/* Between shares of the same size. */
+void hri_share_copy(const struct hri_share *from, struct hri_share *share);
 
 #endif
