@@ -83,6 +83,24 @@ static __device__ __forceinline__ void hri_weights_pack(const float w[4], uint32
                                w[3] - hri_half_part<KIND>(a[2], 1));
 }
 
+/* o += weights times a chunk of 64 values: x has 8 of each of the lane's 4 rows. */
+template <hri_half_kind KIND>
+static __device__ __forceinline__ void hri_values_product(float (*o)[4], const uint32_t a[4],
+                                                          const uint4 x[4])
+{
+    const uint32_t words[4][4] = {{x[0].x, x[0].y, x[0].z, x[0].w},
+                                  {x[1].x, x[1].y, x[1].z, x[1].w},
+                                  {x[2].x, x[2].y, x[2].z, x[2].w},
+                                  {x[3].x, x[3].y, x[3].z, x[3].w}};
+    HRI_UNROLL
+    for (uint32_t t = 0; t < 8; t++) {
+        const uint32_t pick = t % 2 ? 0x7632u : 0x5410u;
+        const uint32_t b[2] = {__byte_perm(words[0][t / 2], words[1][t / 2], pick),
+                               __byte_perm(words[2][t / 2], words[3][t / 2], pick)};
+        hri_mma<KIND>(o[t], a, b);
+    }
+}
+
 /* o += weights times 16-bit values; rows: of the lane's 4 rows, where the values begin. */
 template <hri_half_kind KIND, uint32_t CHUNKS>
 static __device__ __forceinline__ void
@@ -98,17 +116,7 @@ hri_attention_values(struct hri_warp_attention<CHUNKS> &acc, const float w[4],
         uint4 x[4];
         for (uint32_t r = 0; r < 4; r++)
             x[r] = dim < dv ? *(const uint4 *)(rows[r] + dim * 2) : make_uint4(0, 0, 0, 0);
-        const uint32_t words[4][4] = {{x[0].x, x[0].y, x[0].z, x[0].w},
-                                      {x[1].x, x[1].y, x[1].z, x[1].w},
-                                      {x[2].x, x[2].y, x[2].z, x[2].w},
-                                      {x[3].x, x[3].y, x[3].z, x[3].w}};
-        HRI_UNROLL
-        for (uint32_t t = 0; t < 8; t++) {
-            const uint32_t pick = t % 2 ? 0x7632u : 0x5410u;
-            const uint32_t b[2] = {__byte_perm(words[0][t / 2], words[1][t / 2], pick),
-                                   __byte_perm(words[2][t / 2], words[3][t / 2], pick)};
-            hri_mma<KIND>(acc.o[c * 8 + t], a, b);
-        }
+        hri_values_product<KIND>(acc.o + c * 8, a, x);
     }
 }
 
@@ -166,16 +174,16 @@ static __device__ __forceinline__ void hri_attention_add_row(struct hri_warp_att
     }
 }
 
-/* Queries as 16-bit floats in shared memory: rows of `stride` bytes, head n's first term in row n,
- * its second in row n + 8. Products of rows n and n + 8 (of the 16 rows of the tile; both addresses
- * point at keys) with all queries: x[0], x[1] rows 2 col and 2 col + 1, x[2], x[3] 8 further. */
+/* 16 rows of 16-bit queries in shared memory, `stride` bytes apart, with 16 keys, of which rows point at the lane's n-th and n + 8th: first
+ * and second are the products with the first and the last 8 keys, query rows n and n + 8. */
 template <hri_half_kind KIND>
 static __device__ __forceinline__ void
-hri_attention_scores(const unsigned char *queries, uint32_t stride,
-                     const unsigned char *const rows[2], uint32_t dk, float x[4])
+hri_keys_product(const unsigned char *queries, uint32_t stride, const unsigned char *const rows[2],
+                 uint32_t dk, float first[4], float second[4])
 {
     const uint32_t n = hri_lane() / 4, col = hri_lane() % 4;
-    float first[4] = {0, 0, 0, 0}, second[4] = {0, 0, 0, 0};
+    for (uint32_t i = 0; i < 4; i++)
+        first[i] = second[i] = 0;
     HRI_UNROLL_4
     for (uint32_t s = 0; s < dk; s += 32) {
         const uint32_t dim = s + 8 * col;
@@ -192,6 +200,18 @@ hri_attention_scores(const unsigned char *queries, uint32_t stride,
         hri_mma<KIND>(second, a0, b10);
         hri_mma<KIND>(second, a1, b11);
     }
+}
+
+/* Queries as 16-bit floats in shared memory: rows of `stride` bytes, head n's first term in row n,
+ * its second in row n + 8. Products of rows n and n + 8 (of the 16 rows of the tile; both addresses
+ * point at keys) with all queries: x[0], x[1] rows 2 col and 2 col + 1, x[2], x[3] 8 further. */
+template <hri_half_kind KIND>
+static __device__ __forceinline__ void
+hri_attention_scores(const unsigned char *queries, uint32_t stride,
+                     const unsigned char *const rows[2], uint32_t dk, float x[4])
+{
+    float first[4], second[4];
+    hri_keys_product<KIND>(queries, stride, rows, dk, first, second);
     x[0] = first[0] + first[2];
     x[1] = first[1] + first[3];
     x[2] = second[0] + second[2];

@@ -11,6 +11,18 @@
 #define HRI_LOGIT_MAX 1e30f
 #define HRI_NEGATIVE  (-INFINITY)
 
+/* In a switch over ceil(head dim / 32), which is 8 at most: CASE_OF(n) is a case that returns. */
+#define HRI_CASES_1_TO_8(CASE_OF)                                                                  \
+    CASE_OF(1);                                                                                    \
+    CASE_OF(2);                                                                                    \
+    CASE_OF(3);                                                                                    \
+    CASE_OF(4);                                                                                    \
+    CASE_OF(5);                                                                                    \
+    CASE_OF(6);                                                                                    \
+    CASE_OF(7);                                                                                    \
+    default:                                                                                       \
+        CASE_OF(8)
+
 static __device__ __forceinline__ uint32_t hri_lane()
 {
     return threadIdx.x & 31u;

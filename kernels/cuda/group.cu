@@ -158,15 +158,7 @@ static int launch_assign(const struct hri_cuda_points *p, const struct hri_cuda_
     case steps:                                                                                    \
         return HRI_LAUNCH((assign_kernel<KIND, steps>), grid, THREADS, 0, stream, *p, *c, heads)
     switch (hri_div_up(heads.dk, 32)) {
-        CASE_OF(1);
-        CASE_OF(2);
-        CASE_OF(3);
-        CASE_OF(4);
-        CASE_OF(5);
-        CASE_OF(6);
-        CASE_OF(7);
-    default:
-        CASE_OF(8);
+        HRI_CASES_1_TO_8(CASE_OF);
     }
 #undef CASE_OF
 }

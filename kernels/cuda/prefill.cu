@@ -168,24 +168,10 @@ static __device__ __forceinline__ void scores(const unsigned char *queries, uint
                                               const unsigned char *keys, uint32_t k_stride,
                                               uint32_t dk, float x[2][4])
 {
-    const uint32_t n = hri_lane() / 4, col = hri_lane() % 4;
-    float first[4] = {0, 0, 0, 0}, second[4] = {0, 0, 0, 0};
-    HRI_UNROLL_4
-    for (uint32_t s = 0; s < dk; s += 32) {
-        const uint32_t dim = s + 8 * col;
-        const uint4 zero = make_uint4(0, 0, 0, 0);
-        const uint4 k0 = dim < dk ? *(const uint4 *)(keys + n * k_stride + dim * 2) : zero;
-        const uint4 k1 = dim < dk ? *(const uint4 *)(keys + (n + 8) * k_stride + dim * 2) : zero;
-        const uint4 q0 = *(const uint4 *)(queries + n * q_stride + dim * 2);
-        const uint4 q1 = *(const uint4 *)(queries + (n + 8) * q_stride + dim * 2);
-        const uint32_t a0[4] = {q0.x, q1.x, q0.y, q1.y}, a1[4] = {q0.z, q1.z, q0.w, q1.w};
-        const uint32_t b00[2] = {k0.x, k0.y}, b01[2] = {k0.z, k0.w};
-        const uint32_t b10[2] = {k1.x, k1.y}, b11[2] = {k1.z, k1.w};
-        hri_mma<KIND>(first, a0, b00);
-        hri_mma<KIND>(first, a1, b01);
-        hri_mma<KIND>(second, a0, b10);
-        hri_mma<KIND>(second, a1, b11);
-    }
+    const uint32_t n = hri_lane() / 4;
+    const unsigned char *const rows[2] = {keys + n * k_stride, keys + (n + 8) * k_stride};
+    float first[4], second[4];
+    hri_keys_product<KIND>(queries, q_stride, rows, dk, first, second);
     for (uint32_t r = 0; r < 2; r++) {
         x[r][0] = first[2 * r];
         x[r][1] = first[2 * r + 1];
@@ -236,17 +222,7 @@ static __device__ __forceinline__ void add_values(struct warp_state<CHUNKS> &w, 
                 dim < dv
                     ? *(const uint4 *)(values + (2 * col + r % 2 + r / 2 * 8) * v_stride + dim * 2)
                     : make_uint4(0, 0, 0, 0);
-        const uint32_t words[4][4] = {{v[0].x, v[0].y, v[0].z, v[0].w},
-                                      {v[1].x, v[1].y, v[1].z, v[1].w},
-                                      {v[2].x, v[2].y, v[2].z, v[2].w},
-                                      {v[3].x, v[3].y, v[3].z, v[3].w}};
-        HRI_UNROLL
-        for (uint32_t t = 0; t < 8; t++) {
-            const uint32_t pick = t % 2 ? 0x7632u : 0x5410u;
-            const uint32_t b[2] = {__byte_perm(words[0][t / 2], words[1][t / 2], pick),
-                                   __byte_perm(words[2][t / 2], words[3][t / 2], pick)};
-            hri_mma<KIND>(w.o[c * 8 + t], a, b);
-        }
+        hri_values_product<KIND>(w.o + c * 8, a, v);
     }
 }
 

@@ -246,15 +246,7 @@ extern "C" int hri_cuda_score(const struct hri_cuda_score_args *score,
         return HRI_LAUNCH((score_kernel<steps>), grid, THREADS, shared, stream, *score,            \
                           *summaries, heads)
     switch (hri_div_up(heads.dk, 32)) {
-        CASE_OF(1);
-        CASE_OF(2);
-        CASE_OF(3);
-        CASE_OF(4);
-        CASE_OF(5);
-        CASE_OF(6);
-        CASE_OF(7);
-    default:
-        CASE_OF(8);
+        HRI_CASES_1_TO_8(CASE_OF);
     }
 #undef CASE_OF
 }

@@ -31,6 +31,13 @@ static inline float *device_normal(struct hri_rng *rng, size_t n, double deviati
     fill_normal(rng, x, n, deviation);
     return x;
 }
+static inline int8_t *device_codes(struct hri_rng *rng, size_t n)
+{
+    int8_t *codes = device_alloc(n);
+    for (size_t i = 0; i < n; i++)
+        codes[i] = (int8_t)((int)hri_rng_below(rng, 255) - 127);
+    return codes;
+}
 static inline void device_free_all(void)
 {
     while (device_count > 0)

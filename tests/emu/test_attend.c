@@ -70,13 +70,6 @@ static void make_runs(struct setup *t, struct hri_rng *rng)
     }
 }
 
-static int8_t *codes_of(struct hri_rng *rng, size_t n)
-{
-    int8_t *codes = device_alloc(n);
-    for (size_t i = 0; i < n; i++)
-        codes[i] = (int8_t)((int)hri_rng_below(rng, 255) - 127);
-    return codes;
-}
 static float *steps_of(struct hri_rng *rng, size_t n, float most)
 {
     float *steps = device_alloc(n * sizeof *steps);
@@ -92,7 +85,7 @@ static void make_blocks(struct setup *t, struct hri_rng *rng)
     struct hri_cuda_attend_args *a = &t->a;
     a->blocks_max = t->blocks_max;
     a->stride = t->blocks_max;
-    a->v_codes = codes_of(rng, blocks * hd.dv);
+    a->v_codes = device_codes(rng, blocks * hd.dv);
     a->v_scale = steps_of(rng, blocks, 0.01f);
     t->n_blocks = device_copy(t->blocks, hd.n * 4);
     if (t->refined_every) {
@@ -115,7 +108,7 @@ static void make_blocks(struct setup *t, struct hri_rng *rng)
                                       .frames_of = frames,
                                       .items_max = items_max,
                                       .rows_max = t->rows_max,
-                                      .frames = codes_of(rng, (size_t)n_frames * frame_bytes),
+                                      .frames = device_codes(rng, (size_t)n_frames * frame_bytes),
                                       .frame_bytes = frame_bytes,
                                       .k_step = steps_of(rng, blocks, 0.02f),
                                       .v_step = steps_of(rng, blocks, 0.02f),

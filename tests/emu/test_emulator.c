@@ -37,6 +37,16 @@ static bool hooked(void)
     return hri_emu_hooked() != 0;
 }
 
+/* What the hooks see is the sanitizer's where one is built in, and the other way round. */
+static void needs_hooks(bool with)
+{
+    if (hooked() == with)
+        return;
+    print_message("skipped: this build checks accesses %s\n",
+                  hooked() ? "by the emulator's hooks" : "by AddressSanitizer");
+    skip();
+}
+
 /* The line of faulty.cu that carries a mark. */
 static unsigned line_of(const char *mark)
 {
@@ -150,8 +160,7 @@ static void test_sticky_until_cleared(void **state)
 static void test_unwritten_shared(void **state)
 {
     (void)state;
-    if (!hooked())
-        skip();
+    needs_hooks(true);
     assert_int_not_equal(faulty_sum(x, out, N, FAULT_UNWRITTEN), 0);
     expect_text("shared memory that nobody wrote");
     expect_text("thread 5 ");
@@ -162,8 +171,7 @@ static void test_unwritten_shared(void **state)
 static void test_poison(void **state)
 {
     (void)state;
-    if (hooked())
-        skip();
+    needs_hooks(false);
     assert_int_equal(faulty_sum(x, out, N, FAULT_UNWRITTEN), 0);
     assert_true(isnan(out[0]));
 }
@@ -171,8 +179,7 @@ static void test_poison(void **state)
 static void test_race(void **state)
 {
     (void)state;
-    if (!hooked())
-        skip();
+    needs_hooks(true);
     for (int order = HRI_EMU_FORWARD; order <= HRI_EMU_BACKWARD; order++) {
         hri_emu_error_clear();
         hri_emu_set_order((enum hri_emu_order)order, 0);
@@ -191,8 +198,7 @@ static void test_race(void **state)
 static void test_out_of_bounds(void **state)
 {
     (void)state;
-    if (!hooked())
-        skip();
+    needs_hooks(true);
     struct {
         int fault;
         const char *text, *mark;
@@ -218,8 +224,7 @@ static void test_out_of_bounds(void **state)
 static void test_host_memory(void **state)
 {
     (void)state;
-    if (!hooked())
-        skip();
+    needs_hooks(true);
     float *host = malloc(N * sizeof *host);
     assert_non_null(host);
     memcpy(host, x, N * sizeof *host);
@@ -236,8 +241,7 @@ static void test_host_memory(void **state)
 static void test_alignment(void **state)
 {
     (void)state;
-    if (!hooked())
-        skip();
+    needs_hooks(true);
     assert_int_not_equal(faulty_bounds(x, out, N, FAULT_ALIGNMENT), 0);
     expect_text("not aligned");
     expect_line("misaligned");
@@ -246,8 +250,7 @@ static void test_alignment(void **state)
 static void test_copies_without_wait(void **state)
 {
     (void)state;
-    if (!hooked())
-        skip();
+    needs_hooks(true);
     assert_int_not_equal(faulty_async(x, out, FAULT_NO_WAIT), 0);
     expect_text("nobody wrote");
     expect_line("tile read");
@@ -340,8 +343,7 @@ static void test_mma(void **state)
 static void test_sanitizer_names_the_thread(void **state)
 {
     (void)state;
-    if (hooked())
-        skip();
+    needs_hooks(false);
     int fds[2];
     static char text[1 << 16];
     size_t n = 0;

@@ -19,14 +19,6 @@ struct setup {
     struct hri_cuda_score_args score;
 };
 
-static int8_t *device_codes(struct hri_rng *rng, size_t n)
-{
-    int8_t *codes = device_alloc(n);
-    for (size_t i = 0; i < n; i++)
-        codes[i] = (int8_t)((int)hri_rng_below(rng, 255) - 127);
-    return codes;
-}
-
 static float *device_steps(struct hri_rng *rng, size_t n, float most)
 {
     float *steps = device_alloc(n * sizeof *steps);

@@ -18,11 +18,9 @@ struct setup {
 static void make_basis(struct hri_rng *rng, struct hri_cuda_basis *b, uint32_t dk, uint32_t n4,
                        uint32_t n2)
 {
-    int8_t *codes = device_alloc((size_t)dk * dk);
+    int8_t *codes = device_codes(rng, (size_t)dk * dk);
     float *scale = device_alloc(dk * 4), *step = device_alloc((n4 + n2) * 4),
           *missed = device_alloc(dk * 4);
-    for (size_t i = 0; i < (size_t)dk * dk; i++)
-        codes[i] = (int8_t)((int)hri_rng_below(rng, 255) - 127);
     for (uint32_t i = 0; i < dk; i++) {
         scale[i] = 0.01f * hri_rng_f32(rng);
         missed[i] = hri_rng_f32(rng);

@@ -114,14 +114,6 @@ static void make_host(struct layer *l)
                                               .frame_bytes = FRAME};
 }
 
-static int8_t *codes_of(struct hri_rng *rng, size_t n)
-{
-    int8_t *codes = device_alloc(n);
-    for (size_t i = 0; i < n; i++)
-        codes[i] = (int8_t)((int)hri_rng_below(rng, 255) - 127);
-    return codes;
-}
-
 static float *constant(size_t n, float x)
 {
     float *all = device_alloc(n * sizeof *all);
@@ -139,9 +131,9 @@ static void make_query_and_score(struct layer *l, struct hri_rng *rng)
         spread[b] = hri_bf16_from_f32(0.3f + hri_rng_f32(rng));
     for (uint32_t h = 0; h < HEADS; h++)
         n[h] = BLOCKS;
-    l->shape = (struct hri_cuda_shape){.f = codes_of(rng, HEADS * RANK * DIM),
-                                       .w = codes_of(rng, HEADS * RANK * DIM),
-                                       .u = codes_of(rng, HEADS * RANK * DIM),
+    l->shape = (struct hri_cuda_shape){.f = device_codes(rng, HEADS * RANK * DIM),
+                                       .w = device_codes(rng, HEADS * RANK * DIM),
+                                       .u = device_codes(rng, HEADS * RANK * DIM),
                                        .f_scale = constant(HEADS * RANK, 0.004f),
                                        .w_scale = constant(HEADS * RANK, 0.004f),
                                        .u_scale = constant(HEADS * RANK, 0.001f),
