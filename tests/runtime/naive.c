@@ -235,3 +235,66 @@ const char *disk_dir(void)
 {
     return HR_BINARY_DIR;
 }
+
+/* Tensors that are only read. */
+static void *unconst(const float *x)
+{
+    union {
+        const float *in;
+        void *out;
+    } u = {.in = x};
+    return u.out;
+}
+
+hr_status_t rows_append(hr_sequence_t *s, const struct shape *shape, uint32_t layer, const float *k,
+                        const float *v, uint32_t first, uint32_t n)
+{
+    const float *kk = k + (size_t)first * shape->n_kv * shape->dk,
+                *vv = v + (size_t)first * shape->n_kv * shape->dv;
+    struct hr_tensor tk = hr_tensor_make(unconst(kk), HR_DTYPE_F32, n, shape->n_kv, shape->dk),
+                     tv = hr_tensor_make(unconst(vv), HR_DTYPE_F32, n, shape->n_kv, shape->dv);
+    return hr_sequence_append(s, layer, &tk, &tv, NULL);
+}
+
+hr_status_t queries_attend(hr_sequence_t *s, const struct shape *shape, uint32_t layer,
+                           hr_attend_mode_t mode, const float *q, uint32_t first, uint32_t n,
+                           float *out, struct hr_attend_report *report)
+{
+    const float *qq = q + (size_t)first * shape->n_q * shape->dk;
+    struct hr_tensor tq = hr_tensor_make(unconst(qq), HR_DTYPE_F32, n, shape->n_q, shape->dk),
+                     to = hr_tensor_make(out, HR_DTYPE_F32, n, shape->n_q, shape->dv);
+    struct hr_attend_options o;
+    hr_attend_options_init(&o);
+    o.mode = mode;
+    o.check_exact = report != NULL;
+    return hr_sequence_attend(s, layer, &tq, &o, &to, report, NULL);
+}
+
+double apart(const float *a, const float *b, size_t n)
+{
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        norm += (double)b[i] * b[i];
+    }
+    return sqrt(diff / norm);
+}
+
+bool recipe_is_plain(size_t i)
+{
+    struct hr_recipe_info info;
+    must(hr_recipe_describe(i, &info) == HR_OK ? &info : NULL);
+    return !info.takes_argument;
+}
+
+bool recipe_streams(const char *name)
+{
+    static const char *const names[] = {"full",           "instinfer", "duoattention",
+                                        "razorattention", "task-kv",   "rlkv"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}

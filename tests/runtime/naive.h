@@ -3,6 +3,7 @@
 #define TESTS_RUNTIME_NAIVE_H
 
 #include <headrace/headrace.h>
+#include <stdbool.h>
 
 struct shape {
     uint32_t n_layers, n_q, n_kv, dk, dv;
@@ -41,6 +42,19 @@ void options_for(const struct shape *shape, uint32_t tokens_max, const char *rec
                  struct hr_sequence_options *options_out);
 hr_runtime_t *runtime_make(uint64_t device_bytes, uint64_t host_bytes, const char *file_dir,
                            uint64_t file_bytes, hr_io_mode_t io);
+/* Rows [first, first + n) of k, v [..][n_kv][dim] into a layer; queries [first, first + n) of q [..][n_q][dk], out [n][n_q][dv]. report may
+ * be NULL; where it is not, the true error is measured, too. */
+hr_status_t rows_append(hr_sequence_t *s, const struct shape *shape, uint32_t layer, const float *k,
+                        const float *v, uint32_t first, uint32_t n);
+hr_status_t queries_attend(hr_sequence_t *s, const struct shape *shape, uint32_t layer,
+                           hr_attend_mode_t mode, const float *q, uint32_t first, uint32_t n,
+                           float *out, struct hr_attend_report *report);
+/* |a - b| / |b|. */
+double apart(const float *a, const float *b, size_t n);
+/* The i-th recipe needs no argument. */
+bool recipe_is_plain(size_t i);
+/* It attends whole heads or everything, whatever the budget: rows stream past. */
+bool recipe_streams(const char *name);
 /* A folder on a real disk for the file tier. */
 const char *disk_dir(void);
 

@@ -46,20 +46,13 @@ static hr_sequence_t *sequence_make(hr_runtime_t *rt, const char *recipe)
 
 static void append(hr_sequence_t *s, uint32_t layer, int text, uint32_t first, uint32_t n)
 {
-    struct hr_tensor tk = hr_tensor_make(k[text] + (size_t)first * KV * D, HR_DTYPE_F32, n, KV, D),
-                     tv = hr_tensor_make(v[text] + (size_t)first * KV * D, HR_DTYPE_F32, n, KV, D);
-    assert_ok(hr_sequence_append(s, layer, &tk, &tv, NULL));
+    assert_ok(rows_append(s, &shape, layer, k[text], v[text], first, n));
 }
 
 static void attend(hr_sequence_t *s, uint32_t layer, hr_attend_mode_t mode, uint32_t first,
                    uint32_t n, float *out)
 {
-    struct hr_tensor tq = hr_tensor_make(q + (size_t)first * WIDTH, HR_DTYPE_F32, n, HEADS, D),
-                     to = hr_tensor_make(out, HR_DTYPE_F32, n, HEADS, D);
-    struct hr_attend_options o;
-    hr_attend_options_init(&o);
-    o.mode = mode;
-    assert_ok(hr_sequence_attend(s, layer, &tq, &o, &to, NULL, NULL));
+    assert_ok(queries_attend(s, &shape, layer, mode, q, first, n, out, NULL));
 }
 
 static void prompt(hr_sequence_t *s, uint32_t n)
@@ -79,16 +72,6 @@ static void steps(hr_sequence_t *s, int text, uint32_t first, uint32_t n, float 
             attend(s, i, HR_ATTEND_AUTO, t, 1, out);
         }
     }
-}
-
-static double apart(const float *a, const float *b, size_t n)
-{
-    double diff = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        norm += (double)b[i] * b[i];
-    }
-    return sqrt(diff / norm);
 }
 
 static float got[700 * LAYERS * WIDTH], want[700 * LAYERS * WIDTH];

@@ -28,26 +28,6 @@ static int text_setup(void **state)
     return 0;
 }
 
-static bool plain(size_t i)
-{
-    struct hr_recipe_info info;
-    assert_int_equal(hr_recipe_describe(i, &info), HR_OK);
-    return !info.takes_argument;
-}
-
-/* Those that attend whole heads or everything, whatever the budget is. */
-static bool ignores_budget(const char *name)
-{
-    static const char *const names[] = {"full",           "instinfer", "duoattention",
-                                        "razorattention", "task-kv",   "rlkv"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(name, names[i]) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static hr_dtype_t dtype = HR_DTYPE_BF16;
 
 static hr_sequence_t *sequence_open(hr_runtime_t *rt, const char *recipe, double moved)
@@ -66,9 +46,7 @@ static hr_sequence_t *sequence_open(hr_runtime_t *rt, const char *recipe, double
 
 static void append(hr_sequence_t *s, uint32_t first, uint32_t n)
 {
-    struct hr_tensor tk = hr_tensor_make(k + first * KV * D, HR_DTYPE_F32, n, KV, D),
-                     tv = hr_tensor_make(v + first * KV * D, HR_DTYPE_F32, n, KV, D);
-    assert_int_equal(hr_sequence_append(s, 0, &tk, &tv, NULL), HR_OK);
+    assert_int_equal(rows_append(s, &shape, 0, k, v, first, n), HR_OK);
 }
 
 static void attend(const char *name, hr_sequence_t *s, uint32_t first, uint32_t n, bool check,
@@ -115,7 +93,7 @@ static void play(const char *name, double moved, uint32_t prompt, uint32_t end, 
             fail_msg("%s: token %u: a step allocated", name, p);
         }
         body = report.body_bytes;
-        if (!ignores_budget(name) && !file && strcmp(name, "headrace") != 0) {
+        if (!recipe_streams(name) && !file && strcmp(name, "headrace") != 0) {
             /* heads of a layer may share their budgets */
             assert_true(report.bytes_selected <= (uint64_t)(moved * (double)body) + KV);
         }
@@ -129,7 +107,7 @@ static void test_lengths(void **state)
     static const uint32_t prompts[] = {1, 3, 70, 330};
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        for (size_t j = 0; j < 4 && plain(i); j++) {
+        for (size_t j = 0; j < 4 && recipe_is_plain(i); j++) {
             play(hr_recipe_name(i), 0.05, prompts[j], prompts[j] + 40, false);
         }
     }
@@ -139,7 +117,7 @@ static void test_long(void **state)
 {
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        if (plain(i)) {
+        if (recipe_is_plain(i)) {
             play(hr_recipe_name(i), 0.02, 1200, N, false);
         }
     }
@@ -149,7 +127,7 @@ static void test_file_tier(void **state)
 {
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        if (plain(i)) {
+        if (recipe_is_plain(i)) {
             play(hr_recipe_name(i), 0.1, 1200, 1320, true);
         }
     }
@@ -261,7 +239,7 @@ static void test_observe(void **state)
     static float twin[WIDTH];
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        if (!plain(i)) {
+        if (!recipe_is_plain(i)) {
             continue;
         }
         const char *name = hr_recipe_name(i);

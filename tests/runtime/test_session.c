@@ -89,20 +89,13 @@ static hr_sequence_t *sequence_open(hr_runtime_t *rt, const char *recipe)
 
 static void append(hr_sequence_t *s, uint32_t layer, uint32_t first, uint32_t n)
 {
-    struct hr_tensor tk = hr_tensor_make(k + (size_t)first * KV * D, HR_DTYPE_F32, n, KV, D),
-                     tv = hr_tensor_make(v + (size_t)first * KV * D, HR_DTYPE_F32, n, KV, D);
-    assert_ok(hr_sequence_append(s, layer, &tk, &tv, NULL));
+    assert_ok(rows_append(s, &shape, layer, k, v, first, n));
 }
 
 static void attend(hr_sequence_t *s, uint32_t layer, hr_attend_mode_t mode, uint32_t first,
                    uint32_t n, float *out)
 {
-    struct hr_tensor tq = hr_tensor_make(q + (size_t)first * WIDTH, HR_DTYPE_F32, n, HEADS, D),
-                     to = hr_tensor_make(out, HR_DTYPE_F32, n, HEADS, D);
-    struct hr_attend_options o;
-    hr_attend_options_init(&o);
-    o.mode = mode;
-    assert_ok(hr_sequence_attend(s, layer, &tq, &o, &to, NULL, NULL));
+    assert_ok(queries_attend(s, &shape, layer, mode, q, first, n, out, NULL));
 }
 
 static void prompt(hr_sequence_t *s, uint32_t n)
@@ -133,13 +126,6 @@ static void save(hr_sequence_t *s, hr_durability_t durability)
     o.user_bytes = 6;
     o.model_id[3] = 42;
     assert_ok(hr_sequence_save(s, dir, &o));
-}
-
-static bool plain(size_t i)
-{
-    struct hr_recipe_info info;
-    assert_ok(hr_recipe_describe(i, &info));
-    return !info.takes_argument;
 }
 
 static void same(const char *what, uint32_t n)
@@ -177,7 +163,7 @@ static void test_every_recipe_goes_on(void **state)
 {
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        if (plain(i)) {
+        if (recipe_is_plain(i)) {
             round_trip(hr_recipe_name(i), 900, 20);
         }
     }
@@ -235,16 +221,6 @@ static void test_long_histories(void **state)
         assert_ok(hr_runtime_destroy(rt));
         assert_ok(hr_runtime_destroy(other));
     }
-}
-
-static double apart(const float *a, const float *b, uint32_t n)
-{
-    double diff = 0, norm = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        norm += (double)b[i] * b[i];
-    }
-    return sqrt(diff / norm);
 }
 
 /* From a file tier to memory and back, and under other recipes: exact rows are the same in all of them. */

@@ -49,14 +49,7 @@ static hr_sequence_t *sequence_for(hr_runtime_t *rt, const struct shape *sh, con
 static void append_layer(hr_sequence_t *s, uint32_t layer, const float *kk, const float *vv,
                          uint32_t first, uint32_t n)
 {
-    /* tensors are only read */
-    union {
-        const float *in;
-        void *out;
-    } a = {.in = kk + (size_t)first * KV * D}, b = {.in = vv + (size_t)first * KV * D};
-    struct hr_tensor tk = hr_tensor_make(a.out, HR_DTYPE_F32, n, KV, D),
-                     tv = hr_tensor_make(b.out, HR_DTYPE_F32, n, KV, D);
-    assert_ok(hr_sequence_append(s, layer, &tk, &tv, NULL));
+    assert_ok(rows_append(s, &shape, layer, kk, vv, first, n));
 }
 
 static void append(hr_sequence_t *s, const float *kk, const float *vv, uint32_t first, uint32_t n)
@@ -69,13 +62,7 @@ static void append(hr_sequence_t *s, const float *kk, const float *vv, uint32_t 
 static void attend(hr_sequence_t *s, uint32_t layer, hr_attend_mode_t mode, uint32_t first,
                    uint32_t n, float *out, struct hr_attend_report *report)
 {
-    struct hr_tensor tq = hr_tensor_make(q + (size_t)first * HEADS * D, HR_DTYPE_F32, n, HEADS, D),
-                     to = hr_tensor_make(out, HR_DTYPE_F32, n, HEADS, D);
-    struct hr_attend_options o;
-    hr_attend_options_init(&o);
-    o.mode = mode;
-    o.check_exact = report != NULL;
-    assert_ok(hr_sequence_attend(s, layer, &tq, &o, &to, report, NULL));
+    assert_ok(queries_attend(s, &shape, layer, mode, q, first, n, out, report));
 }
 
 /* The prompt [0, n), attended in one go. */
@@ -106,50 +93,21 @@ static void steps(hr_sequence_t *s, uint32_t first, uint32_t end, float *out, do
     }
 }
 
-static bool plain(size_t i)
-{
-    struct hr_recipe_info info;
-    assert_ok(hr_recipe_describe(i, &info));
-    return !info.takes_argument;
-}
-
 enum { MORE = 20 };
 static float got[MORE * LAYERS * HEADS * D], want[MORE * LAYERS * HEADS * D];
 
 /* Rows that stream past are summed in runs that begin where the tail happens to begin: sums differ in their last bits. */
-static bool streams(const char *name)
-{
-    static const char *const names[] = {"full",           "instinfer", "duoattention",
-                                        "razorattention", "task-kv",   "rlkv"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(name, names[i]) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static double apart(const float *a, const float *b, uint32_t n)
-{
-    double diff = 0, norm = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        norm += (double)b[i] * b[i];
-    }
-    return sqrt(diff / norm);
-}
-
 static void same_steps(const char *what, hr_sequence_t *a, hr_sequence_t *b, uint32_t first)
 {
     steps(a, first, first + MORE, got, NULL);
     steps(b, first, first + MORE, want, NULL);
-    for (size_t i = 0; streams(what) && i < MORE * LAYERS; i++) {
+    for (size_t i = 0; recipe_streams(what) && i < MORE * LAYERS; i++) {
         double e = apart(got + i * HEADS * D, want + i * HEADS * D, HEADS * D);
         if (!(e < 1e-5)) {
             fail_msg("%s: step %zu: %g", what, i, e);
         }
     }
-    if (streams(what)) {
+    if (recipe_streams(what)) {
         return;
     }
     for (size_t i = 0; i < sizeof got / sizeof *got; i++) {
@@ -226,7 +184,7 @@ static void test_in_the_window(void **state)
 {
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        if (!plain(i)) {
+        if (!recipe_is_plain(i)) {
             continue;
         }
         const char *name = hr_recipe_name(i);
@@ -262,7 +220,7 @@ static void test_segments_coincide(void **state)
 {
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        if (!plain(i) || decides_once(hr_recipe_name(i))) {
+        if (!recipe_is_plain(i) || decides_once(hr_recipe_name(i))) {
             continue;
         }
         const char *name = hr_recipe_name(i);
@@ -319,7 +277,7 @@ static void test_recipes_anywhere(void **state)
     static const uint32_t cuts[] = {5, 701};
     (void)state;
     for (size_t i = 0; hr_recipe_name(i); i++) {
-        for (size_t j = 0; j < sizeof cuts / sizeof *cuts && plain(i); j++) {
+        for (size_t j = 0; j < sizeof cuts / sizeof *cuts && recipe_is_plain(i); j++) {
             play(hr_recipe_name(i), j % 2 ? BOTH : MEMORY, cuts[j]);
         }
     }
