@@ -84,17 +84,13 @@ static void read_task(void *context, unsigned task, unsigned worker)
 static double code_run(void *context)
 {
     struct stream *s = context;
-    double start = hrb_seconds();
-    hri_pool_run(s->pool, code_task, s, s->n_tasks);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(s->pool, code_task, s, s->n_tasks);
 }
 
 static double read_run(void *context)
 {
     struct stream *s = context;
-    double start = hrb_seconds();
-    hri_pool_run(s->pool, read_task, s, s->n_tasks);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(s->pool, read_task, s, s->n_tasks);
 }
 
 static void fill(struct stream *s)

@@ -124,17 +124,13 @@ static void read_task(void *context, unsigned task, unsigned worker)
 static double code_run(void *context)
 {
     struct gather *a = context;
-    double start = hrb_seconds();
-    hri_pool_run(a->pool, code_task, a, a->n_tasks);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(a->pool, code_task, a, a->n_tasks);
 }
 
 static double read_run(void *context)
 {
     struct gather *a = context;
-    double start = hrb_seconds();
-    hri_pool_run(a->pool, read_task, a, a->n_tasks);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(a->pool, read_task, a, a->n_tasks);
 }
 
 /* ----------------------------------------------------------------------------------------- set-up */

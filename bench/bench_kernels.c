@@ -89,9 +89,7 @@ static void read_task(void *context, unsigned task, unsigned worker)
 static double read_run(void *context)
 {
     struct field *f = context;
-    double start = hrb_seconds();
-    hri_pool_run(f->pool, read_task, f, f->n_pieces);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(f->pool, read_task, f, f->n_pieces);
 }
 
 /* ------------------------------------------------------------------------------------ attention */
@@ -207,9 +205,7 @@ static void score_task(void *context, unsigned task, unsigned worker)
 static double score_run(void *context)
 {
     struct field *f = context;
-    double start = hrb_seconds();
-    hri_pool_run(f->pool, score_task, f, f->n_pieces);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(f->pool, score_task, f, f->n_pieces);
 }
 
 static void fill_centroids(struct field *f)

@@ -61,17 +61,13 @@ static void gemm_task(void *context, unsigned task, unsigned worker)
 static double tile_run(void *context)
 {
     struct tile *t = context;
-    double start = hrb_seconds();
-    hri_pool_run(t->pool, tile_task, t, TASKS);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(t->pool, tile_task, t, TASKS);
 }
 
 static double gemm_run(void *context)
 {
     struct tile *t = context;
-    double start = hrb_seconds();
-    hri_pool_run(t->pool, gemm_task, t, TASKS);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(t->pool, gemm_task, t, TASKS);
 }
 
 static void tile_fini(struct tile *t)

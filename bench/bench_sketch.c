@@ -142,9 +142,7 @@ static void score_task(void *context, unsigned task, unsigned worker)
 static double score_run(void *context)
 {
     struct scan *s = context;
-    double start = hrb_seconds();
-    hri_pool_run(s->pool, score_task, s, s->n_pieces);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(s->pool, score_task, s, s->n_pieces);
 }
 
 static void read_task(void *context, unsigned task, unsigned worker)
@@ -158,9 +156,7 @@ static void read_task(void *context, unsigned task, unsigned worker)
 static double read_run(void *context)
 {
     struct scan *s = context;
-    double start = hrb_seconds();
-    hri_pool_run(s->pool, read_task, s, s->n_pieces);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(s->pool, read_task, s, s->n_pieces);
 }
 
 int hrb_sketch_score(const struct hrb_benchmark *self, const struct hrb_options *options,
@@ -262,9 +258,7 @@ static void full_task(void *context, unsigned task, unsigned worker)
 static double full_run(void *context)
 {
     struct scan *s = context;
-    double start = hrb_seconds();
-    hri_pool_run(s->pool, full_task, s, s->n_pieces);
-    return hrb_seconds() - start;
+    return hrb_pool_seconds(s->pool, full_task, s, s->n_pieces);
 }
 
 /* Scores of the piece's summaries and of the listed groups, and their exponentials. The largest

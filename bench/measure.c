@@ -12,6 +12,13 @@ double hrb_seconds(void)
     return (double)hri_now_ns() * 1e-9;
 }
 
+double hrb_pool_seconds(struct hri_pool *pool, hri_task_fn task, void *context, unsigned n_tasks)
+{
+    double start = hrb_seconds();
+    hri_pool_run(pool, task, context, n_tasks);
+    return hrb_seconds() - start;
+}
+
 static int compare(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;

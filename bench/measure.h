@@ -2,6 +2,7 @@
 #ifndef BENCH_MEASURE_H
 #define BENCH_MEASURE_H
 
+#include "base/threads.h"
 #include "bench/bench.h"
 
 #define HRB_ROUNDS_MAX 512
@@ -27,6 +28,8 @@ double hrb_percentile(double *values, size_t n, double p); /* sorts; p in [0, 1]
 /* Two standard errors of the median as a share of it, from the quartiles; sorts. */
 double hrb_spread(double *values, size_t n);
 double hrb_seconds(void);
+/* How long the pool takes for these tasks. */
+double hrb_pool_seconds(struct hri_pool *pool, hri_task_fn task, void *context, unsigned n_tasks);
 
 /* result->reason, and the code to return. */
 int hrb_skip(struct hrb_result *result, const char *format, ...)

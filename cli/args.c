@@ -460,3 +460,15 @@ int cli_args_parse(const struct cli_command *command, const struct cli_option *o
     }
     return -1;
 }
+
+int cli_subject_needed(int argc, char **argv, void (*print_usage)(FILE *file))
+{
+    if (argc < 2) {
+        print_usage(stderr);
+        return CLI_EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0)
+        return -1;
+    print_usage(stdout);
+    return cli_out_close();
+}

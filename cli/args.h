@@ -3,6 +3,7 @@
 #ifndef CLI_ARGS_H
 #define CLI_ARGS_H
 
+#include <stdio.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -89,6 +90,9 @@ struct cli_operands {
 /* argv[0] is the command's own word. Returns -1 to go on, else the exit code (0 after --help). */
 int cli_args_parse(const struct cli_command *command, const struct cli_option *options,
                    size_t n_options, int argc, char **argv, struct cli_operands *operands_out);
+
+/* For commands with subjects: without one, or with --help in its place, the usage is printed. Returns -1 to go on, else the exit code. */
+int cli_subject_needed(int argc, char **argv, void (*print_usage)(FILE *file));
 
 /* "headrace NAME: message" on standard error, and the exit code of a wrong command line. */
 int cli_usage_error(const char *command, const char *format, ...)

@@ -194,14 +194,9 @@ static void print_usage(FILE *file)
 
 int cli_recipe(int argc, char **argv)
 {
-    if (argc < 2) {
-        print_usage(stderr);
-        return CLI_EXIT_USAGE;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_usage(stdout);
-        return 0;
-    }
+    int code = cli_subject_needed(argc, argv, print_usage);
+    if (code >= 0)
+        return code;
     if (strcmp(argv[1], "list") == 0)
         return recipe_list(argc - 1, argv + 1);
     if (strcmp(argv[1], "show") == 0)

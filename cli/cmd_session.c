@@ -254,14 +254,9 @@ static int run_subject(const struct subject *subject, int argc, char **argv)
 
 int cli_session(int argc, char **argv)
 {
-    if (argc < 2) {
-        print_usage(stderr);
-        return CLI_EXIT_USAGE;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_usage(stdout);
-        return 0;
-    }
+    int code = cli_subject_needed(argc, argv, print_usage);
+    if (code >= 0)
+        return code;
     for (size_t i = 0; i < SUBJECTS; i++)
         if (strcmp(argv[1], subjects[i].word) == 0)
             return run_subject(&subjects[i], argc - 1, argv + 1);

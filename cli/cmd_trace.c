@@ -94,14 +94,9 @@ static void print_usage(FILE *file)
 
 int cli_trace(int argc, char **argv)
 {
-    if (argc < 2) {
-        print_usage(stderr);
-        return CLI_EXIT_USAGE;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_usage(stdout);
-        return cli_out_close();
-    }
+    int code = cli_subject_needed(argc, argv, print_usage);
+    if (code >= 0)
+        return code;
     for (size_t i = 0; i < SUBJECTS; i++) {
         if (strcmp(argv[1], subjects[i].name) == 0)
             return subjects[i].main(argc - 1, argv + 1);
