@@ -122,8 +122,9 @@ static int open_sequence(struct decode *d, uint32_t tokens)
     sequence.n_kv_heads = KV_HEADS;
     sequence.k_dim = sequence.v_dim = DIM;
     sequence.tokens_max = tokens + 4096;
-    sequence.recipe = "headrace";
-    sequence.moved = 0.01;
+    sequence.recipe = d->options->recipe;
+    sequence.moved = d->options->moved;
+    sequence.tolerance = d->options->tolerance;
     return hr_sequence_create(d->runtime, &sequence, &d->sequence) == HR_OK ? 0
                                                                             : say(d, "sequence");
 }
@@ -216,6 +217,8 @@ static int measure(struct decode *d, struct hrb_result *result)
     result->unit = "ms";
     result->limit_is = "full attention by the same kernels over the same rows";
     result->details = cJSON_CreateObject();
+    cJSON_AddStringToObject(result->details, "recipe", d->options->recipe);
+    cJSON_AddNumberToObject(result->details, "tolerance", d->options->tolerance);
     cJSON_AddNumberToObject(result->details, "tokens", hr_sequence_length(d->sequence, 0));
     cJSON_AddNumberToObject(result->details, "rows_sketched", (double)d->report.rows_by_level[1]);
     cJSON_AddNumberToObject(result->details, "rows_int8", (double)d->report.rows_by_level[2]);

@@ -19,7 +19,7 @@
 #include "cli/setup.h"
 #include "cli/whole_file.h"
 
-#define BENCHMARKS_MAX 64
+#define BENCHMARKS_MAX 96
 
 static const struct cli_command command = {
     .name = "bench",
@@ -202,7 +202,8 @@ int cli_bench(int argc, char **argv)
 {
     const struct hrb_benchmark *chosen[BENCHMARKS_MAX];
     struct cli_operands names;
-    struct hrb_options o = {.file_dir = "/var/tmp", .note = note, .stop = stop};
+    struct hrb_options o = {
+        .file_dir = "/var/tmp", .recipe = "headrace", .moved = 0.01, .note = note, .stop = stop};
     const char *path = NULL, *html = NULL;
     char tool[PATH_MAX];
     uint64_t threads = 0;
@@ -214,6 +215,13 @@ int cli_bench(int argc, char **argv)
         CLI_OPTION("file-dir", CLI_STRING, &o.file_dir, "DIR",
                    "folder on the disk to measure; up to 2.5 GiB are written there and removed"),
         CLI_RANGE("threads", CLI_COUNT, &threads, "N", 1, 256, "threads [one per core]"),
+        CLI_OPTION("recipe", CLI_STRING, &o.recipe, "NAME",
+                   "recipe of the decode steps' benchmarks, as in 'headrace run'"),
+        CLI_OPTION("moved", CLI_SHARE, &o.moved, "SHARE",
+                   "bytes such a step may select, as a share of the body's exact bytes"),
+        CLI_OPTION("tolerance", CLI_FRACTION, &o.tolerance, "X",
+                   "stop earlier, when the predicted error of the output is below X; 0: spend "
+                   "--moved"),
         CLI_SWITCH("quick", &o.quick, "fewer rounds and less data: figures are rougher"),
         CLI_OPTION(
             "json", CLI_STRING, &path, "FILE",

@@ -1,6 +1,7 @@
 /* The estimate of blocks from their summaries: mass and value at level 0 (docs/algorithm.md). */
 #include "base/half.h"
 #include "index/head.h"
+#include "index/passes.h"
 
 #include <math.h>
 #include <string.h>
@@ -36,12 +37,10 @@ static void log_weights(const struct hri_index_head *head, const struct hri_step
             x[b] = hri_step_log_mass(head, step, g, b) - head->log_rows[head->block_rows[b]];
         return;
     }
-    for (uint32_t b = 0; b < head->n_blocks; b++)
-        x[b] = dots[b];
-    for (uint32_t b = 0; spread && b < head->n_blocks; b++) {
-        float add = half * hri_f32_from_bf16(spread[b]);
-        x[b] += add < HRI_HALF_VARIANCE_MAX ? add : HRI_HALF_VARIANCE_MAX;
-    }
+    if (spread)
+        hri_pass_log_weights(dots, spread, half, HRI_HALF_VARIANCE_MAX, x, head->n_blocks);
+    else
+        memcpy(x, dots, head->n_blocks * sizeof *x);
 }
 
 void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -58,7 +57,7 @@ void hri_step_weigh(const struct hri_index_head *head, const struct hri_select_i
         kernels->exp_sum(weight, step->top[g], weight, head->n_blocks);
         for (uint32_t b = 0; b < head->n_blocks; b++)
             weight[b] *= (float)head->block_rows[b];
-        step->total[g] = hri_sum(weight, head->n_blocks);
+        step->total[g] = hri_pass_sum(weight, head->n_blocks);
         if (near)
             step->total[g] += in->near->l[g] * expf(in->near->m[g] - step->top[g]);
     }

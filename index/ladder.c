@@ -1,6 +1,8 @@
 /* A step of a head with sketches: what its rows are worth, and which of them are refined (docs/algorithm.md, level 1). */
 #include "index/ladder_state.h"
 
+#include "index/passes.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -9,6 +11,8 @@
 /* ... until that is at most so much of what is left after refining. */
 #define UNREAD_LAST 0.10
 #define ROUNDS_MAX  16
+/* With a tolerance they may leave this part of it: the rows that were read are to leave less than the rest. */
+#define UNREAD_OF_TOLERANCE 0.5
 /* Deviations of what is missed by which a row may be better than its sketch: for ranking those that are missed most. */
 #define LONE_REACH    1.4f
 #define LONE_TAIL_MAX 20.0f
@@ -48,15 +52,12 @@ static void block_value(struct hri_ladder *l, uint32_t b, uint32_t basis, const 
 
 static void rows_worth(struct hri_ladder *l, uint32_t b)
 {
-    uint32_t lane = l->head->sketch->first_lane[b], rows = l->head->block_rows[b];
-    float *restrict worth = l->worth + lane;
-    memset(worth, 0, rows * sizeof(float));
-    for (uint32_t g = 0; g < l->head->options.g; g++) {
-        const float *restrict w = l->weight + g * l->stride + lane;
-        float factor = l->factor[g * l->step->stride + b];
-        for (uint32_t i = 0; i < rows; i++)
-            worth[i] += factor * w[i] * w[i];
-    }
+    uint32_t lane = l->head->sketch->first_lane[b], n_g = l->head->options.g;
+    float factor[HR_GROUP_MAX];
+    for (uint32_t g = 0; g < n_g; g++)
+        factor[g] = l->factor[g * l->step->stride + b];
+    hri_pass_worth(l->weight + lane, l->stride, n_g, factor, l->worth + lane,
+                   l->head->block_rows[b]);
     l->state[b] = HRI_ROWS;
 }
 
@@ -88,25 +89,43 @@ static float lone_worth(const struct hri_ladder *l, uint32_t i, uint32_t b, uint
     return worth;
 }
 
+/* The first lone row from the i-th on that lies in `lane` or after it: they ascend, and it is rarely far. */
+static uint32_t lone_from(const struct hri_sketch *s, uint32_t i, uint32_t lane)
+{
+    uint32_t step = 1, end;
+    while (i + step < s->n_lone && s->lone_lane[i + step] < lane) {
+        i += step;
+        step *= 2;
+    }
+    end = i + step < s->n_lone ? i + step : s->n_lone;
+    while (i < end) {
+        uint32_t middle = i + (end - i) / 2;
+        if (s->lone_lane[middle] < lane)
+            i = middle + 1;
+        else
+            end = middle;
+    }
+    return i;
+}
+
 /* What they promise, and with it their blocks. */
 static void lone_lift(struct hri_ladder *l)
 {
     const struct hri_index_head *head = l->head;
     const struct hri_sketch *s = head->sketch;
-    uint32_t last = head->n_blocks - 1, next = s->first_lane[last] + head->block_rows[last];
     l->n_lone = 0;
-    for (uint32_t i = 0, b = 0, basis = 0; i < s->n_lone && s->lone_lane[i] < next; i++) {
-        while (s->first_lane[b] + head->block_rows[b] <= s->lone_lane[i]) /* they ascend */
-            b++;
-        if (l->state[b] == HRI_UNREAD)
-            continue;
+    for (uint32_t b = hri_ladder_next(l, 0), basis = 0, i = 0; b < head->n_blocks;
+         b = hri_ladder_next(l, b + 1)) {
+        uint32_t end = s->first_lane[b] + head->block_rows[b];
         while (b >= hri_basis_end(head, basis))
             basis++;
-        float worth = lone_worth(l, i, b, basis);
-        if (l->state[b] == HRI_LIGHT && worth * (float)head->n_blocks >= (float)HRI_LIGHT_SHARE)
-            l->state[b] = HRI_READ;
-        l->promise[b] = hri_larger(l->promise[b], worth);
-        l->lone[l->n_lone++] = (struct hri_lone){s->lone_lane[i], b, worth};
+        for (i = lone_from(s, i, s->first_lane[b]); i < s->n_lone && s->lone_lane[i] < end; i++) {
+            float worth = lone_worth(l, i, b, basis);
+            if (l->state[b] == HRI_LIGHT && worth * (float)head->n_blocks >= (float)HRI_LIGHT_SHARE)
+                l->state[b] = HRI_READ;
+            l->promise[b] = hri_larger(l->promise[b], worth);
+            l->lone[l->n_lone++] = (struct hri_lone){s->lone_lane[i], b, worth};
+        }
     }
 }
 
@@ -430,11 +449,18 @@ static void begin(struct hri_ladder *l)
     }
 }
 
+/* Squared error, summed over the group, that unread blocks may leave whatever the others do. */
+static double unread_enough(const struct hri_ladder *l)
+{
+    double error = fmax(HRI_UNREAD_FLOOR, UNREAD_OF_TOLERANCE * l->in->tolerance);
+    return error * error * l->head->options.g;
+}
+
 /* What level 0 thinks of a block's share is relative to a total that it may have far too low or too high. Therefore in rounds: the
  * blocks that matter most show what the total is, and most others turn out not to matter. */
 static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select_out *out)
 {
-    double enough = HRI_UNREAD_FLOOR * HRI_UNREAD_FLOOR * l->head->options.g;
+    double enough = unread_enough(l);
     uint32_t fresh = hri_ladder_mark_clamped(l);
     if (!l->everything)
         out->bytes_sketched += hri_ladder_audit(l);
@@ -487,8 +513,8 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     sketches_read(&l, want, out);
     if (out->worth != NULL)
         worth_tell(&l, out->worth);
-    for (uint32_t b = 0; b < head->n_blocks; b++)
-        out->rows_sketched += l.state[b] != HRI_UNREAD ? head->block_rows[b] : 0;
+    for (uint32_t b = hri_ladder_next(&l, 0); b < head->n_blocks; b = hri_ladder_next(&l, b + 1))
+        out->rows_sketched += head->block_rows[b];
     bool reached = in->tolerance > 0 && predicted_mean(&l) <= (float)in->tolerance;
     if (l.by_budget) {
         rows_choose(&l, want, out);

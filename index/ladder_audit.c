@@ -5,12 +5,15 @@
  */
 #include "index/ladder_state.h"
 
+#include "index/passes.h"
+
 #include <math.h>
 #include <string.h>
 
-#define EVERY      32u /* one block of so many, ... */
-#define LEAST      24u /* ... and so many where that would be fewer */
-#define EVIDENCE   8u  /* audits below which level 0 is taken by its word */
+/* So many blocks, and one of so many: what they say of all is as good whether these are many or few. */
+#define LEAST      24u
+#define EVERY      128u
+#define EVIDENCE   8u /* audits below which level 0 is taken by its word */
 #define FACTOR_MAX 8.0
 #define SCATTER    0.5 /* variance of the logarithm of one block's error, before anything is known */
 #define PRIOR      0.5 /* deviation of the common factor's logarithm, before anything is known */
@@ -22,7 +25,7 @@ uint32_t hri_ladder_audits_max(const struct hri_index_options *o)
 
 static void list(struct hri_ladder *l)
 {
-    uint32_t n = l->head->n_blocks, want = n / EVERY > LEAST ? n / EVERY : LEAST;
+    uint32_t n = l->head->n_blocks, want = LEAST + n / EVERY;
     uint32_t every = n / want > 0 ? n / want : 1;
     l->n_audits = 0;
     if (n < 4 * LEAST)
@@ -91,29 +94,23 @@ static struct evidence gather(const struct hri_ladder *l, uint32_t g)
     return sum;
 }
 
-/* Weights of unread blocks of query head g, and what the audits say of them, times `factor`. */
-static void scale(struct hri_ladder *l, uint32_t g, float factor)
+/* Weights of unread blocks of query head g, `sum` together, and what the audits say of them, times `factor`. */
+static void scale(struct hri_ladder *l, uint32_t g, float sum, float factor)
 {
     struct hri_audit *audit = l->audit + g * hri_ladder_audits_max(&l->head->options);
-    float *weight = l->step->weight + g * l->step->stride, *before = l->step->work;
-    const float *rate = l->rate + g * l->step->stride;
-    uint32_t n = l->head->n_blocks;
-    for (uint32_t b = 0; b < n; b++) { /* of what has been read the rate is 0 */
-        before[b] = rate[b] > 0 ? weight[b] : 0;
-        weight[b] *= rate[b] > 0 ? factor : 1;
-    }
-    l->step->total[g] += hri_sum(before, n) * (factor - 1);
+    size_t at = g * l->step->stride;
+    hri_pass_scale_unread(l->step->weight + at, l->rate + at, factor, l->head->n_blocks);
+    l->step->total[g] += sum * (factor - 1);
     for (uint32_t i = 0; i < l->n_audits; i++)
         audit[i].ratio /= factor;
     l->corrected[g] *= factor;
 }
 
-double hri_ladder_correct(struct hri_ladder *l, uint32_t g, double *common_out)
+struct hri_audited hri_ladder_correct(struct hri_ladder *l, uint32_t g, float sum)
 {
     struct evidence a = gather(l, g);
-    *common_out = 0;
     if (a.n < EVIDENCE || !(a.e > 0) || !(a.ee > 0))
-        return 0;
+        return (struct hri_audited){.factor = 1};
     double factor = a.t / a.e,
            alike = a.e * a.e / a.ee; /* so many audits of equal weight would say as much */
     double misfit = fmax(a.tt - 2 * factor * a.et + factor * factor * a.ee, 0); /* sum (t - fe)^2 */
@@ -121,11 +118,10 @@ double hri_ladder_correct(struct hri_ladder *l, uint32_t g, double *common_out)
         SCATTER / alike + (a.t > 0 ? misfit / (a.t * a.t) : 1); /* variance of log factor */
     double trust = PRIOR * PRIOR / (PRIOR * PRIOR + doubt);
     factor = exp(trust * log(fmin(fmax(factor, 1 / FACTOR_MAX), FACTOR_MAX)));
-    scale(l, g, (float)factor);
+    scale(l, g, sum, (float)factor);
     a.e *= factor;
     a.ee *= factor * factor;
     a.et *= factor;
     misfit = fmax(a.tt - 2 * a.et + a.ee, 0) * alike / fmax(alike - 1, 0.5);
-    *common_out = misfit / (a.e * a.e);
-    return misfit / a.ee;
+    return (struct hri_audited){factor, misfit / a.ee, misfit / (a.e * a.e)};
 }

@@ -1,6 +1,8 @@
 /* The estimate of a head with sketches: of everything that was not refined (docs/algorithm.md, level 1). */
 #include "index/ladder_state.h"
 
+#include "index/passes.h"
+
 #include <string.h>
 
 /* Groups of 16 lanes of the blocks of a basis that count as their sketches have them, ascending, each once. */
@@ -44,10 +46,8 @@ uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri
                                            head->summary.v_scale, step->sum);
     for (uint32_t g = 0; g < head->options.g; g++) {
         const float *weight = step->weight + g * step->stride;
-        mass[g] = hri_sum(weight, head->n_blocks);
-        for (uint32_t b = 0; b < head->n_blocks; b++)
-            step->work[b] = l.state[b] >= HRI_READ ? 0 : weight[b] * hri_block_spread(head, b);
-        float lean = hri_sum(step->work, head->n_blocks);
+        mass[g] = hri_pass_sum(weight, head->n_blocks);
+        float lean = hri_pass_lean(weight, head->shape.spread, l.state, HRI_READ, head->n_blocks);
         for (uint32_t j = 0; j < dv; j++)
             step->sum[(size_t)g * dv + j] += lean * step->shift[(size_t)g * dv + j];
     }

@@ -1,6 +1,8 @@
 /* Which blocks' sketches a step reads, and what they say (docs/algorithm.md, level 1). */
 #include "index/ladder_state.h"
 
+#include "index/passes.h"
+
 #include "base/arena.h"
 #include "base/assert.h"
 
@@ -103,23 +105,14 @@ enum hri_ladder_known hri_ladder_known(const struct hri_index_head *head,
 static double unread_of(struct hri_ladder *l, uint32_t g)
 {
     const struct hri_step *step = l->step;
-    uint32_t n = l->head->n_blocks;
-    double common, scatter = hri_ladder_correct(l, g, &common);
-    const float *weight = step->weight + g * step->stride, *rate = l->rate + g * step->stride;
-    float *part = step->work, *squares = l->worth; /* no worth is known yet, or it is made anew */
-    double total = (double)step->total[g], left = 0;
-    for (uint32_t b = 0; b < n; b++)
-        part[b] = weight[b] * weight[b] * rate[b];
-    left = (double)hri_sum(part, n);
-    if (scatter > 0) {
-        for (uint32_t b = 0; b < n; b++) { /* of what has been read the rate is 0 */
-            part[b] = rate[b] > 0 ? weight[b] : 0;
-            squares[b] = part[b] * part[b];
-        }
-        double sum = (double)hri_sum(part, n);
-        left = fmax(left, scatter * (double)hri_sum(squares, n)) + common * sum * sum;
-    }
-    return left / (total * total);
+    size_t at = g * step->stride;
+    struct hri_unread_sums sums =
+        hri_pass_unread(step->weight + at, l->rate + at, l->head->n_blocks);
+    struct hri_audited audited = hri_ladder_correct(l, g, sums.weight);
+    double factor = audited.factor, total = (double)step->total[g], left = (double)sums.doubt;
+    left = fmax(left, audited.scatter * (double)sums.square) +
+           audited.common * (double)sums.weight * (double)sums.weight;
+    return left * factor * factor / (total * total);
 }
 
 uint32_t hri_ladder_groups_add(struct hri_ladder *l, uint32_t b, uint32_t n)
@@ -190,29 +183,35 @@ double hri_ladder_unread(struct hri_ladder *l)
     return unread;
 }
 
-/* The same per block, with the tails lifted, into step->work: at most 1 each, as there is no larger error. Returns the sum. */
-static float doubts_fill(struct hri_ladder *l)
+/* The same per block, with the tails lifted, into step->work: at most 1 each, as there is no larger error. */
+static void doubts_fill(struct hri_ladder *l)
 {
     const struct hri_step *step = l->step;
     uint32_t n = l->head->n_blocks;
-    float *doubt = step->work;
-    memset(doubt, 0, n * sizeof *doubt);
+    memset(step->work, 0, n * sizeof *step->work);
     for (uint32_t g = 0; g < l->head->options.g; g++) {
-        const float *weight = step->weight + g * step->stride, *rate = l->lifted + g * step->stride;
-        float scale = 1 / step->total[g];
-        float factor = l->size[g] > 0 ? l->far[g] / l->size[g] : 0;
-        for (uint32_t b = 0; b < n; b++) {
-            float share = weight[b] * scale, x = share * share * factor * rate[b];
-            doubt[b] += x < 1 ? x : 1;
-        }
+        float factor = l->size[g] > 0 ? sqrtf(l->far[g] / l->size[g]) : 0;
+        size_t at = g * step->stride;
+        hri_pass_doubt_add(step->weight + at, l->lifted + at, factor / step->total[g], step->work,
+                           n);
     }
-    return hri_sum(doubt, n);
 }
 
-/* The largest bin such that what lies in and below it adds up to at most `most`; HRI_BINS if all does. */
-static uint32_t bin_below(const struct hri_ladder *l, double most)
+static uint32_t unread_mark(struct hri_ladder *l, const uint32_t *list, uint32_t n, uint32_t bin)
 {
-    double sum = 0;
+    const float *doubt = l->step->work;
+    uint32_t fresh = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (l->state[list[i]] == HRI_UNREAD && hri_bin_of(doubt[list[i]]) >= bin) {
+            l->state[list[i]] = HRI_PENDING;
+            fresh++;
+        }
+    return fresh;
+}
+
+/* The largest bin such that what lies in and below it adds up to at most `most`, if `sum` lies below all bins; HRI_BINS if all does. */
+static uint32_t bin_below(const struct hri_ladder *l, double sum, double most)
+{
     for (uint32_t i = 0; i < HRI_BINS; i++) {
         sum += (double)l->bin_sum[i];
         if (sum > most)
@@ -223,21 +222,22 @@ static uint32_t bin_below(const struct hri_ladder *l, double most)
 
 uint32_t hri_ladder_mark(struct hri_ladder *l, float part)
 {
-    uint32_t n = l->head->n_blocks, fresh = 0, first = 0;
+    uint32_t n = l->head->n_blocks, n_large;
+    uint32_t *large = (uint32_t *)(void *)l->ranked; /* nothing is ranked yet */
     const float *doubt = l->step->work;
-    double sum = (double)doubts_fill(l);
-    if (part >= 0) {
-        memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
-        for (uint32_t b = 0; b < n; b++)
-            l->bin_sum[hri_bin_of(doubt[b])] += doubt[b];
-        first = bin_below(l, sum * (double)part);
-    }
-    for (uint32_t b = 0; b < n; b++)
-        if (l->state[b] == HRI_UNREAD && hri_bin_of(doubt[b]) >= first) {
-            l->state[b] = HRI_PENDING;
-            fresh++;
-        }
-    return fresh;
+    doubts_fill(l);
+    float most = part < 0 ? 0 : hri_pass_sum(doubt, n) * part;
+    /* So small that all of them may stay. */
+    float small = hri_bin_edge(hri_bin_of(most / (float)n));
+    float below = hri_pass_split(doubt, small, large, &n_large, n);
+    if (part < 0)
+        return unread_mark(l, large, n_large, 0);
+    if (!(most > 0))
+        return 0;
+    memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
+    for (uint32_t i = 0; i < n_large; i++)
+        l->bin_sum[hri_bin_of(doubt[large[i]])] += doubt[large[i]];
+    return unread_mark(l, large, n_large, bin_below(l, (double)below, (double)most));
 }
 
 uint32_t hri_ladder_mark_clamped(struct hri_ladder *l)
@@ -364,29 +364,28 @@ static const float *basis_turn(struct hri_ladder *l, uint32_t i)
     return x;
 }
 
-/* Lists the groups of 16 lanes of pending blocks from b on, as long as their lanes fit a chunk that begins with b's first group. Returns
- * the block after the last. */
+static uint32_t pending_next(const struct hri_ladder *l, uint32_t b, uint32_t end)
+{
+    const uint8_t *at = b < end ? memchr(l->state + b, HRI_PENDING, end - b) : NULL;
+    return at != NULL ? (uint32_t)(at - l->state) : end;
+}
+
+/* Lists the groups of 16 lanes of pending blocks from b on, which is one, as long as their lanes fit a chunk that begins with b's first
+ * group. Returns the pending block after the last, or end. */
 static uint32_t chunk_list(struct hri_ladder *l, uint32_t b, uint32_t end, uint32_t *n_out)
 {
     const struct hri_sketch *s = l->head->sketch;
     uint32_t base = s->first_lane[b] / HRI_LANES, n = 0;
-    for (; b < end; b++) {
+    for (; b < end; b = pending_next(l, b + 1, end)) {
         uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
         if (last - base >= HRI_LADDER_CHUNK / HRI_LANES)
             break;
-        if (l->state[b] == HRI_PENDING)
-            n = hri_ladder_groups_add(l, b, n);
+        n = hri_ladder_groups_add(l, b, n);
     }
     for (uint32_t i = 0; i < n; i++)
         l->groups[i] -= base;
     *n_out = n;
     return b;
-}
-
-static uint32_t pending_next(const struct hri_ladder *l, uint32_t b, uint32_t end)
-{
-    const uint8_t *at = b < end ? memchr(l->state + b, HRI_PENDING, end - b) : NULL;
-    return at != NULL ? (uint32_t)(at - l->state) : end;
 }
 
 /* Blocks far apart are chunks of their own: the next one's codes come while this one is scored. */
@@ -412,18 +411,15 @@ static uint64_t basis_read(struct hri_ladder *l, uint32_t i)
     codes_prefetch(l, b, group_bytes);
     hri_sketch_query_make(l->query, basis_turn(l, i), head->options.g, basis->n4, basis->n2);
     while (b < end) {
-        uint32_t n, base = s->first_lane[b] / HRI_LANES, stop = chunk_list(l, b, end, &n);
-        uint32_t next = pending_next(l, stop, end);
+        uint32_t n, base = s->first_lane[b] / HRI_LANES, next = chunk_list(l, b, end, &n);
         struct hri_sketch_rows rows = {s->codes + base * group_bytes, basis->n4, basis->n2};
         if (next < end)
             codes_prefetch(l, next, group_bytes);
         head->options.kernels->score_sketch(l->query, head->options.g, rows, l->groups, n, l->score,
                                             HRI_LADDER_CHUNK);
         n_groups += n;
-        for (; b < stop; b++)
-            if (l->state[b] == HRI_PENDING)
-                block_weigh(l, i, b, l->score + s->first_lane[b] - (size_t)base * HRI_LANES);
-        b = next;
+        for (; b < next; b = pending_next(l, b + 1, next))
+            block_weigh(l, i, b, l->score + s->first_lane[b] - (size_t)base * HRI_LANES);
     }
     return n_groups * group_bytes;
 }
@@ -480,7 +476,7 @@ uint64_t hri_ladder_read(struct hri_ladder *l)
         bytes += hri_ladder_read_pending(l);
     /* Summed anew: what level 0 had put too high must leave no rounding of its own behind. */
     for (uint32_t g = 0; g < l->head->options.g; g++) {
-        step->total[g] = hri_sum(step->weight + g * step->stride, l->head->n_blocks);
+        step->total[g] = hri_pass_sum(step->weight + g * step->stride, l->head->n_blocks);
         if (near && near->l[g] > 0)
             step->total[g] += near->l[g] * expf(near->m[g] - step->top[g]);
     }

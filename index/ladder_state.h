@@ -144,9 +144,14 @@ uint32_t hri_ladder_mark_clamped(struct hri_ladder *l);
 uint32_t hri_ladder_audits_max(const struct hri_index_options *options);
 /* Reads the sketches of the sample; its blocks stay unread. Returns the bytes. */
 uint64_t hri_ladder_audit(struct hri_ladder *l);
-/* Corrects the weights of what is unread by the factor that the audits find. Returns the mean square of what a block's weight is off
- * by, relative; common_out: the same of their sum, from what the sample leaves open. Both 0 without evidence. */
-double hri_ladder_correct(struct hri_ladder *l, uint32_t g, double *common_out);
+struct hri_audited {
+    double factor; /* by which the weights of unread blocks were corrected; 1 without evidence */
+    double
+        scatter; /* mean square of what a block's weight is off by, relative; 0 without evidence */
+    double common; /* the same of their sum, from what the sample leaves open */
+};
+/* Corrects the weights of what is unread, `sum` together, by the factor that the audits find. */
+struct hri_audited hri_ladder_correct(struct hri_ladder *l, uint32_t g, float sum);
 /* Weights of marked blocks; tops may be raised, totals do not follow yet. */
 uint64_t hri_ladder_read_pending(struct hri_ladder *l);
 /* Appends to the n groups listed so far those of block b's lanes; blocks ascend, and a group they share is listed once. Returns how

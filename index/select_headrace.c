@@ -6,21 +6,18 @@
 #include "index/head.h"
 #include "index/ladder.h"
 #include "index/params.h"
+#include "index/passes.h"
 #include "index/importance.h"
 #include "index/image.h"
 
 #include <math.h>
 #include <string.h>
 
-/* The variance beyond which the doubt does not grow any more, and what a block of no variance keeps
- * of it: its int8 codes and the shape's own error. */
-#define DOUBT_VARIANCE_MAX 3.0f
 /* Where the lift of a ranking ends: beyond, blocks are equally worth a look. */
 #define TAIL_MAX 40.0f
 /* Deviations along the query at which a block's farthest row is looked for: from 1.0 on every key
  * of the embedded model is found (0.7: 1 of 576 missed at 4K); real keys do not notice. */
 #define OUTLIER_REACH 1.4f
-#define DOUBT_FLOOR   0.3f
 /* Blocks with a larger share of some head's attention enter the output that errors are measured
  * against. */
 #define OUTPUT_SHARE_MIN 0.002f
@@ -147,7 +144,7 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
 /* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
 static inline float excess(float variance)
 {
-    float v = variance < DOUBT_VARIANCE_MAX ? variance : DOUBT_VARIANCE_MAX;
+    float v = variance < HRI_DOUBT_VARIANCE_MAX ? variance : HRI_DOUBT_VARIANCE_MAX;
     return v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
 }
 
@@ -163,7 +160,7 @@ struct doubt {
 /* p^2 (exp(variance) - 1 + floor) / n */
 static inline float doubt_of(float share, float variance, float rows)
 {
-    return share * share * (excess(variance) + DOUBT_FLOOR) / rows;
+    return share * share * (excess(variance) + HRI_DOUBT_FLOOR) / rows;
 }
 
 static float block_doubt(const struct doubt *d, uint32_t g, uint32_t b)
@@ -190,14 +187,6 @@ static bool refined_enough(void *context, uint32_t block)
     return d->tolerance > 0 && sum / (float)d->head->options.g <= d->tolerance;
 }
 
-static void value_add(const struct hri_index_head *head, uint32_t b, float weight, float *output)
-{
-    uint32_t dv = head->options.v_dim;
-    float w = weight * head->summary.v_scale[b];
-    for (uint32_t j = 0; j < dv; j++)
-        output[j] += w * head->summary.v_codes[(size_t)b * dv + j];
-}
-
 #define OUTPUT_CHUNK 64u
 
 /* The output of query head g as far as near and the heavy blocks make it, [v_dim]; the rest is
@@ -211,7 +200,7 @@ static void rough_output(const struct hri_index_head *head, const struct hri_sel
     float least = OUTPUT_SHARE_MIN * step->total[g], rest;
     for (uint32_t j = 0; j < dv; j++)
         output[j] = scale > 0 ? scale * in->near->o[(size_t)g * dv + j] : 0;
-    rest = hri_sum(weight, head->n_blocks);
+    rest = hri_pass_sum(weight, head->n_blocks);
     for (uint32_t first = 0; first < head->n_blocks; first += OUTPUT_CHUNK) {
         uint32_t end =
             head->n_blocks - first < OUTPUT_CHUNK ? head->n_blocks : first + OUTPUT_CHUNK;
@@ -219,7 +208,8 @@ static void rough_output(const struct hri_index_head *head, const struct hri_sel
             continue;
         for (uint32_t b = first; b < end; b++)
             if (weight[b] >= least) {
-                value_add(head, b, weight[b], output);
+                hri_pass_value_add(head->summary.v_codes + (size_t)b * dv,
+                                   weight[b] * head->summary.v_scale[b], output, dv);
                 rest -= weight[b];
             }
     }
@@ -326,8 +316,7 @@ static void level0_rates(const struct hri_index_head *head, const struct hri_ste
     const uint16_t *spread = head->shape.spread;
     const uint8_t *rows = head->block_rows;
     float variance = step->variance[g];
-    for (uint32_t b = 0; b < head->n_blocks; b++)
-        rate[b] = doubt_of(1, variance * hri_f32_from_bf16(spread[b]), rows[b]);
+    hri_pass_rates(spread, rows, variance, rate, head->n_blocks);
     memcpy(lifted, rate, head->n_blocks * sizeof *lifted);
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[rows[b]];

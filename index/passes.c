@@ -1,0 +1,169 @@
+#include "index/passes.h"
+
+#include "base/half.h"
+
+/* Sanitizers run before the loader could resolve such functions. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(HR_SANITIZE)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define WIDE
+#endif
+
+/* Sums run in many chains, since additions of one chain wait for each other and compilers do not reorder them. Vectors of the compiler's
+ * own: it lowers them to whatever there is. */
+#define LANES 16u
+typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
+
+static inline float lanes_sum(const vf *sum)
+{
+    float all = 0;
+    for (uint32_t i = 0; i < LANES; i += 4)
+        all += ((*sum)[i] + (*sum)[i + 1]) + ((*sum)[i + 2] + (*sum)[i + 3]);
+    return all;
+}
+
+static inline int32_t lanes_sum_i(const vi *sum)
+{
+    int32_t all = 0;
+    for (uint32_t i = 0; i < LANES; i++)
+        all += (*sum)[i];
+    return all;
+}
+
+WIDE float hri_pass_sum(const float *x, uint32_t n)
+{
+    vf sum = {0}, other = {0};
+    size_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        sum += *(const vf *)(x + i);
+        other += *(const vf *)(x + i + LANES);
+    }
+    sum += other;
+    for (; i < n; i++)
+        sum[i % LANES] += x[i];
+    return lanes_sum(&sum);
+}
+
+WIDE struct hri_unread_sums hri_pass_unread(const float *weight, const float *rate, uint32_t n)
+{
+    vf doubt = {0}, sum = {0}, square = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf r = *(const vf *)(rate + i), w = *(const vf *)(weight + i);
+        w = (vf)((vi)w & (r > 0));
+        sum += w;
+        square += w * w;
+        doubt += w * w * r;
+    }
+    for (; i < n; i++) {
+        float w = rate[i] > 0 ? weight[i] : 0;
+        sum[i % LANES] += w;
+        square[i % LANES] += w * w;
+        doubt[i % LANES] += w * w * rate[i];
+    }
+    return (struct hri_unread_sums){lanes_sum(&doubt), lanes_sum(&sum), lanes_sum(&square)};
+}
+
+WIDE void hri_pass_scale_unread(float *restrict weight, const float *restrict rate, float factor,
+                                uint32_t n)
+{
+    for (size_t b = 0; b < n; b++)
+        weight[b] *= rate[b] > 0 ? factor : 1;
+}
+
+WIDE void hri_pass_doubt_add(const float *restrict weight, const float *restrict rate, float scale,
+                             float *restrict doubt, uint32_t n)
+{
+    for (size_t b = 0; b < n; b++) {
+        float share = weight[b] * scale, x = share * share * rate[b];
+        doubt[b] += x < 1 ? x : 1;
+    }
+}
+
+/* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
+WIDE void hri_pass_rates(const uint16_t *restrict spread, const uint8_t *restrict rows,
+                         float variance, float *restrict rate, uint32_t n)
+{
+    for (size_t b = 0; b < n; b++) {
+        float v = variance * hri_f32_from_bf16(spread[b]);
+        v = v < HRI_DOUBT_VARIANCE_MAX ? v : HRI_DOUBT_VARIANCE_MAX;
+        float excess = v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
+        rate[b] = (excess + HRI_DOUBT_FLOOR) / (float)rows[b];
+    }
+}
+
+WIDE float hri_pass_lean(const float *weight, const uint16_t *spread, const uint8_t *state,
+                         uint8_t below, uint32_t n)
+{
+    vf sum = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        float part[LANES];
+        for (size_t j = 0; j < LANES; j++)
+            part[j] = hri_f32_from_bf16(spread[i + j]);
+        vi in;
+        for (size_t j = 0; j < LANES; j++)
+            in[j] = -(state[i + j] < below);
+        sum += (vf)((vi) * (const vf *)part & in) * *(const vf *)(weight + i);
+    }
+    for (; i < n; i++)
+        sum[i % LANES] += state[i] < below ? weight[i] * hri_f32_from_bf16(spread[i]) : 0;
+    return lanes_sum(&sum);
+}
+
+WIDE void hri_pass_log_weights(const float *restrict dots, const uint16_t *restrict spread,
+                               float half, float most, float *restrict x, uint32_t n)
+{
+    for (size_t b = 0; b < n; b++) {
+        float add = half * hri_f32_from_bf16(spread[b]);
+        x[b] = dots[b] + (add < most ? add : most);
+    }
+}
+
+/* Nearly all are small: 64 at a time are looked at for one that is not. */
+WIDE float hri_pass_split(const float *x, float least, uint32_t *list, uint32_t *n_out, uint32_t n)
+{
+    vf sum = {0};
+    uint32_t found = 0;
+    size_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        vi large = {0};
+        for (size_t j = i; j < i + 4 * LANES; j += LANES) {
+            vf value = *(const vf *)(x + j);
+            large |= value >= least;
+            sum += (vf)((vi)value & (value < least));
+        }
+        if (lanes_sum_i(&large) == 0)
+            continue;
+        for (size_t j = i; j < i + 4 * LANES; j++)
+            if (x[j] >= least)
+                list[found++] = (uint32_t)j;
+    }
+    for (; i < n; i++) {
+        sum[i % LANES] += x[i] < least ? x[i] : 0;
+        if (x[i] >= least)
+            list[found++] = (uint32_t)i;
+    }
+    *n_out = found;
+    return lanes_sum(&sum);
+}
+
+WIDE void hri_pass_value_add(const int8_t *restrict codes, float weight, float *restrict output,
+                             uint32_t n)
+{
+    for (size_t j = 0; j < n; j++)
+        output[j] += weight * (float)codes[j];
+}
+
+WIDE void hri_pass_worth(const float *restrict weight, size_t stride, uint32_t g,
+                         const float *restrict factor, float *restrict worth, uint32_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        worth[i] = factor[0] * weight[i] * weight[i];
+    for (size_t j = 1; j < g; j++) {
+        const float *restrict w = weight + j * stride;
+        for (size_t i = 0; i < n; i++)
+            worth[i] += factor[j] * w[i] * w[i];
+    }
+}

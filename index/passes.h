@@ -1,0 +1,51 @@
+/* Loops over all blocks of a head: what a step does to every block, whatever it reads. They are compiled for several instruction sets,
+ * and the loader takes what the processor has. Arrays do not overlap; n blocks. */
+#ifndef HRI_INDEX_PASSES_H
+#define HRI_INDEX_PASSES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The variance beyond which the doubt of level 0 does not grow any more, and what a block of no variance keeps of it: its int8 codes and
+ * the shape's own error. */
+#define HRI_DOUBT_VARIANCE_MAX 3.0f
+#define HRI_DOUBT_FLOOR        0.3f
+
+float hri_pass_sum(const float *x, uint32_t n);
+
+/* Of blocks that are not read, which are those with a rate: sums of weight^2 rate, weight, weight^2. */
+struct hri_unread_sums {
+    float doubt, weight, square;
+};
+struct hri_unread_sums hri_pass_unread(const float *weight, const float *rate, uint32_t n);
+
+/* Multiplies the weights of blocks with a rate. */
+void hri_pass_scale_unread(float *weight, const float *rate, float factor, uint32_t n);
+
+/* doubt[b] += min((weight[b] scale)^2 rate[b], 1). */
+void hri_pass_doubt_add(const float *weight, const float *rate, float scale, float *doubt,
+                        uint32_t n);
+
+/* rate[b]: expected squared error of a block's weight, relative and per row, at this variance times its spread (bfloat16). */
+void hri_pass_rates(const uint16_t *spread, const uint8_t *rows, float variance, float *rate,
+                    uint32_t n);
+
+/* Sum of weight[b] spread[b] over blocks with state[b] < below. */
+float hri_pass_lean(const float *weight, const uint16_t *spread, const uint8_t *state,
+                    uint8_t below, uint32_t n);
+
+/* x[b] = dots[b] + min(half spread[b], most). */
+void hri_pass_log_weights(const float *dots, const uint16_t *spread, float half, float most,
+                          float *x, uint32_t n);
+
+/* Sum of the small ones, below `least`; the others' places into list, ascending, how many into *n_out. */
+float hri_pass_split(const float *x, float least, uint32_t *list, uint32_t *n_out, uint32_t n);
+
+/* output[j] += weight codes[j]. */
+void hri_pass_value_add(const int8_t *codes, float weight, float *output, uint32_t n);
+
+/* worth[i] = sum over g of factor[g] weight[g stride + i]^2. */
+void hri_pass_worth(const float *weight, size_t stride, uint32_t g, const float *factor,
+                    float *worth, uint32_t n);
+
+#endif

@@ -1,0 +1,137 @@
+/* Loops over all blocks against their definitions in double, for every length around the widths that they work in. */
+#include "tests/test.h"
+
+#include <math.h>
+
+#include "base/half.h"
+#include "base/rng.h"
+#include "index/passes.h"
+
+#define LENGTH_MAX 300
+
+struct arrays {
+    float weight[LENGTH_MAX], rate[LENGTH_MAX], out[LENGTH_MAX];
+    uint16_t spread[LENGTH_MAX];
+    uint8_t state[LENGTH_MAX], rows[LENGTH_MAX];
+    int8_t codes[LENGTH_MAX];
+};
+
+static void fill(struct arrays *a, uint64_t seed)
+{
+    struct hri_rng rng;
+    hri_rng_seed(&rng, seed);
+    for (uint32_t i = 0; i < LENGTH_MAX; i++) {
+        a->weight[i] = (float)exp(3 * hri_rng_normal(&rng));
+        a->rate[i] = hri_rng_below(&rng, 3) ? (float)fabs(hri_rng_normal(&rng)) : 0;
+        a->out[i] = (float)hri_rng_normal(&rng);
+        a->spread[i] = hri_bf16_from_f32((float)exp(2 * hri_rng_normal(&rng)));
+        a->state[i] = (uint8_t)hri_rng_below(&rng, 5);
+        a->rows[i] = (uint8_t)(1 + hri_rng_below(&rng, 255));
+        a->codes[i] = (int8_t)((int)hri_rng_below(&rng, 255) - 127);
+    }
+}
+
+static void near(double got, double want, double size, const char *what, uint32_t n)
+{
+    if (!(fabs(got - want) <= 2e-6 * (size + fabs(want)))) {
+        print_error("%s of %u: %.9g instead of %.9g\n", what, n, got, want);
+        fail();
+    }
+}
+
+static void sums(const struct arrays *a, uint32_t n)
+{
+    double sum = 0, weight = 0, square = 0, doubt = 0, lean = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        double w = (double)a->weight[i], r = (double)a->rate[i];
+        sum += w;
+        weight += r > 0 ? w : 0;
+        square += r > 0 ? w * w : 0;
+        doubt += w * w * r;
+        lean += a->state[i] < 3 ? w * (double)hri_f32_from_bf16(a->spread[i]) : 0;
+    }
+    struct hri_unread_sums unread = hri_pass_unread(a->weight, a->rate, n);
+    near((double)hri_pass_sum(a->weight, n), sum, 0, "sum", n);
+    near((double)unread.weight, weight, 0, "unread weight", n);
+    near((double)unread.square, square, 0, "unread square", n);
+    near((double)unread.doubt, doubt, 0, "unread doubt", n);
+    near((double)hri_pass_lean(a->weight, a->spread, a->state, 3, n), lean, 0, "lean", n);
+}
+
+static void maps(const struct arrays *a, uint32_t n)
+{
+    float doubt[LENGTH_MAX], rate[LENGTH_MAX], logs[LENGTH_MAX], scaled[LENGTH_MAX],
+        added[LENGTH_MAX];
+    memcpy(doubt, a->out, sizeof doubt);
+    memcpy(scaled, a->weight, sizeof scaled);
+    memcpy(added, a->out, sizeof added);
+    hri_pass_doubt_add(a->weight, a->rate, 0.3f, doubt, n);
+    hri_pass_rates(a->spread, a->rows, 0.7f, rate, n);
+    hri_pass_log_weights(a->out, a->spread, 0.4f, 2, logs, n);
+    hri_pass_scale_unread(scaled, a->rate, 1.5f, n);
+    hri_pass_value_add(a->codes, 0.3f, added, n);
+    for (uint32_t i = 0; i < n; i++) {
+        double w = (double)a->weight[i], s = (double)hri_f32_from_bf16(a->spread[i]);
+        double v = fmin(0.7 * s, 3), old = (double)a->out[i];
+        near((double)doubt[i], old + fmin(0.09 * w * w * (double)a->rate[i], 1), 1, "doubt", n);
+        near((double)rate[i],
+             (v + v * v / 2 + v * v * v / 6 + v * v * v * v / 24 + 0.3) / a->rows[i], 0, "rate", n);
+        near((double)logs[i], old + fmin(0.4 * s, 2), 1, "log weight", n);
+        near((double)scaled[i], a->rate[i] > 0 ? 1.5 * w : w, 0, "scaled weight", n);
+        near((double)added[i], old + 0.3 * a->codes[i], 10, "value", n);
+    }
+    for (uint32_t i = n; i < LENGTH_MAX; i++)
+        assert_true(doubt[i] == a->out[i] && scaled[i] == a->weight[i] && added[i] == a->out[i]);
+}
+
+static void split(const struct arrays *a, uint32_t n)
+{
+    uint32_t list[LENGTH_MAX], found, want = 0;
+    double small = 0;
+    float sum = hri_pass_split(a->weight, 2, list, &found, n);
+    for (uint32_t i = 0; i < n; i++) {
+        if (a->weight[i] >= 2)
+            assert_int_equal(list[want++], i);
+        else
+            small += (double)a->weight[i];
+    }
+    assert_int_equal(found, want);
+    near((double)sum, small, 0, "sum of small ones", n);
+}
+
+static void worth(const struct arrays *a, uint32_t n)
+{
+    const float factor[3] = {0.5f, 2, 3};
+    float got[LENGTH_MAX];
+    for (uint32_t g = 1; g <= 3; g++) {
+        hri_pass_worth(a->weight, n, g, factor, got, n / 3);
+        for (uint32_t i = 0; i < n / 3; i++) {
+            double sum = 0;
+            for (uint32_t j = 0; j < g; j++) {
+                double w = j * n + i < LENGTH_MAX ? (double)a->weight[j * n + i] : 0;
+                sum += (double)factor[j] * w * w;
+            }
+            near((double)got[i], sum, 0, "worth", n);
+        }
+    }
+}
+
+static void test_all_lengths(void **state)
+{
+    (void)state;
+    static struct arrays a;
+    for (uint32_t n = 0; n <= LENGTH_MAX; n++) {
+        fill(&a, n);
+        sums(&a, n);
+        maps(&a, n);
+        split(&a, n);
+        if (3 * n <= LENGTH_MAX)
+            worth(&a, n);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all_lengths)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
