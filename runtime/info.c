@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/threads.h"
 #include "base/topology.h"
+#include "kernels/device.h"
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,8 +16,9 @@
 #ifndef HRI_BUILD_COMPILER /* set by the build; a build by hand does without */
 #define HRI_BUILD_COMPILER __VERSION__
 #endif
-#define INFO_BYTES_MAX  16384
-#define PROBE_BYTES_MAX 4096
+#define INFO_BYTES_MAX   16384
+#define PROBE_BYTES_MAX  4096
+#define DEVICE_BYTES_MAX 4096
 
 struct text {
     char *at;
@@ -136,7 +138,9 @@ static void put_build(struct text *t)
     for (size_t i = 0; hr_recipe_name(i) != NULL; i++) {
         put(t, "%s\"%s\"", i > 0 ? "," : "", hr_recipe_name(i));
     }
-    put(t, "],\"cuda\":null,");
+    char cuda[DEVICE_BYTES_MAX];
+    hri_device_info_json(cuda, sizeof cuda);
+    put(t, "],\"cuda\":%s,", cuda);
 }
 
 hr_status_t hr_info_json(const char *file_dir, char **json_out)

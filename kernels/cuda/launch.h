@@ -37,6 +37,8 @@ struct hri_cuda_machine {
 };
 void hri_cuda_set_machine(struct hri_cuda_machine machine);
 struct hri_cuda_machine hri_cuda_get_machine(void);
+/* A kernel that does nothing: fails where this build has no code for the device. */
+int hri_cuda_nothing(void *stream);
 
 /* ------------------------------------------------------------------------------------------ append
  * Rows of new tokens into the tails: token i of the call becomes row (*length + i) % capacity of
@@ -230,6 +232,46 @@ struct hri_cuda_worth_args {
 int hri_cuda_worth(const struct hri_cuda_worth_args *worth, struct hri_cuda_heads heads,
                    void *stream);
 
+/* ---------------------------------------------------------------------------------------- predict
+ * From a doubt to the square of the relative error: the mean square distance of the head's values from
+ * the output over the output's square. The output is made of what was attended before, of the blocks
+ * with more than 0.2 % of the mass at their mean values, and of the rest at the mean of all. */
+struct hri_cuda_factor_args {
+    const float *log_mass, *top,
+        *total; /* as score leaves them, what was attended before included */
+    size_t stride;
+    const float *near_out, *near_lse; /* [H][G][dv], [H][G]: attended before */
+    const int8_t *v_codes;            /* [H][blocks_max][dv] */
+    const float *v_scale;             /* [H][blocks_max] */
+    const float *v_mean, *v_variance; /* [H][dv], [H]: of all values */
+    const uint32_t *n;                /* [H] */
+    uint32_t blocks_max;
+    float *factor; /* [H][G] */
+};
+int hri_cuda_factor(const struct hri_cuda_factor_args *factor, struct hri_cuda_heads heads,
+                    void *stream);
+
+/* The predicted relative error of the output once the chosen blocks are attended, what of it those cost
+ * that did not come, and the counts of a report. */
+#define HRI_CUDA_PREDICT_COUNTS 6
+struct hri_cuda_predict_args {
+    const float *log_mass, *top, *total;
+    size_t stride;
+    const float *variance, *factor; /* [H][G] */
+    const uint16_t *spread;         /* [H][blocks_max] bfloat16 */
+    const uint8_t *rows, *mark;     /* [H][blocks_max]; mark 0: refined (hri_cuda_mark) */
+    const uint32_t *n;              /* [H] */
+    uint32_t blocks_max;
+    const uint32_t *items, *n_items,
+        *frames_of; /* [H][items_max]: chosen; frame NONE: did not come */
+    uint32_t items_max;
+    const uint8_t *class_;   /* [H][stride] 1: was in a frame before */
+    float *predicted, *late; /* [H][G] */
+    uint32_t *counts;        /* [H][6] blocks refined, of them hits, late; rows likewise */
+};
+int hri_cuda_predict(const struct hri_cuda_predict_args *predict, struct hri_cuda_heads heads,
+                     void *stream);
+
 /* ------------------------------------------------------------------------------------------ select
  * Items by key, larger first, ties by smaller index; keys that are not > 0 are never taken.
  * Candidates of a class are its best items whose costs together fit the class's budget: one that
@@ -284,6 +326,12 @@ struct hri_cuda_resolve_args {
 /* A turn: hits are marked used, misses take frames in the clock's order. */
 int hri_cuda_resolve(const struct hri_cuda_residency *table,
                      const struct hri_cuda_resolve_args *resolve, uint32_t n_heads, void *stream);
+
+/* Of a turn's jobs those whose bytes did not come: they leave the table, and their place in the list of
+ * frames becomes NONE, so that their blocks stay at the lower level. */
+int hri_cuda_resolve_late(const struct hri_cuda_residency *table,
+                          const struct hri_cuda_resolve_args *resolve,
+                          const struct hri_cuda_job *late, const uint32_t *n, void *stream);
 
 /* ------------------------------------------------------------------------------------------ gather
  * Blocks from mapped pinned host memory into frames. */

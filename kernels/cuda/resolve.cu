@@ -160,11 +160,14 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    drop_kernel(struct hri_cuda_residency table, const struct hri_cuda_job *jobs, const uint32_t *n)
+    drop_kernel(struct hri_cuda_residency table, const struct hri_cuda_job *jobs, const uint32_t *n,
+                uint32_t *frames, uint32_t items_max)
 {
     for (uint32_t i = threadIdx.x; i < *n; i += THREADS) {
         const uint32_t f = jobs[i].frame;
         const uint32_t entry = jobs[i].head * table.blocks_max + jobs[i].block;
+        if (frames)
+            frames[(size_t)jobs[i].head * items_max + jobs[i].item] = NONE;
         if (table.holds[f] != entry)
             continue;
         table.frame_of[entry] = NONE;
@@ -186,7 +189,16 @@ extern "C" int hri_cuda_residency_drop(const struct hri_cuda_residency *table,
                                        const struct hri_cuda_job *jobs, const uint32_t *n,
                                        void *stream)
 {
-    return HRI_LAUNCH(drop_kernel, 1, THREADS, 0, stream, *table, jobs, n);
+    return HRI_LAUNCH(drop_kernel, 1, THREADS, 0, stream, *table, jobs, n, (uint32_t *)NULL, 0u);
+}
+
+extern "C" int hri_cuda_resolve_late(const struct hri_cuda_residency *table,
+                                     const struct hri_cuda_resolve_args *resolve,
+                                     const struct hri_cuda_job *late, const uint32_t *n,
+                                     void *stream)
+{
+    return HRI_LAUNCH(drop_kernel, 1, THREADS, 0, stream, *table, late, n, resolve->frames,
+                      resolve->items_max);
 }
 
 extern "C" int hri_cuda_resolve(const struct hri_cuda_residency *table,

@@ -3,21 +3,12 @@
  * A thread block per kv-head, a thread per block. Bytes: 4 per query head read, 9 + 13 more per
  * block. The sum over a head is made in a fixed order. The limit is one SM's rate for a head's 4,096
  * blocks at 128K tokens: about 25 bytes and 100 instructions each, a few us. */
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/doubt.cuh"
 
-#define THREADS      512u
-#define VARIANCE_MAX 3.0f /* as index/select_headrace.c */
-#define HALF_MAX     3.0f
-#define DOUBT_FLOOR  0.3f
-#define REACH        1.4f
-#define TAIL_MAX     40.0f
-
-/* exp(min(v, 3)) - 1 from four terms of its series, as on the CPU. */
-static __device__ __forceinline__ float excess(float variance)
-{
-    const float v = fminf(variance, VARIANCE_MAX);
-    return v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
-}
+#define THREADS  512u
+#define HALF_MAX 3.0f /* as index/select_headrace.c */
+#define REACH    1.4f
+#define TAIL_MAX 40.0f
 
 /* How much more a block may weigh than its clamped estimate says, less 1. */
 static __device__ __forceinline__ float tail_lift(float variance, float peak, float log_rows)
@@ -43,7 +34,7 @@ static __global__ void __launch_bounds__(THREADS)
             const float share =
                 hri_exp(a.log_mass[head * a.stride + b] - a.top[head]) / a.total[head];
             const float variance = a.variance[head] * spread;
-            const float d = share * share * (excess(variance) + DOUBT_FLOOR) / rows;
+            const float d = hri_doubt(share, variance, rows);
             doubt += d;
             error += a.factor ? d * a.factor[head] : d;
             lift += peak > 0 ? d * tail_lift(variance, peak, log_rows) : 0.0f;

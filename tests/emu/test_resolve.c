@@ -132,7 +132,14 @@ static void run(uint32_t n_heads, uint32_t blocks, uint32_t n_frames, uint32_t i
         if (turn % 5 == 4 && n > 0) { /* some copies fail: their blocks leave */
             const uint32_t drop = 1 + n / 3;
             uint32_t *n_drop = device_copy(&drop, 4);
-            RUN(hri_cuda_residency_drop(&t, a.jobs, n_drop, NULL));
+            if (turn % 2)
+                RUN(hri_cuda_residency_drop(&t, a.jobs, n_drop, NULL));
+            else
+                RUN(hri_cuda_resolve_late(&t, &a, a.jobs, n_drop, NULL));
+            assert_true(hri_emu_error() == NULL);
+            for (uint32_t j = 0; j < n; j++) /* late ones have no frame in the list either */
+                assert_int_equal(a.frames[jobs[j].head * items_max + jobs[j].item],
+                                 turn % 2 == 0 && j < drop ? HRI_CUDA_NONE : jobs[j].frame);
             hri_emu_free(device_list[--device_count]);
             for (uint32_t j = 0; j < drop; j++) {
                 m.frame_of[jobs[j].head * blocks + jobs[j].block] = HRI_CUDA_NONE;
