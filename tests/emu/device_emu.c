@@ -83,8 +83,12 @@ static int emu_alloc(size_t bytes, void **memory_out)
     return 0;
 }
 
+static int queue_run(void);
+
+/* What is under way may still use it: as cudaFree, this waits. */
 static void emu_free(void *memory)
 {
+    (void)queue_run();
     for (unsigned i = 0; i < n_device; i++) {
         if (device_memory[i].base != memory)
             continue;
