@@ -28,6 +28,13 @@ static uint32_t rank_d_of(const struct hri_index_options *o)
     return d < RANK_D ? d : RANK_D;
 }
 
+void hri_shape_ranks(const struct hri_index_options *options, uint32_t *rank_c_out,
+                     uint32_t *rank_d_out)
+{
+    *rank_c_out = rank_c_of(options);
+    *rank_d_out = rank_d_of(options);
+}
+
 uint64_t hri_shape_bytes(const struct hri_index_options *o, uint32_t n_blocks)
 {
     uint64_t rank_c = rank_c_of(o), rank_d = rank_d_of(o);

@@ -68,6 +68,8 @@ struct hri_shape {
     double spread_sum, v_square_sum, rows;
     uint64_t rows_at_refresh;
 };
+void hri_shape_ranks(const struct hri_index_options *options, uint32_t *rank_c_out,
+                     uint32_t *rank_d_out);
 uint64_t hri_shape_bytes(const struct hri_index_options *options, uint32_t n_blocks);
 hr_status_t hri_shape_create(struct hri_index_head *head);
 void hri_shape_destroy(struct hri_index_head *head);

@@ -1,5 +1,5 @@
 /* Attention calls of the public API, and exact attention over streamed rows (many queries, or one). */
-#include "runtime/sequence.h"
+#include "runtime/device_part.h"
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -383,7 +383,10 @@ static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr
     float *of = qf + (size_t)s->n_q * s->dk, *exact = of + (size_t)s->n_q * s->dv;
     hr_status_t status = hri_queries_load(s, l, q, row, 1, position, qf);
     if (status == HR_OK) {
-        status = hri_step(s, layer, qf, position, &limits, of, report);
+        hr_status_t (*step)(hr_sequence_t *, uint32_t, const float *, uint32_t,
+                            const struct hri_limits *, float *, struct hr_attend_report *) =
+            s->part != NULL && l->indexed ? hri_device_step : hri_step;
+        status = step(s, layer, qf, position, &limits, of, report);
     }
     if (status == HR_OK && check) {
         struct hr_attend_report unseen = {0};

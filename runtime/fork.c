@@ -251,6 +251,7 @@ static hr_sequence_t *shell_of(const hr_sequence_t *s)
     *f = *s;
     f->layers = NULL;
     f->frames = NULL;
+    f->part = NULL;
     f->steps = NULL;
     memset(&f->share, 0, sizeof f->share);
     f->whole = NULL;

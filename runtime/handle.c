@@ -3,8 +3,10 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/parse.h"
 #include "base/topology.h"
 #include "index/linalg.h"
+#include "offload/device_tier.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,6 +111,50 @@ static hr_status_t kernels_choose(struct hr_runtime *rt, const char *level_name)
     return HR_OK;
 }
 
+/* "cuda" or "cuda:1"; ops: the device of a test, or NULL. */
+static hr_status_t device_open(struct hr_runtime *rt, const struct hr_runtime_options *o,
+                               const struct hri_device_ops *ops)
+{
+    const char *name = o->device != NULL ? o->device : "cpu";
+    if (strcmp(name, "cpu") == 0) {
+        return HR_OK;
+    }
+    const char *known = ops != NULL ? ops->name : "cuda";
+    size_t n = strlen(known);
+    uint64_t ordinal = 0;
+    bool numbered = strncmp(name, known, n) == 0 && name[n] == ':';
+    if ((!numbered && strcmp(name, known) != 0) ||
+        (numbered && hr_parse_count(name + n + 1, 0, UINT32_MAX, &ordinal) != HR_OK)) {
+        return hri_error_set(HR_ERR_INVALID,
+                             "runtime options: device \"%s\" is none of cpu, %s, %s:NUMBER", name,
+                             known, known);
+    }
+    ops = ops != NULL ? ops : hri_device_cuda_get();
+    if (ops == NULL) {
+        return hri_error_set(HR_ERR_UNSUPPORTED,
+                             "device cuda: this build has no CUDA (HEADRACE_CUDA=ON makes one)");
+    }
+    const struct hri_device_options device = {
+        .ops = ops, .ordinal = (uint32_t)ordinal, .budget_bytes = o->device_bytes, .log = &rt->log};
+    return hri_device_open(&device, &rt->gpu);
+}
+
+static void host_pin(struct hr_runtime *rt)
+{
+    struct hri_host_run host = hri_store_host_run(rt->store);
+    if (rt->gpu != NULL && host.bytes > 0) {
+        rt->host_pinned = hri_device_pin(rt->gpu, host.base, host.bytes);
+    }
+}
+
+static void host_unpin(struct hr_runtime *rt)
+{
+    struct hri_host_run host = hri_store_host_run(rt->store);
+    if (rt->host_pinned) {
+        hri_device_unpin(rt->gpu, host.base, host.bytes);
+    }
+}
+
 static hr_status_t store_open(struct hr_runtime *rt, const struct hr_runtime_options *o)
 {
     struct hri_store_options so = {
@@ -132,6 +178,13 @@ hr_status_t hr_runtime_create(const struct hr_runtime_options *options, hr_runti
 
 hr_status_t hri_runtime_create(const struct hr_runtime_options *options,
                                const struct hri_io_ops *io, hr_runtime_t **runtime_out)
+{
+    return hri_runtime_create_on(options, io, NULL, runtime_out);
+}
+
+hr_status_t hri_runtime_create_on(const struct hr_runtime_options *options,
+                                  const struct hri_io_ops *io, const struct hri_device_ops *ops,
+                                  hr_runtime_t **runtime_out)
 {
     if (options == NULL || runtime_out == NULL) {
         return hri_error_set(HR_ERR_INVALID,
@@ -176,13 +229,24 @@ hr_status_t hri_runtime_create(const struct hr_runtime_options *options,
         goto err_free;
     }
     rt->n_workers = hri_pool_size(rt->pool);
-    status = store_open(rt, options);
+    status = device_open(rt, options, ops);
     if (status != HR_OK) {
         goto err_pool;
     }
+    if (rt->gpu != NULL) {
+        rt->device.cap_bytes =
+            0; /* what the host keeps of the device tier is working memory there */
+    }
+    status = store_open(rt, options);
+    if (status != HR_OK) {
+        goto err_device;
+    }
+    host_pin(rt);
     *runtime_out = rt;
     return HR_OK;
 
+err_device:
+    hri_device_close(rt->gpu);
 err_pool:
     hri_pool_destroy(rt->pool);
 err_free:
@@ -203,7 +267,9 @@ hr_status_t hr_runtime_destroy(hr_runtime_t *rt)
         return hri_error_set(HR_ERR_STATE, "hr_runtime_destroy: %u of its sequences still exist",
                              rt->n_sequences);
     }
+    host_unpin(rt);
     hri_store_destroy(rt->store);
+    hri_device_close(rt->gpu);
     hri_pool_destroy(rt->pool);
     hri_scratch_fini(&rt->stream);
     hri_scratch_fini(&rt->queries);
@@ -234,10 +300,14 @@ hr_status_t hr_runtime_stats_get(const hr_runtime_t *rt, struct hr_runtime_stats
     stats_out->tier[HR_TIER_DEVICE] = (struct hr_tier_stats){.bytes_held = rt->device.live_bytes,
                                                              .bytes_peak = rt->device.peak_bytes,
                                                              .bytes_cap = rt->device.cap_bytes};
+    if (rt->gpu != NULL) {
+        stats_out->tier[HR_TIER_DEVICE] = hri_device_stats(rt->gpu);
+    }
     stats_out->tier[HR_TIER_HOST] = st.host;
     stats_out->tier[HR_TIER_FILE] = st.file;
-    stats_out->scratch_bytes = rt->alloc.live_bytes;
-    stats_out->scratch_bytes_peak = rt->alloc.peak_bytes;
+    stats_out->scratch_bytes = rt->alloc.live_bytes + (rt->gpu != NULL ? rt->device.live_bytes : 0);
+    stats_out->scratch_bytes_peak =
+        rt->alloc.peak_bytes + (rt->gpu != NULL ? rt->device.peak_bytes : 0);
     stats_out->allocations = rt->alloc.alloc_count + rt->device.alloc_count;
     stats_out->file_reads = st.file_reads;
     stats_out->file_writes = st.file_writes;

@@ -1,5 +1,5 @@
 /* A sequence: checks of its options, how its part of the device budget is dealt out, creation and destruction. */
-#include "runtime/sequence.h"
+#include "runtime/device_part.h"
 
 #include "base/error.h"
 #include <inttypes.h>
@@ -506,6 +506,9 @@ hr_status_t hri_steps_create(hr_sequence_t *s)
 /* Frames take what the budget leaves, up to FRAME_STEPS tokens' worth; one layer's fetch is the least that works. */
 hr_status_t hri_frames_attach(hr_sequence_t *s)
 {
+    if (s->runtime->gpu != NULL) {
+        return hri_device_attach(s);
+    }
     struct hri_alloc *device = &s->runtime->device;
     uint32_t n_lanes = s->n_layers * s->n_kv;
     uint32_t *blocks_max = hri_array(&s->runtime->alloc, n_lanes, sizeof *blocks_max);
@@ -621,6 +624,10 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
     snprintf(s->recipe_text, sizeof s->recipe_text, "%s",
              o->recipe != NULL ? o->recipe : "headrace");
     shape_fill(s, o);
+    status = rt->gpu != NULL ? hri_device_supports(s) : HR_OK;
+    if (status != HR_OK) {
+        goto err;
+    }
     status = head_gates_copy(s, o);
     if (status != HR_OK) {
         goto err;
@@ -670,6 +677,7 @@ void hr_sequence_destroy(hr_sequence_t *s)
     }
     struct hr_runtime *rt = s->runtime;
     hri_frames_destroy(s->frames);
+    hri_device_detach(s);
     for (uint32_t h = 0; s->steps != NULL && h < s->n_kv; h++) {
         step_destroy(s, &s->steps[h]);
     }
@@ -739,6 +747,9 @@ hr_status_t hr_sequence_stats_get(const hr_sequence_t *s, struct hr_sequence_sta
         hri_frames_stats(s->frames, &fs);
         st.frame_bytes =
             (uint64_t)fs.n_frames * hri_round_up((uint64_t)s->part_rows * s->code_bytes, 64);
+    }
+    if (s->part != NULL) {
+        st.frame_bytes = (uint64_t)s->part->n_frames * s->part->frame_bytes * hri_device_layers(s);
     }
     st.index_ns = s->index_ns;
     *out = st;

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/threads.h"
 #include "index/index.h"
+#include "kernels/device.h"
 #include "kernels/kernels.h"
 #include "offload/frames.h"
 #include "offload/io_ops.h"
@@ -34,6 +35,8 @@
 enum hri_stage { HRI_APPEND, HRI_STORE, HRI_INDEX, HRI_SELECT, HRI_FETCH, HRI_ATTEND };
 
 /* Grown on demand, never shrunk: steady state does not allocate. */
+struct hri_device_part;
+
 struct hri_scratch {
     struct hri_alloc *alloc;
     void *base;
@@ -57,6 +60,8 @@ struct hr_runtime {
     const struct hri_io_ops *io; /* of the file tier and of saved sessions */
     uint32_t n_sequences;
     uint64_t host_bytes, file_bytes;
+    struct hri_device *gpu; /* a device with memory of its own, or NULL: the CPU is the device */
+    bool host_pinned;       /* it reads the host tier in place */
     struct hri_scratch stream, queries, tiles, rows, group;
     void *(*user_alloc)(void *, size_t, size_t);
     void (*user_free)(void *, void *);
@@ -143,7 +148,8 @@ struct hr_sequence {
         part_rows; /* a block is stored in parts (index/index.h); with their numbers as items */
     double moved, tolerance;
     struct hri_layer *layers;
-    struct hri_frames *frames;   /* NULL where the recipe has no blocks */
+    struct hri_frames *frames;   /* NULL where the recipe has no blocks, or they are on a device: */
+    struct hri_device_part *part; /* what is there (device_part.h), or NULL */
     struct hri_head_step *steps; /* [n_kv] */
     uint32_t items_max, rows_max;
     uint64_t body_rows; /* summed over layers and kv-heads */
@@ -166,6 +172,10 @@ struct hr_sequence {
 /* As hr_runtime_create, with other system calls than the real ones; io outlives the runtime. */
 hr_status_t hri_runtime_create(const struct hr_runtime_options *options,
                                const struct hri_io_ops *io, hr_runtime_t **runtime_out);
+/* And with another device than those of the build, for tests: what options->device names, NULL: none. */
+hr_status_t hri_runtime_create_on(const struct hr_runtime_options *options,
+                                  const struct hri_io_ops *io, const struct hri_device_ops *ops,
+                                  hr_runtime_t **runtime_out);
 
 /* A long call begins: what was canceled before it does not count. */
 static inline void hri_cancel_begin(hr_sequence_t *s)

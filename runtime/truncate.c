@@ -3,7 +3,7 @@
  *
  * Segments that reach beyond the window's beginning are undone: their rows wait in the log to be grouped anew, and those of the window are
  * back in the tail. */
-#include "runtime/sequence.h"
+#include "runtime/device_part.h"
 
 #include "base/error.h"
 #include <string.h>
@@ -133,7 +133,9 @@ static void index_cut(hr_sequence_t *s, struct hri_layer *l, const struct cut *c
         if (l->indexed && hri_index_rows(head) > rows) {
             uint32_t blocks = blocks_of_rows(head, rows);
             cells = first_cell_of(s, l, h, blocks, cells);
-            hri_frames_truncate(s->frames, first_lane + h, blocks * s->parts);
+            if (s->frames != NULL) {
+                hri_frames_truncate(s->frames, first_lane + h, blocks * s->parts);
+            }
             hri_index_truncate(head, blocks);
         } else if (l->adds_rows && hri_index_rows(head) > rows) {
             hri_index_truncate_rows(head, rows);
@@ -182,6 +184,9 @@ hr_status_t hr_sequence_truncate(hr_sequence_t *s, uint32_t n_tokens)
         if (n_tokens < s->layers[i].n_tokens) {
             layer_cut(s, &s->layers[i], &cuts[i]);
         }
+    }
+    if (status == HR_OK) {
+        hri_device_cut(s);
     }
     return status;
 }

@@ -105,9 +105,15 @@ struct hr_runtime_options {
     void *(*alloc)(void *context, size_t bytes, size_t alignment);
     void (*free)(void *context, void *pointer);
     void *alloc_context;
+    /* Where the device tier is and steps run: NULL or "cpu", "cuda" (the first GPU), "cuda:1", ... On a GPU device_bytes is its
+     * memory, host_bytes is pinned where that is allowed, and recipes with blocks run the steps of "headrace:sketch=0" there;
+     * exact attention and indexing stay on the CPU. What is not there yet is refused by hr_sequence_create (HR_ERR_UNSUPPORTED). A
+     * GPU that fails ends all its steps with HR_ERR_DEVICE; exact attention, hr_sequence_save and the rest go on. */
+    const char *device;
 };
 HR_API void hr_runtime_options_init(struct hr_runtime_options *options);
-/* HR_ERR_INVALID, HR_ERR_NOMEM, HR_ERR_IO (folder, disk), HR_ERR_BUDGET (file_bytes larger than the free disk), HR_ERR_VERSION. */
+/* HR_ERR_INVALID, HR_ERR_NOMEM (also: of the device, device_bytes are not free), HR_ERR_IO (folder, disk), HR_ERR_BUDGET (file_bytes
+ * larger than the free disk), HR_ERR_VERSION, HR_ERR_UNSUPPORTED (no such device; the message says why: build, driver, architecture). */
 HR_API hr_status_t hr_runtime_create(const struct hr_runtime_options *options,
                                      hr_runtime_t **runtime_out);
 /* All its sequences must be destroyed first (HR_ERR_STATE otherwise, nothing is freed). NULL is legal. */

@@ -1,0 +1,117 @@
+/* What a sequence has on a device with memory of its own, and its steps there. Inside of the runtime.
+ *
+ * The host keeps everything it keeps without a device: log, tail, summaries, blocks, statistics. They are what is
+ * saved and forked, and what is left when the device is lost. The device has a copy of what a step reads
+ * (window, summaries, shapes), brought up to date before each step, and frames of its own.
+ *
+ * A step of a layer is a list of launches that is recorded when the sequence is created and replayed for
+ * every token: lengths, budgets and the query come with the token, in one copy (struct hri_device_in), and the
+ * output goes back in one (struct hri_device_out).
+ *
+ *   near    append . query . attention over sink and window
+ *   choose  score . factor . worth . select . resolve
+ *   far     gather . mark . attention over all . predict
+ *
+ * Where the device reaches the blocks itself (pinned host memory, no file tier) all is one graph. Else the host
+ * brings the misses between `choose` and `far`, with the deadline that a step on the CPU has. */
+#ifndef HRI_RUNTIME_DEVICE_PART_H
+#define HRI_RUNTIME_DEVICE_PART_H
+
+#include "kernels/device.h"
+#include "offload/device_tier.h"
+#include "runtime/sequence.h"
+
+/* Of a layer and token, on the host and on the device alike. */
+struct hri_device_in {
+    uint32_t *n_blocks; /* [H] */
+    uint64_t *budget;   /* [H][2] of misses, of hits */
+    float *enough;      /* [H] */
+    uint32_t *
+        near; /* [4]: rows of the sink, of the window, its first row and the new row's place in the ring */
+    float *q;           /* [H][G][dk] scaled */
+    unsigned char *row; /* [H][row_bytes] the new row */
+    size_t bytes;
+};
+struct hri_device_out {
+    float *out, *predicted, *late; /* [H][G][dv], [H][G], [H][G] */
+    uint32_t *counts;              /* [H][HRI_CUDA_PREDICT_COUNTS] */
+    uint32_t *n_items;             /* [H] */
+    size_t bytes;                  /* of these; the lists follow */
+    uint32_t *items, *frames;      /* [H][items_max] */
+    size_t list_bytes;             /* with the lists */
+};
+
+/* A layer's copy on the device: pointers into the part's memory. */
+struct hri_device_layer {
+    struct hri_device_in in;
+    struct hri_device_out out;
+    unsigned char *tail,
+        *sink; /* [H][tail_max][row_bytes], a ring: token t in row t % tail_max; [H][n_sink][row_bytes] */
+    uint8_t *k_codes, *rows, *peak;
+    int8_t *v_codes;
+    float *k_scale, *v_scale, *k_step, *v_step, *k_mean, *v_mean, *v_variance;
+    uint16_t *spread;
+    int8_t *f, *w, *u;
+    float *f_scale, *w_scale, *u_scale;
+    uint64_t *host_offset;
+    uint32_t *block_bytes;
+    uint32_t number;         /* in the tier */
+    uint32_t rows_synced;    /* tokens that the ring has seen */
+    uint32_t sink_synced;    /* rows */
+    uint32_t *blocks_synced; /* [H] on the host */
+    bool shape_stale;
+    void *first, *second; /* graphs; second NULL: all in the first */
+};
+
+/* What all layers use, one after the other. */
+struct hri_device_work {
+    struct hri_cuda_query_out query;
+    float *near_out, *near_lse, *lse, *ones, *dots, *log_mass, *top, *total, *score_work, *factor;
+    float *key, *error, *left, *left_out, *attend_work;
+    uint32_t *score_arrived, *attend_arrived, *cost, *n_jobs, *counts, *bad, *zero, *n_late;
+    uint8_t *class_, *mark;
+    struct hri_cuda_job *jobs, *late;
+};
+
+struct hri_device_part {
+    struct hri_device *device;
+    const struct hri_launchers *launch;
+    struct hri_device_memory memory;
+    struct hri_device_tier *tier;
+    struct hri_cuda_heads heads;
+    uint32_t blocks_max; /* a multiple of 16 */
+    uint32_t rank_c, rank_d, n_frames, jobs_max, frame_bytes;
+    bool direct; /* the device reads blocks itself */
+    struct hri_device_buffer in_host, out_host;
+    struct hri_device_in in; /* on the host, one layer's at a time */
+    struct hri_device_out out;
+    struct hri_device_work work;
+    struct hri_device_layer *layers; /* [n_layers]; of layers without blocks all 0 */
+    uint32_t *synced;                /* [n_layers][H] */
+    uint64_t *offsets;               /* [blocks_max] on the host */
+    uint32_t *bytes;
+    /* Where the host brings blocks: */
+    struct hri_device_buffer staging; /* [jobs_max][frame_bytes] */
+    struct hri_cuda_job *jobs;        /* [jobs_max] on the host */
+    struct hri_read *reads;
+};
+
+/* HR_ERR_UNSUPPORTED: a recipe, dtype or head dimension that has no kernels yet (the message says what has). */
+hr_status_t hri_device_supports(const hr_sequence_t *s);
+/* Layers with blocks. */
+uint32_t hri_device_layers(const hr_sequence_t *s);
+/* Memory, frames and graphs; takes the place of hri_frames_attach. HR_ERR_BUDGET (the least it needs), HR_ERR_NOMEM, HR_ERR_DEVICE. */
+hr_status_t hri_device_attach(hr_sequence_t *s);
+void hri_device_detach(hr_sequence_t *s);
+/* After a truncate: what is gone on the host is gone there. */
+void hri_device_cut(hr_sequence_t *s);
+/* Brings the layer's copy up to date with the host, with the window's rows of tokens below `end`. */
+hr_status_t hri_device_sync(hr_sequence_t *s, struct hri_layer *layer, uint32_t end);
+/* Records the graphs of a layer (device_step.c). */
+hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index);
+/* As hri_step, on the device. */
+hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float *q,
+                            uint32_t position, const struct hri_limits *limits, float *out,
+                            struct hr_attend_report *report);
+
+#endif

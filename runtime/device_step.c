@@ -1,0 +1,623 @@
+/* A step on the device: the launches of a layer, recorded once; what goes there and comes back for a token. */
+#include "runtime/device_part.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include <string.h>
+
+#define GATHER_BLOCKS 4u /* thread blocks: enough for the bus, few enough to leave the rest alone */
+
+/* -- launches -- */
+
+struct launch { /* of one layer */
+    const hr_sequence_t *s;
+    const struct hri_device_part *p;
+    const struct hri_device_layer *d;
+    const struct hri_device_work *w;
+    void *stream;
+};
+
+static struct hri_cuda_shape shape_of(const struct launch *l)
+{
+    const struct hri_device_layer *d = l->d;
+    return (struct hri_cuda_shape){.f = d->f,
+                                   .w = d->w,
+                                   .u = d->u,
+                                   .f_scale = d->f_scale,
+                                   .w_scale = d->w_scale,
+                                   .u_scale = d->u_scale,
+                                   .rank_c = l->p->rank_c,
+                                   .rank_d = l->p->rank_d,
+                                   .k_mean = d->k_mean};
+}
+
+static int append(const struct launch *l)
+{
+    const hr_sequence_t *s = l->s;
+    const unsigned char *row = l->d->in.row;
+    const struct hri_cuda_append_args a = {.k = row,
+                                           .v = row + (size_t)s->dk * hr_dtype_bytes(s->dtype),
+                                           .k_token_stride = s->dk + s->dv,
+                                           .k_head_stride = s->dk + s->dv,
+                                           .v_token_stride = s->dk + s->dv,
+                                           .v_head_stride = s->dk + s->dv,
+                                           .from = s->dtype,
+                                           .to = s->dtype,
+                                           .tail = l->d->tail,
+                                           .capacity = s->tail_max,
+                                           .length = l->d->in.near + 3,
+                                           .bad = l->w->bad};
+    return l->p->launch->append(&a, l->p->heads, 1, l->stream);
+}
+
+static struct hri_cuda_attend_args attend_args(const struct launch *l)
+{
+    return (struct hri_cuda_attend_args){.q = l->d->in.q,
+                                         .dtype = l->s->dtype,
+                                         .soft_cap = l->s->soft_cap,
+                                         .work = l->w->attend_work,
+                                         .arrived = l->w->attend_arrived};
+}
+
+static int near_attend(const struct launch *l)
+{
+    const hr_sequence_t *s = l->s;
+    struct hri_cuda_attend_args a = attend_args(l);
+    const struct hri_cuda_run sink = {.rows = l->d->sink,
+                                      .head_stride_bytes = (size_t)s->n_sink * s->row_bytes,
+                                      .n = l->d->in.near,
+                                      .capacity = s->n_sink};
+    a.runs[0] = (struct hri_cuda_run){.rows = l->d->tail,
+                                      .head_stride_bytes = (size_t)s->tail_max * s->row_bytes,
+                                      .n = l->d->in.near + 1,
+                                      .first = l->d->in.near + 2,
+                                      .capacity = s->tail_max};
+    a.runs[1] = sink;
+    a.n_runs = s->n_sink > 0 ? 2 : 1;
+    a.out = l->w->near_out;
+    a.lse = l->w->near_lse;
+    return l->p->launch->attend(&a, l->p->heads, l->stream);
+}
+
+static int score(const struct launch *l)
+{
+    const struct hri_device_layer *d = l->d;
+    const struct hri_cuda_summaries summaries = {d->k_codes, d->k_scale,       d->spread,
+                                                 d->rows,    l->p->blocks_max, d->in.n_blocks};
+    const struct hri_cuda_score_args a = {.q = l->w->query.i8,
+                                          .common = l->w->query.common,
+                                          .variance = l->w->query.variance,
+                                          .near_m = l->w->near_lse,
+                                          .near_l = l->w->ones,
+                                          .soft_cap = l->s->soft_cap,
+                                          .dots = l->w->dots,
+                                          .log_mass = l->w->log_mass,
+                                          .stride = l->p->blocks_max,
+                                          .top = l->w->top,
+                                          .total = l->w->total,
+                                          .work = l->w->score_work,
+                                          .arrived = l->w->score_arrived};
+    return l->p->launch->score(&a, &summaries, l->p->heads, l->stream);
+}
+
+static int factor(const struct launch *l)
+{
+    const struct hri_cuda_factor_args a = {.log_mass = l->w->log_mass,
+                                           .top = l->w->top,
+                                           .total = l->w->total,
+                                           .stride = l->p->blocks_max,
+                                           .near_out = l->w->near_out,
+                                           .near_lse = l->w->near_lse,
+                                           .v_codes = l->d->v_codes,
+                                           .v_scale = l->d->v_scale,
+                                           .v_mean = l->d->v_mean,
+                                           .v_variance = l->d->v_variance,
+                                           .n = l->d->in.n_blocks,
+                                           .blocks_max = l->p->blocks_max,
+                                           .factor = l->w->factor};
+    return l->p->launch->factor(&a, l->p->heads, l->stream);
+}
+
+static int worth(const struct launch *l, const struct hri_cuda_residency *table)
+{
+    const struct hri_cuda_worth_args a = {.log_mass = l->w->log_mass,
+                                          .top = l->w->top,
+                                          .total = l->w->total,
+                                          .variance = l->w->query.variance,
+                                          .factor = l->w->factor,
+                                          .spread = l->d->spread,
+                                          .rows = l->d->rows,
+                                          .peak = l->d->peak,
+                                          .n = l->d->in.n_blocks,
+                                          .blocks_max = l->p->blocks_max,
+                                          .row_bytes = l->s->code_bytes,
+                                          .stride = l->p->blocks_max,
+                                          .frame_of = table->frame_of,
+                                          .key = l->w->key,
+                                          .error = l->w->error,
+                                          .cost = l->w->cost,
+                                          .class_ = l->w->class_,
+                                          .left = l->w->left};
+    return l->p->launch->worth(&a, l->p->heads, l->stream);
+}
+
+static int choose(const struct launch *l)
+{
+    const struct hri_cuda_select_args a = {.key = l->w->key,
+                                           .cost = l->w->cost,
+                                           .class_ = l->w->class_,
+                                           .error = l->w->error,
+                                           .stride = l->p->blocks_max,
+                                           .n = l->d->in.n_blocks,
+                                           .budget = l->d->in.budget,
+                                           .left = l->w->left,
+                                           .enough = l->d->in.enough,
+                                           .items = l->d->out.items,
+                                           .items_max = l->s->items_max,
+                                           .n_items = l->d->out.n_items,
+                                           .left_out = l->w->left_out};
+    return l->p->launch->select(&a, l->s->n_kv, l->stream);
+}
+
+static struct hri_cuda_resolve_args resolve_args(const struct launch *l)
+{
+    return (struct hri_cuda_resolve_args){.items = l->d->out.items,
+                                          .n_items = l->d->out.n_items,
+                                          .items_max = l->s->items_max,
+                                          .frames = l->d->out.frames,
+                                          .jobs = l->w->jobs,
+                                          .jobs_max = l->p->jobs_max,
+                                          .n_jobs = l->w->n_jobs,
+                                          .counts = l->w->counts};
+}
+
+static int gather(const struct launch *l)
+{
+    const struct hri_cuda_gather_args a = {.jobs = l->w->jobs,
+                                           .n_jobs = l->w->n_jobs,
+                                           .host = hri_store_host_run(l->s->runtime->store).base,
+                                           .host_offset = l->d->host_offset,
+                                           .bytes = l->d->block_bytes,
+                                           .blocks_max = l->p->blocks_max,
+                                           .frames =
+                                               hri_device_tier_frames(l->p->tier, l->d->number),
+                                           .frame_bytes = l->p->frame_bytes};
+    return l->p->launch->gather(&a, GATHER_BLOCKS, HRI_CUDA_PATH_AUTO, l->stream);
+}
+
+static int far_attend(const struct launch *l)
+{
+    const struct hri_device_layer *d = l->d;
+    struct hri_cuda_attend_args a = attend_args(l);
+    a.q8 = l->w->query.i8;
+    a.refined = (struct hri_cuda_refined){
+        .items = d->out.items,
+        .n_items = d->out.n_items,
+        .frames_of = d->out.frames,
+        .items_max = l->s->items_max,
+        .rows_max = l->s->block_rows_max,
+        .frames = (const int8_t *)hri_device_tier_frames(l->p->tier, d->number),
+        .frame_bytes = l->p->frame_bytes,
+        .k_step = d->k_step,
+        .v_step = d->v_step,
+        .rows = d->rows,
+        .dots = l->w->dots};
+    a.estimate = (struct hri_cuda_estimate){.n = d->in.n_blocks,
+                                            .log_mass = l->w->log_mass,
+                                            .mark = l->w->mark,
+                                            .spread = d->spread,
+                                            .shift = l->w->query.shift};
+    a.blocks_max = l->p->blocks_max;
+    a.stride = l->p->blocks_max;
+    a.v_codes = d->v_codes;
+    a.v_scale = d->v_scale;
+    a.parts_out = l->w->near_out;
+    a.parts_lse = l->w->near_lse;
+    a.n_parts = 1;
+    a.out = d->out.out;
+    a.lse = l->w->lse;
+    int error = l->p->launch->mark(&a.refined, a.estimate.n, a.blocks_max, l->w->mark, l->s->n_kv,
+                                   l->stream);
+    return error != 0 ? error : l->p->launch->attend(&a, l->p->heads, l->stream);
+}
+
+static int predict(const struct launch *l)
+{
+    const struct hri_device_layer *d = l->d;
+    const struct hri_cuda_predict_args a = {.log_mass = l->w->log_mass,
+                                            .top = l->w->top,
+                                            .total = l->w->total,
+                                            .stride = l->p->blocks_max,
+                                            .variance = l->w->query.variance,
+                                            .factor = l->w->factor,
+                                            .spread = d->spread,
+                                            .rows = d->rows,
+                                            .mark = l->w->mark,
+                                            .n = d->in.n_blocks,
+                                            .blocks_max = l->p->blocks_max,
+                                            .items = d->out.items,
+                                            .n_items = d->out.n_items,
+                                            .frames_of = d->out.frames,
+                                            .items_max = l->s->items_max,
+                                            .class_ = l->w->class_,
+                                            .predicted = d->out.predicted,
+                                            .late = d->out.late,
+                                            .counts = d->out.counts};
+    return l->p->launch->predict(&a, l->p->heads, l->stream);
+}
+
+/* The first error ends it. */
+#define LAUNCH(call)                                                                               \
+    do {                                                                                           \
+        int launch_error = (call);                                                                 \
+        if (launch_error != 0)                                                                     \
+            return launch_error;                                                                   \
+    } while (0)
+
+static int first_half(const struct launch *l)
+{
+    const struct hri_cuda_residency *table = hri_device_tier_table(l->p->tier, l->d->number);
+    const struct hri_cuda_shape shape = shape_of(l);
+    const struct hri_cuda_resolve_args resolve = resolve_args(l);
+    LAUNCH(append(l));
+    LAUNCH(l->p->launch->query(l->d->in.q, l->p->heads, &shape, &l->w->query, l->stream));
+    LAUNCH(near_attend(l));
+    LAUNCH(score(l));
+    LAUNCH(factor(l));
+    LAUNCH(worth(l, table));
+    LAUNCH(choose(l));
+    LAUNCH(l->p->launch->resolve(table, &resolve, l->s->n_kv, l->stream));
+    return 0;
+}
+
+static int second_half(const struct launch *l)
+{
+    if (l->p->direct) {
+        LAUNCH(gather(l));
+    } else {
+        const struct hri_cuda_resolve_args resolve = resolve_args(l);
+        LAUNCH(l->p->launch->resolve_late(hri_device_tier_table(l->p->tier, l->d->number), &resolve,
+                                          l->w->late, l->w->n_late, l->stream));
+    }
+    LAUNCH(far_attend(l));
+    LAUNCH(predict(l));
+    return 0;
+}
+
+/* -- recording -- */
+
+static hr_status_t record(struct hri_device *device, const struct launch *l, bool first,
+                          bool second, void **graph_out)
+{
+    const struct hri_device_ops *ops = hri_device_ops(device);
+    hr_status_t status = hri_device_check(device, ops->capture_begin(l->stream), "recording");
+    if (status != HR_OK) {
+        return status;
+    }
+    int error = first ? first_half(l) : 0;
+    error = error == 0 && second ? second_half(l) : error;
+    void *graph = NULL;
+    int ended = ops->capture_end(l->stream, &graph);
+    status = hri_device_check(device, error != 0 ? error : ended, "recording a step");
+    if (status == HR_OK) {
+        *graph_out = graph;
+    } else if (graph != NULL) {
+        ops->graph_destroy(graph);
+    }
+    return status;
+}
+
+hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
+{
+    struct hri_device_part *p = s->part;
+    struct hri_device_layer *d = &p->layers[layer_index];
+    const struct launch l = {s, p, d, &p->work, hri_device_stream(p->device)};
+    hr_status_t status = record(p->device, &l, true, p->direct, &d->first);
+    if (status == HR_OK && !p->direct) {
+        status = record(p->device, &l, false, true, &d->second);
+    }
+    return status;
+}
+
+/* -- a token -- */
+
+struct token {
+    hr_sequence_t *s;
+    struct hri_device_part *p;
+    struct hri_layer *layer;
+    struct hri_device_layer *d;
+    uint32_t layer_index, position;
+    const struct hri_limits *limits;
+    struct hr_attend_report *report;
+    uint32_t n_lost; /* of the late blocks */
+    hr_status_t judged;
+    uint64_t time_ns;
+};
+
+static void move_ends(struct token *t, enum hri_stage stage)
+{
+    uint64_t now = hri_now_ns();
+    t->report->time_ns[stage] += now - t->time_ns;
+    t->time_ns = now;
+}
+
+static void in_fill(struct token *t, const float *q)
+{
+    const hr_sequence_t *s = t->s;
+    const struct hri_layer *l = t->layer;
+    struct hri_device_in *in = &t->p->in;
+    uint64_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
+    uint64_t budget = (uint64_t)(s->moved * (double)body * s->row_bytes);
+    uint64_t reuse = (uint64_t)(hri_recipe_value(&s->recipe, "reuse") * (double)budget);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        in->n_blocks[h] = hri_index_blocks(l->heads[h]);
+        in->budget[2 * h] = budget;
+        in->budget[2 * h + 1] = reuse;
+        in->enough[h] = (float)(s->g * s->tolerance * s->tolerance);
+        memcpy(in->row + (size_t)h * s->row_bytes, hri_tail_row(s, l, h, t->position),
+               s->row_bytes);
+    }
+    uint32_t seen = t->position + 1, first = l->body_end > s->n_sink ? l->body_end : s->n_sink;
+    in->near[0] = seen < s->n_sink ? seen : s->n_sink;
+    in->near[1] = first < seen ? seen - first : 0;
+    in->near[2] = first % s->tail_max;
+    in->near[3] = t->position % s->tail_max;
+    memcpy(in->q, q, (size_t)s->n_q * s->dk * sizeof *q);
+}
+
+/* Late and lost blocks stay at their summary, unless the caller wants all of them. */
+static void judge(struct token *t, hr_status_t status)
+{
+    bool late = status == HR_ERR_TIMEOUT, lost = status == HR_ERR_IO || status == HR_ERR_CORRUPT;
+    if ((late && t->limits->deadline_ns != 0 && !t->limits->strict) ||
+        (lost && !t->limits->strict)) {
+        return;
+    }
+    char message[HRI_ERROR_BYTES_MAX];
+    hri_error_get(message, sizeof message);
+    t->judged = hri_error_set(status, "layer %u, tokens %u to %u: %s", t->layer_index, t->s->n_sink,
+                              t->layer->body_end - 1, message);
+}
+
+static void read_fill(const struct token *t, uint32_t j, struct hri_read *read)
+{
+    const struct hri_cuda_job *job = &t->p->jobs[j];
+    const struct hri_block_at *at = &t->layer->places[job->head][job->block];
+    *read = (struct hri_read){
+        .lane = t->layer->block_lane,
+        .cell = at->cell,
+        .n_cells = 1,
+        .offset = at->offset,
+        .bytes = hri_index_block_rows(t->layer->heads[job->head], job->block) * t->s->code_bytes,
+        .dst = (unsigned char *)t->p->staging.base + (size_t)j * t->p->frame_bytes};
+}
+
+/* Reads all misses; those that came are copied to their frames, the others stay in p->jobs. Returns how many these are. */
+static hr_status_t misses_read(struct token *t, uint32_t n, uint32_t *n_late_out)
+{
+    struct hri_device_part *p = t->p;
+    struct hri_store *store = t->s->runtime->store;
+    struct hri_read_batch batch = {
+        .reads = p->reads, .n_reads = n, .indirect = true, .leave_host = true};
+    uint64_t hard_ns = hri_now_ns() + hri_store_timeout_ns(store);
+    bool waits = t->limits->strict || t->limits->deadline_ns == 0;
+    for (uint32_t j = 0; j < n; j++) {
+        read_fill(t, j, &p->reads[j]);
+    }
+    hr_status_t status = hri_store_read_begin(store, &batch);
+    if (status != HR_OK) {
+        return status;
+    }
+    status = hri_store_read_wait(store, &batch, waits ? hard_ns : t->limits->deadline_ns);
+    if (status == HR_ERR_TIMEOUT) {
+        hri_store_read_cancel(store, &batch);
+    }
+    if (status != HR_OK) {
+        judge(t, status);
+    }
+    unsigned char *frames = hri_device_tier_frames(p->tier, t->d->number);
+    uint32_t n_late = 0;
+    status = HR_OK;
+    for (uint32_t j = 0; j < n && status == HR_OK; j++) {
+        const struct hri_read *read = &p->reads[j];
+        if (!read->done || read->status != HR_OK) {
+            t->n_lost += read->done;
+            p->jobs[n_late++] = p->jobs[j];
+            continue;
+        }
+        status = hri_device_copy(p->device, frames + (size_t)p->jobs[j].frame * p->frame_bytes,
+                                 read->from != NULL ? read->from : read->dst, read->bytes);
+    }
+    t->report->bytes_from_host += batch.bytes_from_host;
+    t->report->bytes_from_file += batch.bytes_from_file;
+    t->report->ios += batch.ios;
+    *n_late_out = n_late;
+    return status;
+}
+
+/* What the device cannot reach is brought by the host, between the two halves. */
+static hr_status_t misses_bring(struct token *t)
+{
+    struct hri_device_part *p = t->p;
+    uint32_t n = 0, n_late = 0;
+    hr_status_t status = hri_device_copy(p->device, &n, p->work.n_jobs, sizeof n);
+    status = status == HR_OK ? hri_device_wait(p->device) : status;
+    move_ends(t, HRI_SELECT);
+    if (status == HR_OK && n > 0) {
+        status = hri_device_copy(p->device, p->jobs, p->work.jobs, n * sizeof *p->jobs);
+        status = status == HR_OK ? hri_device_wait(p->device) : status;
+        status = status == HR_OK ? misses_read(t, n, &n_late) : status;
+    }
+    if (status == HR_OK) {
+        status = hri_device_copy(p->device, p->work.late, p->jobs, n_late * sizeof *p->jobs);
+    }
+    if (status == HR_OK) {
+        status = hri_device_copy(p->device, p->work.n_late, &n_late, sizeof n_late);
+    }
+    move_ends(t, HRI_FETCH);
+    return status;
+}
+
+static hr_status_t graph_run(struct hri_device *device, void *graph)
+{
+    hr_status_t status = hri_device_alive(device);
+    return status != HR_OK
+               ? status
+               : hri_device_check(
+                     device, hri_device_ops(device)->graph_launch(graph, hri_device_stream(device)),
+                     "a step");
+}
+
+static hr_status_t device_run(struct token *t)
+{
+    struct hri_device_part *p = t->p;
+    struct hri_device *device = p->device;
+    bool lists = t->layer->block_tokens != NULL;
+    hr_status_t status = hri_device_copy(device, t->d->in.n_blocks, p->in.n_blocks, p->in.bytes);
+    status = status == HR_OK ? graph_run(device, t->d->first) : status;
+    if (status == HR_OK && !p->direct) {
+        status = misses_bring(t);
+        status = status == HR_OK ? graph_run(device, t->d->second) : status;
+    }
+    if (status == HR_OK) {
+        status = hri_device_copy(device, p->out.out, t->d->out.out,
+                                 lists ? p->out.list_bytes : p->out.bytes);
+    }
+    status = status == HR_OK ? hri_device_wait(device) : status;
+    move_ends(t, HRI_ATTEND);
+    return status;
+}
+
+/* What the CPU's step leaves for hr_attend_options.predicted_out and refined_out. */
+static void heads_fill(struct token *t)
+{
+    const hr_sequence_t *s = t->s;
+    const struct hri_device_out *o = &t->p->out;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        struct hri_head_step *hs = &s->steps[h];
+        memcpy(hs->out.predicted, o->predicted + (size_t)h * s->g, s->g * sizeof(float));
+        hs->out.n_items = hs->out.n_rows = 0;
+        if (t->layer->block_tokens == NULL) {
+            continue;
+        }
+        hs->out.items = hs->items;
+        hs->out.n_items = o->n_items[h];
+        for (uint32_t i = 0; i < o->n_items[h]; i++) {
+            const size_t at = (size_t)h * s->items_max + i;
+            hs->items[i] = o->items[at];
+            hs->where[i] = o->frames[at] != HRI_CUDA_NONE ? hs->items : NULL; /* that it came */
+        }
+    }
+}
+
+static void report_head(struct token *t, uint32_t h, uint32_t body)
+{
+    const hr_sequence_t *s = t->s;
+    struct hr_attend_report *r = t->report;
+    const uint32_t *c = t->p->out.counts + (size_t)h * HRI_CUDA_PREDICT_COUNTS;
+    uint32_t blocks = hri_index_blocks(t->layer->heads[h]);
+    r->blocks_total += blocks;
+    r->blocks_hit += c[1];
+    r->blocks_fetched += c[0] - c[1];
+    r->blocks_late += c[2];
+    r->blocks_estimated += blocks - c[0] - c[2];
+    r->rows_by_level[2] += c[3];
+    r->bytes_by_level[2] += (uint64_t)c[3] * s->code_bytes;
+    r->rows_by_level[0] += body - c[3];
+    r->bytes_by_level[0] += hri_index_summary_bytes(t->layer->heads[h]);
+    r->bytes_selected += (uint64_t)(c[3] + c[5]) * s->code_bytes;
+    r->bytes_hit += (uint64_t)c[4] * s->code_bytes;
+    if (t->p->direct) {
+        r->bytes_from_host += (uint64_t)(c[3] - c[4]) * s->code_bytes;
+    }
+}
+
+static void report_fill(struct token *t)
+{
+    const hr_sequence_t *s = t->s;
+    const struct hri_layer *l = t->layer;
+    struct hr_attend_report *r = t->report;
+    uint32_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
+    double sum = 0.0, late = 0.0;
+    r->rows_device = (uint64_t)(t->position + 1 - body) * s->n_kv;
+    r->rows_by_level[3] += r->rows_device;
+    r->bytes_by_level[3] += r->rows_device * s->row_bytes;
+    r->body_bytes = (uint64_t)body * s->n_kv * s->row_bytes;
+    r->blocks_lost += t->n_lost;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        report_head(t, h, body);
+    }
+    for (uint32_t h = 0; h < s->n_q; h++) {
+        double predicted = t->p->out.predicted[h];
+        sum += predicted;
+        late += t->p->out.late[h];
+        r->predicted_error_max =
+            predicted > r->predicted_error_max ? predicted : r->predicted_error_max;
+    }
+    r->predicted_error = sum / s->n_q;
+    r->late_error = late / s->n_q;
+}
+
+static hr_status_t token_begin(struct token *t)
+{
+    hr_sequence_t *s = t->s;
+    struct hri_layer *l = t->layer;
+    hri_store_take_late(s->runtime->store);
+    hr_status_t status = hri_device_alive(t->p->device);
+    status = status == HR_OK ? hri_settle(s, l, s->decode_segment, true) : status;
+    if (status == HR_OK && t->position + 1 < l->body_end) {
+        status = hri_error_set(
+            HR_ERR_STATE,
+            "layer %u: the query of token %u is older than the window (tokens from %u on)",
+            t->layer_index, t->position, l->body_end);
+    }
+    /* The newest row comes with the token. */
+    uint32_t end = t->position + 1 == l->n_tokens ? t->position : l->n_tokens;
+    return status == HR_OK ? hri_device_sync(s, l, end) : status;
+}
+
+/* All or nothing was asked for, and some blocks had no frame. */
+static hr_status_t strict_check(const struct token *t)
+{
+    if (t->judged != HR_OK || !t->limits->strict || t->report->blocks_late == 0) {
+        return t->judged;
+    }
+    return hri_error_set(HR_ERR_BUDGET, "layer %u: device tier: no frames for %llu chosen blocks",
+                         t->layer_index, (unsigned long long)t->report->blocks_late);
+}
+
+hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float *q,
+                            uint32_t position, const struct hri_limits *limits, float *out,
+                            struct hr_attend_report *report)
+{
+    struct token t = {.s = s,
+                      .p = s->part,
+                      .layer = &s->layers[layer_index],
+                      .d = &s->part->layers[layer_index],
+                      .layer_index = layer_index,
+                      .position = position,
+                      .limits = limits,
+                      .report = report};
+    hr_status_t status = token_begin(&t);
+    if (status != HR_OK) {
+        return status;
+    }
+    t.time_ns = hri_now_ns();
+    in_fill(&t, q);
+    status = device_run(&t);
+    if (status != HR_OK) {
+        return status;
+    }
+    t.d->rows_synced = t.layer->n_tokens;
+    report_fill(&t);
+    status = strict_check(&t);
+    if (status != HR_OK) {
+        return status;
+    }
+    heads_fill(&t);
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        hri_index_observe(t.layer->heads[h], q + (size_t)h * s->g * s->dk, 1, position);
+    }
+    memcpy(out, t.p->out.out, (size_t)s->n_q * s->dv * sizeof *out);
+    return HR_OK;
+}
