@@ -43,6 +43,7 @@ struct hr_runtime_options cli_place_runtime_options(const struct cli_place *plac
     options.io_timeout_ns = (uint64_t)(place->io_timeout * 1e9);
     options.n_threads = (uint32_t)place->threads;
     options.cpu_level = place->cpu;
+    options.device = place->device;
     options.log = log_line;
     return options;
 }

@@ -14,6 +14,7 @@ struct cli_place {
     const char *file_dir;
     const char *io;
     const char *cpu;
+    const char *device; /* NULL: the CPU */
     uint64_t threads;
     double io_timeout; /* seconds */
     bool file_wipe;
@@ -27,6 +28,9 @@ struct cli_place {
 /* Rows for a command's option table; place is a struct cli_place. */
 #define CLI_PLACE_OPTIONS(place)                                                                   \
     CLI_HEADING("Where the KV cache lies:"),                                                       \
+        CLI_OPTION("device", CLI_STRING, &(place).device, "DEVICE",                                \
+                   "cpu, cuda or cuda:NUMBER: the fast tier is that GPU's memory, and steps of "   \
+                   "headrace:sketch=0 run there (not measured on a GPU) [cpu]"),                   \
         CLI_OPTION("device-bytes", CLI_BYTES, &(place).device_bytes, "SIZE",                       \
                    "budget of the fast tier: sink, window, summaries, blocks in use"),             \
         CLI_OPTION("host-bytes", CLI_BYTES, &(place).host_bytes, "SIZE",                           \

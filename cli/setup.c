@@ -198,6 +198,7 @@ int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *
     options.file_bytes = 0;
     options.host_bytes = exact_bytes + exact_bytes / 4 + (64u << 20);
     options.device_bytes = exact_bytes + (64u << 20);
+    options.device = NULL; /* nothing of it would run on another */
     return open_cache(model, &options, &recipe, tokens_max, NULL, cache_out);
 }
 

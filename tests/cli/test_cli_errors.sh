@@ -52,6 +52,20 @@ has "$err" "quest"
 run run --recipe quest:pag=3; expect 2
 has "$err" "pag"
 
+# -- the device: without CUDA in the build, a driver or a GPU that is said
+tiny="run --tokens-context 256 --keys 1 --recipe headrace:sketch=0"
+# shellcheck disable=SC2086
+fails 1 'headrace: cache: runtime options: device "gpu" is none of cpu, cuda, cuda:NUMBER' $tiny --device gpu
+# shellcheck disable=SC2086
+run $tiny --device cuda
+case $code in
+0) ;; # there is one
+1) check "no reason given" grep -q -E '^headrace: cache: device cuda: (this build has no CUDA|no driver is installed|the driver is too old|no device)' "$err" ;;
+*) expect 1 ;;
+esac
+# shellcheck disable=SC2086
+run $tiny --device cpu; expect 0
+
 # -- options that do not fit together
 fails 2 "headrace run: --file-dir '$work' needs --file-bytes, the most it may take on disk" run --file-dir "$work"
 fails 2 "headrace run: --file-bytes needs --file-dir, the folder of the file" run --file-bytes 1GiB
