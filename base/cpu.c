@@ -113,17 +113,20 @@ static enum hri_cpu_level best_level(const struct hri_cpu *cpu)
         return HRI_CPU_REF;
     if (!cpu->avx512f || !cpu->avx512bw || !cpu->avx512vl || !cpu->avx512dq)
         return HRI_CPU_AVX2;
-    return HRI_CPU_AVX512;
+    if (!cpu->avx512_vnni || !cpu->avx512_bf16 || !cpu->amx_bf16 || !cpu->amx_int8)
+        return HRI_CPU_AVX512;
+    return HRI_CPU_AMX;
 }
 
 /* Takes away what lies above the level, so that kernels only ever ask the features. */
 static void lower(struct hri_cpu *cpu, enum hri_cpu_level level)
 {
     cpu->level = level;
+    if (level < HRI_CPU_AMX)
+        cpu->amx_tile = cpu->amx_bf16 = cpu->amx_int8 = false;
     if (level < HRI_CPU_AVX512) {
         cpu->avx512f = cpu->avx512bw = cpu->avx512vl = cpu->avx512dq = false;
         cpu->avx512_vnni = cpu->avx512_bf16 = cpu->avx512_fp16 = false;
-        cpu->amx_tile = cpu->amx_bf16 = cpu->amx_int8 = false;
     }
     if (level < HRI_CPU_AVX2)
         cpu->avx2 = cpu->fma = cpu->f16c = cpu->avx_vnni = false;
@@ -131,30 +134,31 @@ static void lower(struct hri_cpu *cpu, enum hri_cpu_level level)
 
 const char *hri_cpu_level_name(enum hri_cpu_level level)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512"};
-    return (unsigned)level < 3 ? names[level] : "?";
+    static const char *const names[] = {"ref", "avx2", "avx512", "amx"};
+    return (unsigned)level < 4 ? names[level] : "?";
 }
 
 hr_status_t hri_cpu_detect_level(const char *level, struct hri_cpu *cpu_out)
 {
     struct hri_cpu cpu = {0};
     detect_features(&cpu);
+    if (cpu.amx_tile && !hri_cpu_request_amx())
+        cpu.amx_tile = cpu.amx_bf16 = cpu.amx_int8 = false;
     enum hri_cpu_level best = best_level(&cpu), wanted = best;
     if (level != NULL && level[0] != '\0') {
         wanted = HRI_CPU_REF;
-        while (wanted <= HRI_CPU_AVX512 && strcmp(level, hri_cpu_level_name(wanted)) != 0)
+        while (wanted <= HRI_CPU_AMX && strcmp(level, hri_cpu_level_name(wanted)) != 0)
             wanted++;
-        if (wanted > HRI_CPU_AVX512)
+        if (wanted > HRI_CPU_AMX)
             return hri_error_set(HR_ERR_INVALID,
-                                 "HEADRACE_CPU is '%.40s'; it must be ref, avx2 or avx512", level);
+                                 "HEADRACE_CPU is '%.40s'; it must be ref, avx2, avx512 or amx",
+                                 level);
         if (wanted > best)
             return hri_error_set(HR_ERR_UNSUPPORTED,
                                  "HEADRACE_CPU is %s, but this processor has only %s", level,
                                  hri_cpu_level_name(best));
     }
     lower(&cpu, wanted);
-    if (cpu.amx_tile && !hri_cpu_request_amx())
-        cpu.amx_tile = cpu.amx_bf16 = cpu.amx_int8 = false;
     *cpu_out = cpu;
     return HR_OK;
 }

@@ -15,6 +15,7 @@ enum hri_cpu_level {
     HRI_CPU_REF = 0,    /* plain C, any machine */
     HRI_CPU_AVX2 = 1,   /* avx2 + fma + f16c */
     HRI_CPU_AVX512 = 2, /* avx512 f, bw, vl, dq */
+    HRI_CPU_AMX = 3,    /* avx512 vnni, bf16; amx tile, bf16, int8, and the system lets us */
 };
 
 struct hri_cpu {
@@ -28,7 +29,7 @@ struct hri_cpu {
 };
 
 /*
- * Environment variable HEADRACE_CPU=ref|avx2|avx512 lowers the level; asking for more than the
+ * Environment variable HEADRACE_CPU=ref|avx2|avx512|amx lowers the level; asking for more than the
  * machine has is HR_ERR_UNSUPPORTED, another word HR_ERR_INVALID.
  */
 hr_status_t hri_cpu_detect(struct hri_cpu *cpu_out);

@@ -53,8 +53,8 @@ static int parse(int argc, char **argv, struct cli_trace_options *o)
                    "host memory beside the file, with --tier file"),
         CLI_HEADING("Machine:"),
         CLI_RANGE("threads", CLI_COUNT, &o->threads, "N", 1, 256, "worker threads [one per core]"),
-        CLI_WORD("cpu", &o->cpu, "LEVEL", "ref avx2 avx512",
-                 "kernels: ref, avx2 or avx512 [the best there is]"),
+        CLI_WORD("cpu", &o->cpu, "LEVEL", "ref avx2 avx512 amx",
+                 "kernels: ref, avx2, avx512 or amx [the best there is]"),
         CLI_HEADING("Output:"),
         CLI_OPTION("json", CLI_STRING, &o->json, "FILE",
                    "also write the results as JSON; - is standard output, text then goes to "

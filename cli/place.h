@@ -50,8 +50,8 @@ struct cli_place {
         CLI_HEADING("Machine:"),                                                                   \
         CLI_RANGE("threads", CLI_COUNT, &(place).threads, "N", 1, 256,                             \
                   "worker threads [one per core]"),                                                \
-        CLI_WORD("cpu", &(place).cpu, "LEVEL", "ref avx2 avx512",                                  \
-                 "kernels: ref, avx2 or avx512 [the best there is]")
+        CLI_WORD("cpu", &(place).cpu, "LEVEL", "ref avx2 avx512 amx",                                  \
+                 "kernels: ref, avx2, avx512 or amx [the best there is]")
 
 /* -1, or the exit code after a message, when the options do not fit together. */
 int cli_place_check(const char *command, const struct cli_place *place);

@@ -38,7 +38,7 @@ struct hre_model_options {
     size_t struct_size;
     uint32_t n_threads; /* for linear layers, including the caller; 0: one per core the process may
                            use */
-    const char *cpu_level; /* NULL: best; "ref", "avx2", "avx512". The variable HEADRACE_CPU
+    const char *cpu_level; /* NULL: best; "ref", "avx2", "avx512", "amx". The variable HEADRACE_CPU
                               overrides NULL */
 };
 void hre_model_options_init(struct hre_model_options *options);

@@ -37,6 +37,10 @@ hr_status_t hre_ops_choose(const char *level, const struct hre_ops **ops_out)
     if (!level) {
         level = getenv("HEADRACE_CPU");
     }
+    /* A level of the runtime's kernels; nothing here uses tiles. */
+    if (level && strcmp(level, "amx") == 0) {
+        level = "avx512";
+    }
     for (size_t i = 0; i < LEVELS; i++) {
         int wanted = level && level[0] ? strcmp(level, levels[i]->name) == 0 : cpu_has(levels[i]);
 
@@ -49,5 +53,6 @@ hr_status_t hre_ops_choose(const char *level, const struct hre_ops **ops_out)
         *ops_out = levels[i];
         return HR_OK;
     }
-    return hre_fail(HR_ERR_INVALID, "cpu level '%s' is not known; ref, avx2 and avx512 are", level);
+    return hre_fail(HR_ERR_INVALID, "cpu level '%s' is not known; ref, avx2, avx512 and amx are",
+                    level);
 }

@@ -59,7 +59,7 @@ struct hre_ops {
                      float *y, size_t y_stride, uint32_t n_rows);
 };
 
-/* level: "ref", "avx2", "avx512" or NULL for the best (HEADRACE_CPU overrides NULL).
+/* level: "ref", "avx2", "avx512", "amx" (as avx512) or NULL for the best (HEADRACE_CPU overrides NULL).
  * HR_ERR_INVALID, HR_ERR_UNSUPPORTED. */
 hr_status_t hre_ops_choose(const char *level, const struct hre_ops **ops_out);
 

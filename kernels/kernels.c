@@ -1,6 +1,8 @@
 /* One table of operations per level, and the choice among them by what the CPU has. */
 #include "kernels/cpu/ops.h"
 
+#include "base/cpu.h"
+
 #include <string.h>
 #if HRI_KERNELS_X86
 #include <cpuid.h>
@@ -29,6 +31,7 @@ static const struct hri_kernels table_ref = HRI_TABLE(HRI_KERNEL_REF, "ref", ref
 #if HRI_KERNELS_X86
 static const struct hri_kernels table_avx2 = HRI_TABLE(HRI_KERNEL_AVX2, "avx2", avx2);
 static const struct hri_kernels table_avx512 = HRI_TABLE(HRI_KERNEL_AVX512, "avx512", avx512);
+static const struct hri_kernels table_amx = HRI_TABLE(HRI_KERNEL_AMX, "amx", amx);
 #endif
 
 #if HRI_KERNELS_X86
@@ -52,12 +55,19 @@ static bool cpu_has(enum hri_kernel_level level)
         return cpu_has(HRI_KERNEL_AVX2) && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+    if (level == HRI_KERNEL_AMX) { /* the system has a word in it */
+        struct hri_cpu cpu;
+        return cpu_has(HRI_KERNEL_AVX512) && hri_cpu_detect_level(NULL, &cpu) == HR_OK &&
+               cpu.level >= HRI_CPU_AMX;
+    }
 #endif
     return level == HRI_KERNEL_REF;
 }
 
 enum hri_kernel_level hri_kernels_best(void)
 {
+    if (cpu_has(HRI_KERNEL_AMX))
+        return HRI_KERNEL_AMX;
     if (cpu_has(HRI_KERNEL_AVX512))
         return HRI_KERNEL_AVX512;
     return cpu_has(HRI_KERNEL_AVX2) ? HRI_KERNEL_AVX2 : HRI_KERNEL_REF;
@@ -69,6 +79,8 @@ const struct hri_kernels *hri_kernels_get(enum hri_kernel_level level)
 
     switch (level < best ? level : best) {
 #if HRI_KERNELS_X86
+    case HRI_KERNEL_AMX:
+        return &table_amx;
     case HRI_KERNEL_AVX512:
         return &table_avx512;
     case HRI_KERNEL_AVX2:
@@ -81,9 +93,9 @@ const struct hri_kernels *hri_kernels_get(enum hri_kernel_level level)
 
 bool hri_kernels_parse(const char *name, enum hri_kernel_level *level_out)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512"};
+    static const char *const names[] = {"ref", "avx2", "avx512", "amx"};
 
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         if (strcmp(name, names[i]) == 0) {
             *level_out = (enum hri_kernel_level)i;
             return true;

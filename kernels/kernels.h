@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum hri_kernel_level { HRI_KERNEL_REF = 0, HRI_KERNEL_AVX2 = 1, HRI_KERNEL_AVX512 = 2 };
+enum hri_kernel_level { HRI_KERNEL_REF = 0, HRI_KERNEL_AVX2 = 1, HRI_KERNEL_AVX512 = 2, HRI_KERNEL_AMX = 3 };
 
 /* A running softmax: the pair (output, log-sum-exp) before normalisation. For each of G (or nq)
  * queries: m = largest logit so far (-INFINITY: nothing yet), l = sum exp(logit - m), o[dv] = sum
@@ -202,7 +202,7 @@ struct hri_kernels {
 /* The table of a level, or of the best this CPU has when it lacks that level. Never NULL. */
 const struct hri_kernels *hri_kernels_get(enum hri_kernel_level level);
 enum hri_kernel_level hri_kernels_best(void);
-/* "ref" | "avx2" | "avx512" -> level; false if the word is unknown. */
+/* "ref" | "avx2" | "avx512" | "amx" -> level; false if the word is unknown. */
 bool hri_kernels_parse(const char *name, enum hri_kernel_level *level_out);
 
 size_t hri_tile_scratch_bytes(uint32_t nq, uint32_t dk, uint32_t dv, uint32_t n);

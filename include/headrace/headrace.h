@@ -100,7 +100,7 @@ struct hr_runtime_options {
     hr_log_fn log;      /* NULL: silent */
     void *log_context;
     const char *
-        cpu_level; /* NULL: best; "ref", "avx2", "avx512". The variable HEADRACE_CPU overrides NULL */
+        cpu_level; /* NULL: best; "ref", "avx2", "avx512", "amx". The variable HEADRACE_CPU overrides NULL */
     /* Allocation hooks for all memory but the tiers' mapped regions; NULL: malloc family. */
     void *(*alloc)(void *context, size_t bytes, size_t alignment);
     void (*free)(void *context, void *pointer);

@@ -90,6 +90,29 @@ static inline size_t hri_element_bytes(hr_dtype_t dtype)
 HRI_DECLARE_OPS(ref)
 HRI_DECLARE_OPS(avx2)
 HRI_DECLARE_OPS(avx512)
+HRI_DECLARE_OPS(amx)
+
+/* What the tiles have nothing of their own for. */
+#define hri_amx_to_f32          hri_avx512_to_f32
+#define hri_amx_from_f32        hri_avx512_from_f32
+#define hri_amx_find_nonfinite  hri_avx512_find_nonfinite
+#define hri_amx_attend_gather   hri_avx512_attend_gather
+#define hri_amx_attend_tile     hri_avx512_attend_tile
+#define hri_amx_weighted_sum_i8 hri_avx512_weighted_sum_i8
+#define hri_amx_attend_block_i8 hri_avx512_attend_block_i8
+#define hri_amx_quantise_i8     hri_avx512_quantise_i8
+#define hri_amx_nearest         hri_avx512_nearest
+#define hri_amx_matmul_nt       hri_avx512_matmul_nt
+#define hri_amx_second_moment   hri_avx512_second_moment
+#define hri_amx_min_max         hri_avx512_min_max
+#define hri_amx_score_bounds    hri_avx512_score_bounds
+#define hri_amx_exp_sum         hri_avx512_exp_sum
+#define hri_amx_max             hri_avx512_max
+#define hri_amx_weigh_rows      hri_avx512_weigh_rows
+#define hri_amx_score_sketch    hri_avx512_score_sketch
+#define hri_amx_pack_sketch     hri_avx512_pack_sketch
+#define hri_amx_score_gather_i8 hri_avx512_score_gather_i8
+#define hri_amx_sum_gather_i8   hri_avx512_sum_gather_i8
 
 #undef HRI_DECLARE_OPS
 

@@ -15,7 +15,7 @@
 /* A tile holds about so many bytes, and a number of rows that is a multiple of 16 between these. */
 #define TILE_BYTES    49152u
 #define TILE_ROWS_MIN 16u
-#define TILE_ROWS_MAX 128u
+#define TILE_ROWS_MAX 128u /* TAKE_ROWS */
 
 struct row_tile {
     const void *const *rows; /* [n rounded up to 4]: the last is repeated */

@@ -28,7 +28,7 @@ static void test_same_as_the_kernel_says(void **state)
     assert_int_equal(cpu.avx2, cpuinfo_has("avx2"));
     assert_int_equal(cpu.fma, cpuinfo_has("fma"));
     assert_int_equal(cpu.f16c, cpuinfo_has("f16c"));
-    if (cpu.level == HRI_CPU_AVX512) {
+    if (cpu.level >= HRI_CPU_AVX512) {
         assert_true(cpuinfo_has("avx512f") && cpuinfo_has("avx512bw"));
         assert_true(cpuinfo_has("avx512vl") && cpuinfo_has("avx512dq"));
         assert_int_equal(cpu.avx512_vnni, cpuinfo_has("avx512_vnni"));
@@ -55,6 +55,16 @@ static void test_lowered(void **state)
         assert_false(cpu.avx512f || cpu.avx512_vnni || cpu.avx512_bf16 || cpu.amx_int8);
     } else {
         assert_fails(hri_cpu_detect_level("avx2", &cpu), HR_ERR_UNSUPPORTED, "only");
+    }
+    if (best.level >= HRI_CPU_AMX) {
+        assert_true(best.amx_tile && best.amx_bf16 && best.amx_int8);
+        assert_ok(hri_cpu_detect_level("avx512", &cpu));
+        assert_true(cpu.avx512f && cpu.avx512_vnni);
+        assert_false(cpu.amx_tile || cpu.amx_bf16 || cpu.amx_int8);
+        assert_ok(hri_cpu_detect_level("amx", &cpu));
+        assert_int_equal(cpu.level, HRI_CPU_AMX);
+    } else {
+        assert_fails(hri_cpu_detect_level("amx", &cpu), HR_ERR_UNSUPPORTED, "only");
     }
     assert_fails(hri_cpu_detect_level("sse", &cpu), HR_ERR_INVALID, "'sse'");
 }

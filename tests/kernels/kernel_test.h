@@ -112,7 +112,9 @@ static inline struct hri_partial partial_copy(const struct hri_partial *from, ui
 
 /* -- levels -- */
 
-static inline unsigned levels_here(const struct hri_kernels *levels[3])
+#define LEVELS_MAX 4
+
+static inline unsigned levels_here(const struct hri_kernels *levels[LEVELS_MAX])
 {
     unsigned n = 0;
     for (int level = HRI_KERNEL_REF; level <= (int)hri_kernels_best(); level++)

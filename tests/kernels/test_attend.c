@@ -111,7 +111,7 @@ static void attend_by(const struct hri_kernels *k, const struct shape *s, const 
 
 static void check_attend(const struct shape *s)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct data data = data_make(s);
     struct hri_partial want = partial_copy(&data.start, s->g, s->dv);
@@ -187,7 +187,7 @@ static void test_attend_long(void **state)
 /* Logits that overflow float32, and a partial that has seen nothing, give no NaN. */
 static void test_attend_extreme(void **state)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     float q[2 * 16], rows[33 * 32];
 
@@ -215,7 +215,7 @@ static void test_attend_extreme(void **state)
 
 static void check_scores(const struct shape *s)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct data data = data_make(s);
     const size_t stride = s->n + 3;
@@ -268,7 +268,7 @@ static void test_score_rows(void **state)
 /* A block of int8 rows against the same rows written out as floats. */
 static void check_block(const struct shape *s)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct data data = data_make(s);
     struct hri_rng rng;

@@ -33,7 +33,7 @@ static bool same(double a, double b)
 
 static void test_every_half(void **state)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     uint16_t *half = guarded_alloc(65536 * 2), *back = guarded_alloc(65536 * 2);
     float *x = guarded_floats(65536);
@@ -61,7 +61,7 @@ static void test_every_half(void **state)
  * nearer one. */
 static void test_rounding(void **state)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
 
     (void)state;
@@ -102,7 +102,7 @@ static void test_rounding(void **state)
 static void test_find_nonfinite(void **state)
 {
     static const uint32_t sizes[] = {0, 1, 15, 16, 17, 1023, 1024, 1025, 3000};
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
 
@@ -140,7 +140,7 @@ static void test_find_nonfinite(void **state)
 
 static void test_min_max(void **state)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
 
@@ -188,7 +188,7 @@ static void check_exp(const struct hri_kernels *k, const float *x, float shift, 
 
 static void test_exp_sum(void **state)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
 
@@ -264,7 +264,7 @@ static void check_weigh(const struct hri_kernels *k, struct hri_rng *rng, uint32
 
 static void test_weigh_rows(void **state)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
 
@@ -277,7 +277,7 @@ static void test_weigh_rows(void **state)
 
 static void test_max(void **state)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
 

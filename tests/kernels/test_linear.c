@@ -24,7 +24,7 @@ static double distance(const float *x, const float *c, uint32_t d, double *size_
 
 static void check_nearest(uint32_t n, uint32_t k, uint32_t d, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     float *x = guarded_floats((size_t)n * d), *c = guarded_floats((size_t)k * d);
@@ -76,7 +76,7 @@ static void test_nearest(void **state)
 static void test_nearest_ties(void **state)
 {
     enum { N = 50, K = 100, D = 64 };
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     float *x = guarded_floats(N * D), *c = guarded_floats(K * D);
@@ -98,7 +98,7 @@ static void test_nearest_ties(void **state)
 
 static void check_matmul(uint32_t n, uint32_t d_in, uint32_t d_out, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     float *x = guarded_floats((size_t)n * d_in), *w = guarded_floats((size_t)d_out * d_in);
@@ -142,7 +142,7 @@ static void test_matmul_nt(void **state)
 
 static void check_moment(uint32_t n, uint32_t d, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     float *x = guarded_floats((size_t)n * d), *start = guarded_floats((size_t)d * d);

@@ -118,11 +118,12 @@ static void test_levels(void **state)
     (void)state;
     assert_true(hri_kernels_parse("ref", &level) && level == HRI_KERNEL_REF);
     assert_true(hri_kernels_parse("avx512", &level) && level == HRI_KERNEL_AVX512);
+    assert_true(hri_kernels_parse("amx", &level) && level == HRI_KERNEL_AMX);
     assert_true(hri_kernels_parse("avx2", &level) && level == HRI_KERNEL_AVX2);
     assert_false(hri_kernels_parse("sse", &level));
     assert_false(hri_kernels_parse("", &level));
     assert_int_equal(level, HRI_KERNEL_AVX2);
-    for (int i = HRI_KERNEL_REF; i <= HRI_KERNEL_AVX512; i++) {
+    for (int i = HRI_KERNEL_REF; i <= HRI_KERNEL_AMX; i++) {
         const struct hri_kernels *k = hri_kernels_get((enum hri_kernel_level)i);
         assert_non_null(k);
         assert_true((int)k->level <= i && k->level <= hri_kernels_best());

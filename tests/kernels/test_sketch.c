@@ -45,7 +45,7 @@ static double value_at(const uint8_t *codes, uint32_t n4, uint32_t n2, uint32_t 
 
 static void check_pack(uint32_t n4, uint32_t n2, uint32_t first, uint32_t n, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const uint32_t d = n4 + n2, groups = (first + n + 15) / 16;
@@ -144,7 +144,7 @@ static uint8_t *random_codes(struct hri_rng *rng, uint32_t n4, uint32_t n2, uint
 
 static void check_score(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const uint32_t d = n4 + n2, groups = (n_rows + 15) / 16;
@@ -247,7 +247,7 @@ static void test_query_small(void **state)
 
 static void check_sum(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const uint32_t d = n4 + n2, groups = (n_rows + 15) / 16;
@@ -324,7 +324,7 @@ static void test_sum(void **state)
 
 static void check_gather(uint32_t g, uint32_t dk, uint32_t dv, uint32_t n, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const size_t width = dk + dv, stride = n + 3;

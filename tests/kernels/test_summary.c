@@ -40,7 +40,7 @@ static void test_pack_round_trip(void **state)
 
 static void check_centroids(uint32_t g, uint32_t dk, uint32_t n, bool extreme, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const uint32_t whole = (n + 15) / 16 * 16;
@@ -111,7 +111,7 @@ static void test_score_centroids(void **state)
 
 static void check_weighted_sum(uint32_t g, uint32_t dv, uint32_t n, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const size_t stride = n + 5;
@@ -169,7 +169,7 @@ static void test_weighted_sum_i8(void **state)
 
 static void check_bounds(uint32_t g, uint32_t d, uint32_t n, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     uint16_t *min = guarded_alloc((size_t)n * d * 2), *max = guarded_alloc((size_t)n * d * 2);
@@ -223,7 +223,7 @@ static void test_score_bounds(void **state)
 
 static void check_quantise(uint32_t n, uint32_t d, uint64_t seed)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const size_t x_stride = d + 3, code_stride = d + 8;

@@ -39,7 +39,7 @@ static void mask_fill(struct hri_rng *rng, const struct shape *s, uint32_t *firs
 
 static void check_tile(const struct shape *s)
 {
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rng rng;
     const size_t width = s->dk + s->dv, element = dtype_bytes(s->dtype);
@@ -153,7 +153,7 @@ static void test_tiles_chain(void **state)
     hri_rng_seed(&rng, 77);
     fill_normal(&rng, q, NQ * D, 0.2);
     fill_normal(&rng, values, N * 2 * D, 1.0);
-    const struct hri_kernels *levels[3];
+    const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct hri_rows all = {
         .base = values, .stride_bytes = 2 * D * sizeof(float), .n = N, .dtype = HR_DTYPE_F32};
