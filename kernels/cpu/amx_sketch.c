@@ -25,15 +25,32 @@
 #define RING  4u
 #define AHEAD 3u
 
+struct sum_batch {
+    const uint8_t *codes[BATCH];
+    uint32_t group[BATCH], n;
+};
+
 struct sum_job {
     int8_t weights[CHUNKS][2 * QUERIES][64] __attribute__((aligned(64)));
     uint8_t turned[RING][2][16][64] __attribute__((aligned(64))); /* what is not there weighs 0 */
     int32_t sums[2][2 * QUERIES][16] __attribute__((aligned(64)));
     float step[QUERIES], total[QUERIES]; /* total: sum of the rounded weights */
-    const uint8_t *codes[BATCH];
-    uint32_t group[BATCH], n, queries;
+    struct sum_batch batches[2];
+    const struct sum_batch *now, *next;
+    uint32_t asked, queries; /* asked: groups of the next batch that were asked for */
     struct hri_sketch_rows s;
+    size_t group_bytes;
 };
+
+/* Asks for a group of the next batch: one at a time, see amx_attend.c. */
+HRI_INLINE void ask_for_group(struct sum_job *job)
+{
+    if (job->asked >= job->next->n)
+        return;
+    const char *at = (const char *)job->next->codes[job->asked++];
+    for (size_t b = 0; b < job->group_bytes; b += 64)
+        _mm_prefetch(at + b, _MM_HINT_T0);
+}
 
 /* One head's weights of a batch; false if all are 0. */
 HRI_INLINE bool set_weights(struct sum_job *job, uint32_t head, const float *w)
@@ -41,16 +58,16 @@ HRI_INLINE bool set_weights(struct sum_job *job, uint32_t head, const float *w)
     vf most = vf_zero();
     __m512i sum = _mm512_setzero_si512();
 
-    for (uint32_t j = 0; j < job->n; j++)
-        most = vf_max(vf_abs(vf_load(w + (size_t)16 * job->group[j])), most);
+    for (uint32_t j = 0; j < job->now->n; j++)
+        most = vf_max(vf_abs(vf_load(w + (size_t)16 * job->now->group[j])), most);
     const float largest = vf_largest(most);
     const bool used = largest >= HRI_STEP_MIN;
     const vf inverse = vf_set(used ? WEIGHT_MAX / largest : 0.0f);
-    for (uint32_t j = 0; j < job->n; j++) {
+    for (uint32_t j = 0; j < job->now->n; j++) {
         int8_t *high_at = job->weights[j / 4][head] + j % 4 * 16,
                *low_at = job->weights[j / 4][job->queries + head] + j % 4 * 16;
         const __m512i v =
-            _mm512_cvtps_epi32(vf_mul(vf_load(w + (size_t)16 * job->group[j]), inverse));
+            _mm512_cvtps_epi32(vf_mul(vf_load(w + (size_t)16 * job->now->group[j]), inverse));
         const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
         _mm_store_si128((void *)high_at, _mm512_cvtepi32_epi8(high));
         _mm_store_si128((void *)low_at, _mm512_cvtepi32_epi8(v)); /* modulo 256: v - 256 high */
@@ -99,8 +116,8 @@ HRI_INLINE void turn_chunk(struct sum_job *job, const int bits, struct sum_part 
 {
     const uint32_t left = part.width - i;
 
-    for (uint32_t a = 0; a < 4 && j + a < job->n; a++) {
-        const uint8_t *at = job->codes[j + a] + part.offset + (size_t)i * (uint32_t)(2 * bits);
+    for (uint32_t a = 0; a < 4 && j + a < job->now->n; a++) {
+        const uint8_t *at = job->now->codes[j + a] + part.offset + (size_t)i * (uint32_t)(2 * bits);
         if (bits == 2) {
             turn_lines(at, 2, false, to[0] + 4 * a);
             if (left > 16)
@@ -158,12 +175,13 @@ HRI_INLINE void take_sums(struct sum_job *job, const int bits, uint32_t left, fl
 /* What a batch adds to the dimensions of one width: the right operands are made AHEAD of their use. */
 HRI_INLINE void sum_part(struct sum_job *job, const int bits, struct sum_part part, float *acc)
 {
-    const uint32_t chunks = (job->n + 3) / 4, n = (part.width + 31) / 32 * chunks;
+    const uint32_t chunks = (job->now->n + 3) / 4, n = (part.width + 31) / 32 * chunks;
     uint32_t i = 0, chunk = 0, made_i = 0, made_chunk = 0;
 
     for (uint32_t at = 0; at < n + AHEAD; at++) {
         if (at < n) {
             turn_chunk(job, bits, part, made_i, 4 * made_chunk, job->turned[at % RING]);
+            ask_for_group(job);
             if (++made_chunk == chunks) {
                 made_chunk = 0;
                 made_i += 32;
@@ -180,11 +198,11 @@ HRI_INLINE void sum_part(struct sum_job *job, const int bits, struct sum_part pa
     }
 }
 
-static void sum_batch(struct sum_job *job, const float *w, size_t w_stride, float *acc)
+static void add_batch(struct sum_job *job, const float *w, size_t w_stride, float *acc)
 {
     bool used = false;
 
-    for (uint32_t j = job->n; j % 4 != 0; j++) { /* groups that are not there weigh nothing */
+    for (uint32_t j = job->now->n; j % 4 != 0; j++) { /* groups that are not there weigh nothing */
         for (uint32_t i = 0; i < 2 * job->queries; i++)
             _mm_store_si128((void *)(job->weights[j / 4][i] + j % 4 * 16), _mm_setzero_si128());
     }
@@ -207,33 +225,46 @@ static bool group_is_used(const float *w, size_t w_stride, uint32_t g)
     return _mm512_test_epi32_mask(any, any) != 0;
 }
 
+/* The next groups of the list that weigh anything; returns where the list goes on. */
+static uint32_t collect(const struct sum_job *job, const uint32_t *groups, uint32_t j,
+                        uint32_t n_groups, const float *w, size_t w_stride, struct sum_batch *batch)
+{
+    for (batch->n = 0; j < n_groups && batch->n < BATCH; j++) {
+        if (!group_is_used(w + (size_t)16 * groups[j], w_stride, job->queries))
+            continue;
+        batch->group[batch->n] = groups[j];
+        batch->codes[batch->n++] = job->s.codes + groups[j] * job->group_bytes;
+    }
+    return j;
+}
+
 /* Up to QUERIES heads. */
 static void sum_heads(struct sum_job *job, const uint32_t *groups, uint32_t n_groups,
                       const float *w, size_t w_stride, float *acc)
 {
-    const size_t bytes = hri_sketch_group_bytes(job->s.n4, job->s.n2);
+    struct sum_batch *now = &job->batches[0], *next = &job->batches[1];
     struct tile_shapes shapes = {0};
+    uint32_t j = 0;
 
     for (int tile = 0; tile < 3; tile++)
         tile_shape(&shapes, tile, 2 * job->queries, 64);
     tile_shape(&shapes, 3, 16, 64);
     tile_shape(&shapes, 4, 16, 64);
     tiles_begin(&shapes);
-    job->n = 0;
-    for (uint32_t j = 0; j < n_groups; j++) {
-        if (!group_is_used(w + (size_t)16 * groups[j], w_stride, job->queries))
-            continue;
-        job->group[job->n] = groups[j];
-        job->codes[job->n] = job->s.codes + groups[j] * bytes;
-        for (size_t b = 0; b < bytes; b += 64)
-            _mm_prefetch((const char *)job->codes[job->n] + b, _MM_HINT_T0);
-        if (++job->n == BATCH) {
-            sum_batch(job, w, w_stride, acc);
-            job->n = 0;
-        }
+    j = collect(job, groups, j, n_groups, w, w_stride, now);
+    job->next = now;
+    for (job->asked = 0; job->asked < now->n;)
+        ask_for_group(job);
+    while (now->n > 0) {
+        struct sum_batch *other = now;
+        j = collect(job, groups, j, n_groups, w, w_stride, next);
+        job->now = now;
+        job->next = next;
+        job->asked = 0;
+        add_batch(job, w, w_stride, acc);
+        now = next;
+        next = other;
     }
-    if (job->n > 0)
-        sum_batch(job, w, w_stride, acc);
     tiles_end();
 }
 
@@ -245,6 +276,7 @@ void hri_amx_sum_sketch(struct hri_sketch_rows s, uint32_t g, const uint32_t *gr
     if (n_groups == 0)
         return;
     job.s = s;
+    job.group_bytes = hri_sketch_group_bytes(s.n4, s.n2);
     for (uint32_t i = 0; i < g; i += QUERIES) {
         job.queries = g - i < QUERIES ? g - i : QUERIES;
         sum_heads(&job, groups, n_groups, w + i * w_stride, w_stride,

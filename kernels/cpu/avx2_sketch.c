@@ -132,8 +132,10 @@ HRI_INLINE void score_groups(const int queries, const struct score_job *job, uin
     float *out = job->out + i * job->out_stride;
 
     for (uint32_t j = from; j < to; j++) {
-        if (i == 0)
-            prefetch_group(job, j + AHEAD_GROUPS);
+        if (i == 0 && j + AHEAD_GROUPS < job->n_groups) {
+            prefetch_near(job->s.codes + group_ahead(job, j) * job->bytes, job->bytes);
+            prefetch_scores(job, group_ahead(job, j));
+        }
         score_group(queries, &four, &two, q->offset + i, job->s.codes + job->groups[j] * job->bytes,
                     out + (size_t)16 * job->groups[j], job->out_stride);
     }

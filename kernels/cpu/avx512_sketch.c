@@ -54,10 +54,11 @@ struct part {
     uint32_t lines;
 };
 
-/* total[i][a] += scale[i] * sum of the lines. */
+/* total[i][a] += scale[i] * sum of the lines. The same lines of the groups ahead are asked for one by
+ * one: the processor stands still while more than a few are on their way. */
 HRI_INLINE void add_lines(const int groups, const int queries, const int bits,
                           const struct part *part, const uint8_t *const codes[2],
-                          vf total[QUERIES][2])
+                          const uint8_t *const ahead[2], vf total[QUERIES][2])
 {
     const __m512i mask = _mm512_set1_epi8((1 << bits) - 1);
     __m512i sum[QUERIES][2];
@@ -68,8 +69,10 @@ HRI_INLINE void add_lines(const int groups, const int queries, const int bits,
     for (uint32_t l = 0; l < part->lines; l++) {
         __m512i line[2], code[2];
         HRI_UNROLL
-        for (int a = 0; a < groups; a++)
+        for (int a = 0; a < groups; a++) {
             line[a] = _mm512_load_si512(codes[a] + part->offset + (size_t)l * 64);
+            _mm_prefetch((const char *)ahead[a] + part->offset + (size_t)l * 64, _MM_HINT_T1);
+        }
         HRI_UNROLL
         for (int s = 0; s < 8 / bits; s++) {
             HRI_UNROLL
@@ -101,17 +104,19 @@ HRI_INLINE void score_groups(const int groups, const int queries, const struct s
     const struct part four = {q->q4 + i, q->scale4 + i, 0, job->s.n4 / 8};
     const struct part two = {q->q2 + i, q->scale2 + i, (size_t)job->s.n4 * 8, job->s.n2 / 16};
     const uint32_t *list = job->groups + j;
-    const uint8_t *codes[2];
+    const uint8_t *codes[2], *ahead[2];
     vf total[QUERIES][2];
 
     HRI_UNROLL
-    for (int a = 0; a < groups; a++)
+    for (int a = 0; a < groups; a++) {
         codes[a] = job->s.codes + list[a] * job->bytes;
+        ahead[a] = job->s.codes + group_ahead(job, j + (uint32_t)a) * job->bytes;
+    }
     HRI_UNROLL
     for (int k = 0; k < queries; k++)
         total[k][0] = total[k][1] = vf_set(q->offset[i + (uint32_t)k]);
-    add_lines(groups, queries, 4, &four, codes, total);
-    add_lines(groups, queries, 2, &two, codes, total);
+    add_lines(groups, queries, 4, &four, codes, ahead, total);
+    add_lines(groups, queries, 2, &two, codes, ahead, total);
     HRI_UNROLL
     for (int k = 0; k < queries; k++) {
         HRI_UNROLL
@@ -127,7 +132,7 @@ HRI_INLINE void score_all(const int groups, const struct score_job *job, uint32_
     uint32_t i = 0;
 
     for (int a = 0; a < groups; a++)
-        prefetch_group(job, j + AHEAD_GROUPS + (uint32_t)a);
+        prefetch_scores(job, group_ahead(job, j + (uint32_t)a));
     for (; i + 8 <= job->g; i += 8)
         score_groups(groups, 8, job, i, j);
     for (; i + 4 <= job->g; i += 4)

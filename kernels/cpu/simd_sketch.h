@@ -212,15 +212,17 @@ struct score_job {
 /* How far ahead groups are asked for. */
 #define AHEAD_GROUPS 16u
 
-/* The codes of a group and the places of its scores: stores that miss wait for each other. */
-HRI_INLINE void prefetch_group(const struct score_job *job, uint32_t j)
+/* The group to ask for with the j-th; at the end of the list the last one. */
+HRI_INLINE size_t group_ahead(const struct score_job *job, uint32_t j)
 {
-    if (j >= job->n_groups)
-        return;
-    prefetch_near(job->s.codes + job->groups[j] * job->bytes, job->bytes);
+    return job->groups[j + AHEAD_GROUPS < job->n_groups ? j + AHEAD_GROUPS : job->n_groups - 1];
+}
+
+/* The places of a group's scores: stores that miss wait for each other. */
+HRI_INLINE void prefetch_scores(const struct score_job *job, size_t group)
+{
     for (uint32_t i = 0; i < job->g; i++)
-        _mm_prefetch((const char *)(job->out + i * job->out_stride + (size_t)16 * job->groups[j]),
-                     _MM_HINT_T0);
+        _mm_prefetch((const char *)(job->out + i * job->out_stride + 16 * group), _MM_HINT_T0);
 }
 
 /* -- packing -- */
