@@ -17,7 +17,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum hri_kernel_level { HRI_KERNEL_REF = 0, HRI_KERNEL_AVX2 = 1, HRI_KERNEL_AVX512 = 2, HRI_KERNEL_AMX = 3 };
+enum hri_kernel_level {
+    HRI_KERNEL_REF = 0,
+    HRI_KERNEL_AVX2 = 1,
+    HRI_KERNEL_AVX512 = 2,
+    HRI_KERNEL_AMX = 3
+};
 
 /* A running softmax: the pair (output, log-sum-exp) before normalisation. For each of G (or nq)
  * queries: m = largest logit so far (-INFINITY: nothing yet), l = sum exp(logit - m), o[dv] = sum
