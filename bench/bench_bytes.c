@@ -14,7 +14,8 @@
 #include "bench/subjects.h"
 #include "kernels/kernels.h"
 
-#define PIECE_BYTES 16384u /* of input, one call */
+#define PIECE_BYTES                                                                                \
+    16384u /* of input, one call; keys are scored in one call per task, as selectors do */
 #define TASK_PIECES 64u
 #define ROW_DIM     128u
 
@@ -37,11 +38,18 @@ static const unsigned char *piece_at(const struct stream *s, unsigned piece)
     return (const unsigned char *)s->region.base + (size_t)piece * PIECE_BYTES;
 }
 
+/* Bytes of input of one call; its results fill at most PIECE_BYTES floats. */
+static size_t call_bytes(const struct stream *s)
+{
+    return s->work == SCORE_BF16 ? TASK_PIECES * PIECE_BYTES : PIECE_BYTES;
+}
+
 static uint64_t work_on(const struct stream *s, const struct hri_kernels *kernels,
                         const unsigned char *at, float *out)
 {
     static const float zero[ROW_DIM];
-    struct hri_rows rows = {at, 2 * ROW_DIM, PIECE_BYTES / (2 * ROW_DIM), HR_DTYPE_BF16};
+    struct hri_rows rows = {at, 2 * ROW_DIM, (uint32_t)(call_bytes(s) / (2 * ROW_DIM)),
+                            HR_DTYPE_BF16};
     switch (s->work) {
     case CRC:
         return kernels->level == HRI_KERNEL_REF ? hri_crc32c_table(0, at, PIECE_BYTES)
@@ -67,7 +75,7 @@ static void code_task(void *context, unsigned task, unsigned worker)
 {
     struct stream *s = context;
     uint64_t sum = 0;
-    for (unsigned i = 0; i < TASK_PIECES; i++)
+    for (unsigned i = 0; i < TASK_PIECES; i += (unsigned)(call_bytes(s) / PIECE_BYTES))
         sum ^= work_on(s, s->kernels, piece_at(s, task * TASK_PIECES + i),
                        s->buffer + (size_t)worker * PIECE_BYTES);
     __atomic_fetch_xor(&s->sink, sum, __ATOMIC_RELAXED);
@@ -116,7 +124,8 @@ static bool right(struct stream *s)
 {
     float *want = calloc(PIECE_BYTES, sizeof *want), *got = calloc(PIECE_BYTES, sizeof *got);
     bool same = want && got;
-    for (unsigned piece = 0; same && piece < 4; piece++) {
+    const unsigned step = (unsigned)(call_bytes(s) / PIECE_BYTES);
+    for (unsigned piece = 0; same && piece < 4 * step; piece += step) {
         uint64_t a = work_on(s, hri_kernels_get(HRI_KERNEL_REF), piece_at(s, piece), want);
         uint64_t b = work_on(s, s->kernels, piece_at(s, piece), got);
         same = a == b;
