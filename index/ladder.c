@@ -12,7 +12,8 @@
 #define UNREAD_LAST 0.10
 #define ROUNDS_MAX  16
 /* With a tolerance they may leave this part of it: the rows that were read are to leave less than the rest. */
-#define UNREAD_OF_TOLERANCE 0.5
+#define UNREAD_OF_TOLERANCE 0.7
+#define LIGHT_OF_TOLERANCE  0.2
 /* Deviations of what is missed by which a row may be better than its sketch: for ranking those that are missed most. */
 #define LONE_REACH    1.4f
 #define LONE_TAIL_MAX 20.0f
@@ -46,7 +47,7 @@ static void block_value(struct hri_ladder *l, uint32_t b, uint32_t basis, const 
         l->left[g] += (double)part;
     }
     l->block_worth[b] = l->promise[b] = worth;
-    bool is_light = light * (float)l->head->n_blocks < (float)HRI_LIGHT_SHARE;
+    bool is_light = light * (float)l->head->n_blocks < l->light;
     l->state[b] = is_light && !l->everything ? HRI_LIGHT : HRI_READ;
 }
 
@@ -121,7 +122,7 @@ static void lone_lift(struct hri_ladder *l)
             basis++;
         for (i = lone_from(s, i, s->first_lane[b]); i < s->n_lone && s->lone_lane[i] < end; i++) {
             float worth = lone_worth(l, i, b, basis);
-            if (l->state[b] == HRI_LIGHT && worth * (float)head->n_blocks >= (float)HRI_LIGHT_SHARE)
+            if (l->state[b] == HRI_LIGHT && worth * (float)head->n_blocks >= l->light)
                 l->state[b] = HRI_READ;
             l->promise[b] = hri_larger(l->promise[b], worth);
             l->lone[l->n_lone++] = (struct hri_lone){s->lone_lane[i], b, worth};
@@ -509,6 +510,8 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     uint64_t want = in->row_bytes ? in->budget_bytes / in->row_bytes : 0;
     l.everything = in->tolerance <= 0 && want >= head->n_rows;
     l.by_budget = in->tolerance <= 0 && l.rows_too && all_by_rows(&l);
+    double light = fmax(HRI_UNREAD_FLOOR, LIGHT_OF_TOLERANCE * in->tolerance);
+    l.light = (float)(light * light);
     begin(&l);
     sketches_read(&l, want, out);
     if (out->worth != NULL)

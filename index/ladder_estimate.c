@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#define NEGLIGIBLE 1e-3f
+
 /* Groups of 16 lanes of the blocks of a basis that count as their sketches have them, ascending, each once. */
 static uint32_t groups_list(struct hri_ladder *l, uint32_t basis)
 {
@@ -33,24 +35,35 @@ static void light_clear(struct hri_ladder *l, uint32_t basis)
     }
 }
 
+/* Values of all blocks by their weights, and by their spread what the query makes of it. Blocks so light that all of them together are at
+ * most NEGLIGIBLE of the mass count with the mean value: most are, where attention is sharp, and theirs need not be read. */
+static void centres_add(struct hri_ladder *l, struct hri_step *step, float *mass)
+{
+    const struct hri_index_head *head = l->head;
+    const struct hri_shape *shape = &head->shape;
+    uint32_t n = head->n_blocks, n_g = head->options.g, dv = head->options.v_dim;
+    float *kept = l->square; /* of no use any more */
+    for (uint32_t g = 0; g < n_g; g++) {
+        const float *weight = step->weight + g * step->stride;
+        float *sum = step->sum + (size_t)g * dv;
+        mass[g] = hri_pass_sum(weight, n);
+        float rest =
+            hri_pass_keep(weight, NEGLIGIBLE * mass[g] / (float)n, kept + g * step->stride, n);
+        float lean = hri_pass_lean(weight, shape->spread, l->state, HRI_READ, n);
+        for (uint32_t j = 0; j < dv; j++)
+            sum[j] = lean * step->shift[(size_t)g * dv + j] + rest * shape->v_mean[j];
+    }
+    head->options.kernels->weighted_sum_i8(kept, step->stride, n_g, n, dv, head->summary.v_codes,
+                                           head->summary.v_scale, step->sum);
+}
+
 uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
                              struct hri_step *step, const struct hri_select_out *out,
                              struct hri_partial *part)
 {
     struct hri_ladder l = hri_ladder_at(head, in, step);
-    uint32_t dv = head->options.v_dim;
     float mass[HR_GROUP_MAX];
-    memset(step->sum, 0, (size_t)head->options.g * dv * sizeof(float));
-    head->options.kernels->weighted_sum_i8(step->weight, step->stride, head->options.g,
-                                           head->n_blocks, dv, head->summary.v_codes,
-                                           head->summary.v_scale, step->sum);
-    for (uint32_t g = 0; g < head->options.g; g++) {
-        const float *weight = step->weight + g * step->stride;
-        mass[g] = hri_pass_sum(weight, head->n_blocks);
-        float lean = hri_pass_lean(weight, head->shape.spread, l.state, HRI_READ, head->n_blocks);
-        for (uint32_t j = 0; j < dv; j++)
-            step->sum[(size_t)g * dv + j] += lean * step->shift[(size_t)g * dv + j];
-    }
+    centres_add(&l, step, mass);
     for (uint32_t i = 0; i < head->sketch->n_bases; i++) {
         uint32_t n = groups_list(&l, i);
         if (n > 0)
@@ -58,6 +71,6 @@ uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri
         hri_ladder_values_add(&l, i, n, step->sum);
     }
     struct hri_partial sum = {.m = step->top, .l = mass, .o = step->sum};
-    hri_partial_merge(part, &sum, head->options.g, dv);
+    hri_partial_merge(part, &sum, head->options.g, head->options.v_dim);
     return hri_index_items(head) - out->n_items;
 }

@@ -9,8 +9,6 @@
 
 /* A query head whose unread blocks leave less than this, relative to the output, needs none of their sketches. */
 #define HRI_UNREAD_FLOOR 0.003
-/* All light blocks together, as worth of single rows at most: relative, squared. */
-#define HRI_LIGHT_SHARE (HRI_UNREAD_FLOOR * HRI_UNREAD_FLOOR)
 
 /* Pending: to be read in this round. Light: read, and found to weigh so little that its weight counts with the value that level 0 gives.
  * Read: its rows count as their sketches have them. Rows: and they may matter one by one. In this order: the later, the more is known. */
@@ -90,6 +88,7 @@ struct hri_ladder {
     struct hri_audit *audit;    /* [g][audits_max] */
     struct hri_lone *lone;      /* [sketch->lone_max] */
     uint32_t n_lone;
+    float light; /* all light blocks together, as worth of single rows at most: relative, squared */
     float *corrected; /* [g] factor on what level 0 has of unread blocks */
     double *left;     /* [g] relative squared error that is left */
 };

@@ -149,6 +149,22 @@ WIDE float hri_pass_split(const float *x, float least, uint32_t *list, uint32_t 
     return lanes_sum(&sum);
 }
 
+WIDE float hri_pass_keep(const float *weight, float least, float *kept, uint32_t n)
+{
+    vf sum = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf w = *(const vf *)(weight + i);
+        sum += (vf)((vi)w & (w < least));
+        *(vf *)(kept + i) = (vf)((vi)w & (w >= least));
+    }
+    for (; i < n; i++) {
+        sum[i % LANES] += weight[i] < least ? weight[i] : 0;
+        kept[i] = weight[i] < least ? 0 : weight[i];
+    }
+    return lanes_sum(&sum);
+}
+
 WIDE void hri_pass_value_add(const int8_t *restrict codes, float weight, float *restrict output,
                              uint32_t n)
 {

@@ -41,6 +41,9 @@ void hri_pass_log_weights(const float *dots, const uint16_t *spread, float half,
 /* Sum of the small ones, below `least`; the others' places into list, ascending, how many into *n_out. */
 float hri_pass_split(const float *x, float least, uint32_t *list, uint32_t *n_out, uint32_t n);
 
+/* kept[b] = weight[b], or 0 if that is below `least`. Returns the sum of those below. */
+float hri_pass_keep(const float *weight, float least, float *kept, uint32_t n);
+
 /* output[j] += weight codes[j]. */
 void hri_pass_value_add(const int8_t *codes, float weight, float *output, uint32_t n);
 

@@ -97,6 +97,10 @@ static void split(const struct arrays *a, uint32_t n)
     }
     assert_int_equal(found, want);
     near((double)sum, small, 0, "sum of small ones", n);
+    float kept[LENGTH_MAX];
+    near((double)hri_pass_keep(a->weight, 2, kept, n), small, 0, "sum of those not kept", n);
+    for (uint32_t i = 0; i < n; i++)
+        assert_true(kept[i] == (a->weight[i] >= 2 ? a->weight[i] : 0));
 }
 
 static void worth(const struct arrays *a, uint32_t n)
