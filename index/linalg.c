@@ -7,8 +7,8 @@
 #include <string.h>
 
 /* LAPACK's Fortran entry; OpenBLAS has no C header for it that Debian ships. */
-void dsyev_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
-            double *work, const int *lwork, int *info);
+void dsyevd_(const char *jobz, const char *uplo, const int *n, double *a, const int *lda, double *w,
+             double *work, const int *lwork, int *iwork, const int *liwork, int *info);
 
 void dsyrk_(const char *uplo, const char *trans, const int *n, const int *k, const double *alpha,
             const double *a, const int *lda, const double *beta, double *c, const int *ldc);
@@ -24,10 +24,20 @@ void hri_linalg_start(void)
 
 #define GRAM_ROWS 128u
 
-/* 34 = the block size LAPACK's reference asks for, plus two. */
+/* What dsyevd asks for: it takes half of dsyev's time at 128 x 128. */
+static int reals_of(uint32_t d)
+{
+    return (int)(1 + 6 * d + 2 * d * d);
+}
+
+static int integers_of(uint32_t d)
+{
+    return (int)(3 + 5 * d);
+}
+
 size_t hri_eigen_work_bytes(uint32_t d)
 {
-    return (size_t)34 * d * sizeof(double) + 64;
+    return (size_t)reals_of(d) * sizeof(double) + (size_t)integers_of(d) * sizeof(int) + 64;
 }
 
 hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work)
@@ -42,10 +52,12 @@ hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work)
             a[(size_t)i * d + i] = 1;
         return HR_OK;
     }
-    int n = (int)d, lwork = 34 * (int)d, info = 0;
-    dsyev_("V", "U", &n, a, &n, values, work, &lwork, &info);
+    int n = (int)d, n_reals = reals_of(d), n_integers = integers_of(d), info = 0;
+    double *reals = work;
+    int *integers = (int *)(void *)(reals + n_reals);
+    dsyevd_("V", "U", &n, a, &n, values, reals, &n_reals, integers, &n_integers, &info);
     if (info != 0)
-        return hri_error_set(HR_ERR_INTERNAL, "eigenvectors of a %d x %d matrix: dsyev says %d", n,
+        return hri_error_set(HR_ERR_INTERNAL, "eigenvectors of a %d x %d matrix: dsyevd says %d", n,
                              n, info);
     return HR_OK;
 }
