@@ -16,7 +16,7 @@
 
 #define PREFILL_TOKENS 7900
 #define DECODE_TOKENS  48
-#define DEVICE_BYTES   (24u << 20)
+#define DEVICE_BYTES   (32u << 20)
 #define HOST_BYTES     (64u << 20)
 #define FILE_BYTES     (1u << 30)
 #define MEMORY_EXTRA   (100u << 20)

@@ -30,7 +30,8 @@ static void print_recipe_line(FILE *file, const struct cli_run *run)
 {
     const struct cli_recipe *recipe = &run->recipe;
     char share[32];
-    fprintf(file, "%-10s %s, %s of the body moved per step", "recipe", recipe->name,
+    fprintf(file, "%-10s %s, %s of the body moved per step", "recipe",
+            hr_sequence_recipe(run->cache.sequence),
             cli_format_share(recipe->moved, share, sizeof share));
     if (recipe->tolerance > 0)
         fprintf(file, " at most, until the predicted error is below %g", recipe->tolerance);
@@ -152,7 +153,7 @@ void cli_run_report(const struct cli_run *run)
 static void add_request(cJSON *json, const struct cli_run *run)
 {
     const struct cli_recipe *o = &run->recipe;
-    cJSON_AddStringToObject(json, "recipe", o->name);
+    cJSON_AddStringToObject(json, "recipe", hr_sequence_recipe(run->cache.sequence));
     cJSON_AddNumberToObject(json, "moved", o->moved);
     cJSON_AddNumberToObject(json, "tolerance", o->tolerance);
     cJSON_AddStringToObject(json, "dtype", o->dtype);

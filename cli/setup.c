@@ -140,6 +140,9 @@ static int open_cache(const struct cli_model *model,
         hr_runtime_destroy(cache.runtime);
         return code;
     }
+    if (recipe->name && strcmp(hr_sequence_recipe(cache.sequence), recipe->name) != 0)
+        cli_note("the device tier is too small for the sketches of %s; going on with %s",
+                 recipe->name, hr_sequence_recipe(cache.sequence));
     *cache_out = cache;
     return 0;
 }

@@ -597,18 +597,9 @@ static hr_status_t head_gates_copy(hr_sequence_t *s, const struct hr_sequence_op
     return HR_OK;
 }
 
-hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_options *o,
-                               hr_sequence_t **sequence_out)
+static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o, const char *recipe,
+                          hr_sequence_t **sequence_out)
 {
-    if (rt == NULL || o == NULL || sequence_out == NULL) {
-        return hri_error_set(
-            HR_ERR_INVALID,
-            "hr_sequence_create: no runtime, no options or no place for the sequence");
-    }
-    hr_status_t status = options_check(o);
-    if (status != HR_OK) {
-        return status;
-    }
     hr_sequence_t *s = hri_calloc(&rt->alloc, 1, sizeof *s);
     if (s == NULL) {
         return hri_alloc_status();
@@ -617,12 +608,11 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
     s->serial = o->seed & 0xffffffffu;
     s->home_lock = -1;
     rt->n_sequences++;
-    status = hri_recipe_parse(o->recipe != NULL ? o->recipe : "headrace", &s->recipe);
+    hr_status_t status = hri_recipe_parse(recipe, &s->recipe);
     if (status != HR_OK) {
         goto err;
     }
-    snprintf(s->recipe_text, sizeof s->recipe_text, "%s",
-             o->recipe != NULL ? o->recipe : "headrace");
+    snprintf(s->recipe_text, sizeof s->recipe_text, "%s", recipe);
     shape_fill(s, o);
     status = rt->gpu != NULL ? hri_device_supports(s) : HR_OK;
     if (status != HR_OK) {
@@ -661,6 +651,50 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
 err:
     hr_sequence_destroy(s);
     return status;
+}
+
+/* Sketches that nobody asked for by name give way where the device tier is too small for them. */
+static bool fewer_bits(const hr_runtime_t *rt, const char *recipe, uint32_t bits, char *text,
+                       size_t bytes)
+{
+    double usual;
+    if (strncmp(hr_last_error(), "device tier", 11) != 0 || strstr(recipe, "sketch=") != NULL ||
+        hr_recipe_value(recipe, "sketch", &usual) != HR_OK || usual <= bits) {
+        return false;
+    }
+    int n = snprintf(text, bytes, "%s%csketch=%u", recipe, strchr(recipe, ':') ? ',' : ':', bits);
+    hri_log_info(&rt->log, "%" PRIu64 " bytes of device tier are too few for \"%s\": trying \"%s\"",
+                 rt->device.cap_bytes, recipe, text);
+    return n > 0 && (size_t)n < bytes;
+}
+
+hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_options *o,
+                               hr_sequence_t **sequence_out)
+{
+    if (rt == NULL || o == NULL || sequence_out == NULL) {
+        return hri_error_set(
+            HR_ERR_INVALID,
+            "hr_sequence_create: no runtime, no options or no place for the sequence");
+    }
+    hr_status_t status = options_check(o);
+    if (status != HR_OK) {
+        return status;
+    }
+    const char *recipe = o->recipe != NULL ? o->recipe : "headrace";
+    char text[sizeof(*sequence_out)->recipe_text];
+    status = create(rt, o, recipe, sequence_out);
+    for (uint32_t bits = 2; status == HR_ERR_BUDGET && bits-- > 0;) {
+        if (!fewer_bits(rt, recipe, bits, text, sizeof text)) {
+            break;
+        }
+        status = create(rt, o, text, sequence_out);
+    }
+    return status;
+}
+
+const char *hr_sequence_recipe(const hr_sequence_t *s)
+{
+    return s != NULL ? s->recipe_text : "";
 }
 
 void hr_sequence_cancel(hr_sequence_t *s)

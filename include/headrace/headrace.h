@@ -160,10 +160,14 @@ struct hr_sequence_options {
                         a row of working memory */
 };
 HR_API void hr_sequence_options_init(struct hr_sequence_options *options);
-/* HR_ERR_INVALID (the message names the field), HR_ERR_BUDGET (the message names the tier and the least it needs). */
+/* HR_ERR_INVALID (the message names the field), HR_ERR_BUDGET (the message names the tier and the least it needs).
+ * Where the device tier is too small for the sketches of a recipe that does not name their bits, there are fewer: hr_sequence_recipe
+ * then says "headrace:sketch=1" or "headrace:sketch=0". */
 HR_API hr_status_t hr_sequence_create(hr_runtime_t *runtime,
                                       const struct hr_sequence_options *options,
                                       hr_sequence_t **sequence_out);
+/* The recipe as it is run. The sequence's own. */
+HR_API const char *hr_sequence_recipe(const hr_sequence_t *sequence);
 HR_API void hr_sequence_destroy(hr_sequence_t *sequence);
 /* Tokens held by a layer; 0 if the layer does not exist. */
 HR_API uint32_t hr_sequence_length(const hr_sequence_t *sequence, uint32_t layer);

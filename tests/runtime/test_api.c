@@ -135,6 +135,36 @@ static void test_budget_message_has_the_minimum(void **state)
     }
 }
 
+/* As the budget grows, from an error to ever more bits; bits asked for by name are never less. */
+static void test_sketches_give_way(void **state)
+{
+    (void)state;
+    const char *const texts[] = {"headrace:block=40,sketch=0", "headrace:block=40,sketch=1",
+                                 "headrace:block=40"};
+    unsigned seen = 0, at = 0;
+    for (uint64_t budget = 300000; at < 2 && budget < (64u << 20); budget += budget / 40) {
+        hr_runtime_t *rt = runtime_make(budget, 16u << 20, NULL, 0, HR_IO_AUTO);
+        struct hr_sequence_options o;
+        hr_sequence_t *seq = NULL, *named = NULL;
+        options_for(&shape, 8192, "headrace:block=40", 0.01, &o);
+        if (hr_sequence_create(rt, &o, &seq) == HR_OK) {
+            while (at < 2 && strcmp(hr_sequence_recipe(seq), texts[at]) != 0)
+                at++;
+            assert_string_equal(hr_sequence_recipe(seq), texts[at]);
+            seen |= 1u << at;
+            hr_sequence_destroy(seq);
+            options_for(&shape, 8192, "headrace:block=40,sketch=2", 0.01, &o);
+            hr_status_t status = hr_sequence_create(rt, &o, &named);
+            assert_int_equal(status, at == 2 ? HR_OK : HR_ERR_BUDGET);
+            hr_sequence_destroy(named);
+        } else {
+            assert_int_equal(seen, 0);
+        }
+        assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    }
+    assert_int_equal(seen & 6, 6); /* summaries alone may want larger frames */
+}
+
 static void test_tensors(void **state)
 {
     (void)state;
@@ -348,6 +378,7 @@ int main(void)
         cmocka_unit_test(test_runtime_options),
         cmocka_unit_test(test_sequence_options),
         cmocka_unit_test(test_budget_message_has_the_minimum),
+        cmocka_unit_test(test_sketches_give_way),
         cmocka_unit_test(test_tensors),
         cmocka_unit_test(test_overflow_of_half),
         cmocka_unit_test(test_full_tiers),
