@@ -109,8 +109,10 @@ hr_status_t hr_parse_bytes(const char *text, uint64_t *bytes_out)
     static const struct unit units[] = {
         {"", 1},         {"b", 1},        {"k", 1e3},      {"kb", 1e3},     {"m", 1e6},
         {"mb", 1e6},     {"g", 1e9},      {"gb", 1e9},     {"t", 1e12},     {"tb", 1e12},
-        {"ki", 0x1p10},  {"kib", 0x1p10}, {"mi", 0x1p20},  {"mib", 0x1p20}, {"gi", 0x1p30},
-        {"gib", 0x1p30}, {"ti", 0x1p40},  {"tib", 0x1p40},
+        {"p", 1e15},     {"pb", 1e15},    {"e", 1e18},     {"eb", 1e18},    {"ki", 0x1p10},
+        {"kib", 0x1p10}, {"mi", 0x1p20},  {"mib", 0x1p20}, {"gi", 0x1p30},  {"gib", 0x1p30},
+        {"ti", 0x1p40},  {"tib", 0x1p40}, {"pi", 0x1p50},  {"pib", 0x1p50}, {"ei", 0x1p60},
+        {"eib", 0x1p60},
     };
     return parse_scaled(text, units, sizeof units / sizeof units[0],
                         "a size; write it like 8388608, 8MB or 8MiB", bytes_out);

@@ -41,6 +41,8 @@ target_compile_options(hr_flags INTERFACE
 
 if(HEADRACE_SANITIZE STREQUAL "address")
     set(hr_sanitize -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+elseif(HEADRACE_SANITIZE STREQUAL "fuzzer")
+    set(hr_sanitize -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 elseif(HEADRACE_SANITIZE STREQUAL "thread")
     set(hr_sanitize -fsanitize=thread -fno-omit-frame-pointer)
 endif()

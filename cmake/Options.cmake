@@ -7,8 +7,8 @@ option(HEADRACE_TESTS "build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(HEADRACE_BENCH "build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(HEADRACE_ENGINE "build the decoder engine and the command-line tool" ON)
 option(HEADRACE_WERROR "treat warnings as errors" ${PROJECT_IS_TOP_LEVEL})
-set(HEADRACE_SANITIZE "" CACHE STRING "address (with undefined behaviour), thread, or empty")
-set_property(CACHE HEADRACE_SANITIZE PROPERTY STRINGS "" address thread)
+set(HEADRACE_SANITIZE "" CACHE STRING "address (with undefined behaviour), thread, fuzzer (clang: both and libFuzzer's), or empty")
+set_property(CACHE HEADRACE_SANITIZE PROPERTY STRINGS "" address thread fuzzer)
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "Debug or Release" FORCE)
@@ -16,9 +16,9 @@ endif()
 if(NOT HEADRACE_CUDA MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "HEADRACE_CUDA is '${HEADRACE_CUDA}'; it must be AUTO, ON or OFF")
 endif()
-if(NOT HEADRACE_SANITIZE MATCHES "^(|address|thread)$")
+if(NOT HEADRACE_SANITIZE MATCHES "^(|address|thread|fuzzer)$")
     message(FATAL_ERROR
-        "HEADRACE_SANITIZE is '${HEADRACE_SANITIZE}'; it must be address, thread or empty")
+        "HEADRACE_SANITIZE is '${HEADRACE_SANITIZE}'; it must be address, thread, fuzzer or empty")
 endif()
 
 # Compilations are cached where ccache is there and the user did not choose a launcher.

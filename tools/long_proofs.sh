@@ -1,9 +1,10 @@
 #!/bin/sh
-# The long forms of the proofs of docs/reliability.md, with their figures; about three hours and a half, of which the soak and the mixes of faults are two.
+# The long forms of the proofs of docs/reliability.md, with their figures; about ten hours, of which the soak, the mixes of faults and each of
+# six fuzzers take one.
 #
 #   usage: long_proofs.sh [PROOF]...      all of them without an argument
 #
-# HEADRACE_LONG_SECONDS  of the soak and of the random mixes of faults, each (3600)
+# HEADRACE_LONG_SECONDS  of the soak, of the random mixes of faults and of each fuzzer (3600)
 set -eu
 # shellcheck source=tools/common.sh
 . "$(dirname -- "$0")/common.sh"
@@ -11,7 +12,7 @@ cd "$root"
 
 seconds=${HEADRACE_LONG_SECONDS:-3600}
 tests=build/release/tests
-all="power_cut nth flips kill stall faults disk_full soak threads broken"
+all="power_cut nth flips kill stall faults disk_full soak threads broken fuzz"
 failed=
 
 prove() {
@@ -26,6 +27,7 @@ prove() {
     soak) "$tests/proof_threads" "$seconds" ;;
     threads) threads ;;
     broken) ctest --test-dir build/release -R '^broken_' --output-on-failure ;;
+    fuzz) sh tools/fuzz.sh "$seconds" || [ $? = 77 ] ;;
     *) die "'$1' is not one of: $all" ;;
     esac
 }

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Sets up, builds and runs every test: the release build with all of them, then the fast ones
 # under AddressSanitizer and UndefinedBehaviorSanitizer, then the threaded ones under
-# ThreadSanitizer. Ends with ctest's summaries; non-zero when anything failed.
+# ThreadSanitizer, then the fuzzers for a minute each. Ends with ctest's summaries; non-zero when anything failed.
 #
 #   HEADRACE_TEST_QUICK=1       only the fast tests of the release build
-#   HEADRACE_TEST_SANITIZERS=0  no sanitizer builds
+#   HEADRACE_TEST_SANITIZERS=0  no sanitizer builds and no fuzzers
 #   HEADRACE_CACHE=DIR          where the model is kept; without it the tests that need it skip
 set -eu
 # shellcheck source=tools/common.sh
@@ -53,6 +53,7 @@ else
         run_tests asan -L fast
         configure_and_build tsan -- hr_tests_threads
         run_tests tsan -L threads
+        sh tools/fuzz.sh 60 || [ $? = 77 ] || failed="$failed fuzz"
     fi
 fi
 

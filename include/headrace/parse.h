@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /*
- * Bytes: "8388608", "8MB" (10^6), "8MiB" or "8Mi" (2^20), "24 MiB", "1.5GiB"; k, K, M, G, T with
+ * Bytes: "8388608", "8MB" (10^6), "8MiB" or "8Mi" (2^20), "24 MiB", "1.5GiB"; k, K, M, G, T, P, E with
  * B or iB, case of the prefix does not matter. A fraction is allowed with a unit and is rounded
  * down to whole bytes.
  */

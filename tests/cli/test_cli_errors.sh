@@ -108,7 +108,8 @@ run run --host-bytes 4KiB; expect 1
 run run --file-dir none --file-bytes 1GiB; expect 1
 has "$err" "none"
 run run --file-dir empty.txt --file-bytes 1GiB; expect 1
-run run --file-dir . --file-bytes 8EiB; expect 2
+run run --file-dir . --file-bytes 16EiB; expect 2
+run run --file-dir . --file-bytes 8EiB; expect 1
 run run --file-dir . --file-bytes 4KiB; expect 1
 
 fails 1 "headrace: --tokens-context 10 has no room for 48 keys; they take at least 224 tokens" run --tokens-context 10
