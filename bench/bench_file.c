@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/rng.h"
+#include "bench/fio.h"
 #include "bench/measure.h"
 #include "bench/process.h"
 #include "bench/subjects.h"
@@ -134,48 +135,16 @@ static double run_ours(void *context)
 
 /* ------------------------------------------------------------------------------------------ fio */
 
-static double fio_bandwidth(const char *output)
-{
-    cJSON *json = cJSON_Parse(output ? output : "");
-    const cJSON *job = cJSON_GetArrayItem(cJSON_GetObjectItem(json, "jobs"), 0);
-    const cJSON *rate = cJSON_GetObjectItem(cJSON_GetObjectItem(job, "read"), "bw_bytes");
-    double bandwidth = cJSON_IsNumber(rate) ? rate->valuedouble : 0;
-    cJSON_Delete(json);
-    return bandwidth;
-}
-
 static int run_fio(struct file_bench *b, const char *rw, const char *more, double *bandwidth_out)
 {
-    char name[560], size[64], block[64], depth[32];
-    struct hrb_process p;
-    snprintf(name, sizeof name, "--filename=%s", b->fio_path);
-    snprintf(size, sizeof size, "--size=%llu", (unsigned long long)b->n_cells * b->cell_bytes);
-    snprintf(block, sizeof block, "--bs=%u",
-             strcmp(rw, "--rw=write") == 0 ? 1u << 20 : b->cell_bytes);
-    snprintf(depth, sizeof depth, "--iodepth=%u", b->depth);
-    const char *argv[] = {"fio",
-                          "--name=headrace",
-                          name,
-                          size,
-                          block,
-                          depth,
-                          rw,
-                          more,
-                          "--direct=1",
-                          "--refill_buffers=1", /* repeating data reads faster on some disks */
-                          "--ioengine=io_uring",
-                          "--registerfiles=1",
-                          "--fixedbufs=1",
-                          "--randrepeat=0",
-                          "--norandommap=1",
-                          "--output-format=json",
-                          NULL};
-    bool started = hrb_process_run(argv, &p);
-    *bandwidth_out = started ? fio_bandwidth(p.output) : 0;
-    if (!started || p.code)
-        snprintf(b->reason, sizeof b->reason, "fio failed: %s", p.message);
-    free(p.output);
-    return !started || p.code != 0;
+    struct hrb_fio_job job = {.path = b->fio_path,
+                              .rw = rw,
+                              .more = more,
+                              .bytes = (uint64_t)b->n_cells * b->cell_bytes,
+                              .block_bytes = strcmp(rw, "write") == 0 ? 1u << 20 : b->cell_bytes,
+                              .depth = b->depth,
+                              .direct = true};
+    return hrb_fio_run(&job, bandwidth_out, b->reason, sizeof b->reason);
 }
 
 static double run_peer(void *context)
@@ -185,7 +154,7 @@ static double run_peer(void *context)
     double bandwidth;
     snprintf(amount, sizeof amount, "--io_size=%llu",
              (unsigned long long)b->batches * BATCH * b->cell_bytes);
-    if (run_fio(b, "--rw=randread", amount, &bandwidth) || bandwidth <= 0)
+    if (run_fio(b, "randread", amount, &bandwidth) || bandwidth <= 0)
         return -1;
     return 1e9 / bandwidth;
 }
@@ -197,7 +166,7 @@ static int compare_with_fio(struct file_bench *b, struct hrb_result *result)
     struct hrb_pair pair;
     double ignored;
     struct hri_store_stats stats;
-    if (run_fio(b, "--rw=write", "--end_fsync=1", &ignored))
+    if (run_fio(b, "write", "--end_fsync=1", &ignored))
         return hrb_failed(result, "%s", b->reason);
     if (hrb_measure(b->options, b->options->quick ? 3 : 9, run_ours, b, run_peer, b, &pair))
         return hrb_failed(result, "%s", *b->reason ? b->reason : "stopped");

@@ -13,6 +13,7 @@ HRB_SUBJECT(hrb_summary_score);  /* variant: query heads per kv-head */
 HRB_SUBJECT(hrb_sketch_score);   /* variant: 100 or 200 (1 or 2 bits) + query heads */
 HRB_SUBJECT(hrb_sketch_full);    /* variant: share of the sketches in percent */
 HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read + 1000 * queue depth */
+HRB_SUBJECT(hrb_file_write);     /* variant: 0 cells into the file tier, 1 a saved session */
 HRB_SUBJECT(hrb_decode_step);    /* variant: tokens */
 HRB_SUBJECT(hrb_decode_step_fine);
 HRB_SUBJECT(hrb_engine); /* variant: 0 prefill, else tokens before decoding */
@@ -24,6 +25,7 @@ HRB_SUBJECT(hrb_prefill_tile);
 HRB_SUBJECT(hrb_ingest);
 HRB_SUBJECT(hrb_select);
 HRB_SUBJECT(hrb_append_step);
+HRB_SUBJECT(hrb_fork);
 HRB_SUBJECT(hrb_run_memory);
 
 #endif

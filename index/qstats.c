@@ -47,24 +47,28 @@ hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *
     return HR_OK;
 }
 
-static void *copy_of(struct hri_alloc *alloc, const void *from, size_t bytes)
+/* What is in use of the bytes that there are. */
+static void *copy_of(struct hri_alloc *alloc, const void *from, size_t used, size_t bytes)
 {
     void *to = hri_aligned(alloc, 64, bytes);
     if (to != NULL)
-        memcpy(to, from, bytes);
+        memcpy(to, from, used);
     return to;
 }
 
 hr_status_t hri_qstats_copy(const struct hri_qstats *from, struct hri_qstats *to)
 {
-    size_t d = from->d, pairs = from->n_pairs;
+    size_t d = from->d, pairs = from->n_pairs, row = d * sizeof *to->batch;
     *to = *from;
-    to->theta = copy_of(from->alloc, from->theta, pairs * sizeof *to->theta);
-    to->first = copy_of(from->alloc, from->first, pairs * sizeof *to->first);
-    to->second = copy_of(from->alloc, from->second, pairs * sizeof *to->second);
-    to->moment = copy_of(from->alloc, from->moment, d * d * sizeof *to->moment);
-    to->batch = copy_of(from->alloc, from->batch, HRI_QSTATS_BATCH * d * sizeof *to->batch);
-    to->recent = copy_of(from->alloc, from->recent, HRI_QSTATS_RECENT * d * sizeof *to->recent);
+    to->theta =
+        copy_of(from->alloc, from->theta, pairs * sizeof *to->theta, pairs * sizeof *to->theta);
+    to->first =
+        copy_of(from->alloc, from->first, pairs * sizeof *to->first, pairs * sizeof *to->first);
+    to->second =
+        copy_of(from->alloc, from->second, pairs * sizeof *to->second, pairs * sizeof *to->second);
+    to->moment = copy_of(from->alloc, from->moment, d * row, d * row);
+    to->batch = copy_of(from->alloc, from->batch, from->n_batch * row, HRI_QSTATS_BATCH * row);
+    to->recent = copy_of(from->alloc, from->recent, from->n_recent * row, HRI_QSTATS_RECENT * row);
     if (to->theta && to->first && to->second && to->moment && to->batch && to->recent)
         return HR_OK;
     hri_qstats_fini(to);

@@ -27,7 +27,7 @@ struct frame {
 };
 
 struct lane_table {
-    uint32_t *frames;  /* [blocks_max] frame of the block, or NONE */
+    uint32_t *frames;  /* [blocks_max] 1 + frame of the block, or 0: fresh pages need no filling */
     uint8_t *resident; /* [blocks_max] 1: a ready frame that outlasts the step */
     uint32_t blocks_max;
     uint64_t step, step_before; /* of its last two fetches */
@@ -37,17 +37,30 @@ struct hri_frames {
     struct hri_alloc *alloc;
     struct hri_store *store;
     unsigned char *memory; /* n_frames, then the transit frames */
+    /* Of the tables. They are as large as the longest text makes them, and a fork makes its own: zero pages that nobody touched yet
+     * cost nothing. */
+    struct hri_region table_region, resident_region, frame_region;
     size_t stride_bytes;
     uint32_t frame_bytes, n_frames, n_transit, n_lanes;
     struct lane_table *lanes;
-    uint32_t *tables;
-    uint8_t *resident;
     struct frame *frames; /* [n_frames + n_transit] */
     uint32_t free_frame, oldest, newest;
+    uint32_t n_fresh_frames; /* of the n_frames, from the end: never used, in no list */
     uint32_t n_transit_used; /* in this step */
     uint64_t step;
     struct hri_frames_stats stats;
 };
+
+/* The frame of a block, or NONE. */
+static uint32_t frame_of(const struct lane_table *lane, uint32_t block)
+{
+    return lane->frames[block] - 1;
+}
+
+static bool any_free(const struct hri_frames *frames)
+{
+    return frames->free_frame != NONE || frames->n_fresh_frames > 0;
+}
 
 static unsigned char *memory_of(const struct hri_frames *frames, uint32_t frame)
 {
@@ -65,12 +78,14 @@ static struct sizes sizes_of(const struct hri_frames_options *options)
     uint64_t n = (uint64_t)options->n_frames + options->transit_frames, n_blocks = 0;
     for (uint32_t i = 0; i < options->n_lanes; i++)
         n_blocks += options->blocks_max[i];
+    uint64_t page = hri_page_bytes();
     return (struct sizes){
         .memory = n * options->frame_bytes,
-        .frames = n * sizeof(struct frame),
+        .frames =
+            n * sizeof(struct frame) + page, /* rounded when it is made; grows evenly with n */
         .lanes = options->n_lanes * sizeof(struct lane_table),
-        .tables = n_blocks * sizeof(uint32_t),
-        .resident = n_blocks,
+        .tables = hri_round_up(n_blocks * sizeof(uint32_t), page),
+        .resident = hri_round_up(n_blocks, page),
     };
 }
 
@@ -81,35 +96,41 @@ uint64_t hri_frames_bytes(const struct hri_frames_options *options)
            sizeof(struct hri_frames);
 }
 
+static bool alloc_region(struct hri_frames *frames, uint64_t bytes, struct hri_region *region)
+{
+    return bytes == 0 || hri_region_alloc(frames->alloc, bytes, region) == HR_OK;
+}
+
 static bool alloc_tables(struct hri_frames *frames, const struct sizes *sizes)
 {
     struct hri_alloc *alloc = frames->alloc;
+    uint64_t page = hri_page_bytes();
     frames->memory = hri_aligned(alloc, HRI_PAGE_BYTES, sizes->memory);
-    frames->frames = hri_aligned_zero(alloc, FRAME_ALIGN_BYTES, sizes->frames);
     frames->lanes = hri_aligned_zero(alloc, FRAME_ALIGN_BYTES, sizes->lanes);
-    frames->tables = hri_aligned(alloc, FRAME_ALIGN_BYTES, sizes->tables);
-    frames->resident = hri_aligned_zero(alloc, FRAME_ALIGN_BYTES, sizes->resident);
-    return frames->memory != NULL && frames->frames != NULL && frames->lanes != NULL &&
-           frames->tables != NULL && frames->resident != NULL;
+    return frames->memory != NULL && frames->lanes != NULL &&
+           alloc_region(frames, sizes->frames - page, &frames->frame_region) &&
+           alloc_region(frames, sizes->tables, &frames->table_region) &&
+           alloc_region(frames, sizes->resident, &frames->resident_region);
 }
 
-static void fill_tables(struct hri_frames *frames, const struct hri_frames_options *options)
+static void place_tables(struct hri_frames *frames, const struct hri_frames_options *options)
 {
-    uint32_t *table = frames->tables;
+    uint32_t *table = frames->table_region.base;
+    uint8_t *resident = frames->resident_region.base;
     for (uint32_t i = 0; i < options->n_lanes; i++) {
         frames->lanes[i].frames = table;
-        frames->lanes[i].resident = frames->resident + (table - frames->tables);
+        frames->lanes[i].resident = resident;
         frames->lanes[i].blocks_max = options->blocks_max[i];
-        for (uint32_t b = 0; b < options->blocks_max[i]; b++)
-            *table++ = NONE;
+        if (options->blocks_max[i] == 0)
+            continue;
+        table += options->blocks_max[i];
+        resident += options->blocks_max[i];
     }
+    frames->frames = frames->frame_region.base;
     frames->oldest = NONE;
     frames->newest = NONE;
     frames->free_frame = NONE;
-    for (uint32_t i = options->n_frames; i-- > 0;) {
-        frames->frames[i].next = frames->free_frame;
-        frames->free_frame = i;
-    }
+    frames->n_fresh_frames = options->n_frames;
 }
 
 static hr_status_t check_options(const struct hri_frames_options *options)
@@ -143,7 +164,7 @@ hr_status_t hri_frames_create(const struct hri_frames_options *options,
         hri_frames_destroy(frames);
         return status;
     }
-    fill_tables(frames, options);
+    place_tables(frames, options);
     frames->stats.n_frames = options->n_frames;
     *frames_out = frames;
     return HR_OK;
@@ -154,10 +175,10 @@ void hri_frames_destroy(struct hri_frames *frames)
     if (frames == NULL)
         return;
     hri_free(frames->alloc, frames->memory);
-    hri_free(frames->alloc, frames->frames);
     hri_free(frames->alloc, frames->lanes);
-    hri_free(frames->alloc, frames->tables);
-    hri_free(frames->alloc, frames->resident);
+    hri_region_free(frames->alloc, &frames->frame_region);
+    hri_region_free(frames->alloc, &frames->table_region);
+    hri_region_free(frames->alloc, &frames->resident_region);
     hri_free(frames->alloc, frames);
 }
 
@@ -216,7 +237,7 @@ static void drop_frame(struct hri_frames *frames, uint32_t f)
     HRI_ASSERT(frame->read == NULL || frame->read->done || frame->fetch->batch.n_reads == 0);
     if (frame->read != NULL)
         frame->read->from = NULL; /* its memory belongs to others from now on */
-    frames->lanes[frame->lane].frames[frame->block] = NONE;
+    frames->lanes[frame->lane].frames[frame->block] = 0;
     frames->lanes[frame->lane].resident[frame->block] = 0;
     frame->state = FRAME_FREE;
     frame->read = NULL;
@@ -243,20 +264,28 @@ static uint32_t find_victim(const struct hri_frames *frames, const struct lane_t
     return f;
 }
 
+static uint32_t take_free(struct hri_frames *frames)
+{
+    uint32_t f = frames->free_frame;
+    if (f != NONE)
+        frames->free_frame = frames->frames[f].next;
+    else if (frames->n_fresh_frames > 0)
+        f = frames->n_frames - frames->n_fresh_frames--;
+    return f;
+}
+
 /* A frame for a block that is not resident; NONE when all are in use in this step. */
 static uint32_t take_frame(struct hri_frames *frames, uint32_t lane, uint32_t block)
 {
-    uint32_t f = frames->free_frame;
-    if (f == NONE) {
+    if (!any_free(frames)) {
         uint32_t victim = find_victim(frames, &frames->lanes[lane]);
         if (victim != NONE) {
             drop_frame(frames, victim);
             frames->stats.replaced++;
         }
-        f = frames->free_frame;
     }
+    uint32_t f = take_free(frames);
     if (f != NONE) {
-        frames->free_frame = frames->frames[f].next;
         link_newest(frames, f);
         frames->stats.n_used++;
     } else if (frames->n_transit_used < frames->n_transit) {
@@ -268,7 +297,7 @@ static uint32_t take_frame(struct hri_frames *frames, uint32_t lane, uint32_t bl
     frames->frames[f].block = block;
     frames->frames[f].step = frames->step;
     frames->frames[f].state = FRAME_LOADING;
-    frames->lanes[lane].frames[block] = f;
+    frames->lanes[lane].frames[block] = f + 1;
     return f;
 }
 
@@ -285,7 +314,7 @@ const void *hri_frames_peek(const struct hri_frames *frames, uint32_t lane, uint
 {
     if (lane >= frames->n_lanes || block >= frames->lanes[lane].blocks_max)
         return NULL;
-    uint32_t f = frames->lanes[lane].frames[block];
+    uint32_t f = frame_of(&frames->lanes[lane], block);
     return f != NONE && frames->frames[f].state == FRAME_READY ? memory_of(frames, f) : NULL;
 }
 
@@ -298,8 +327,8 @@ void hri_frames_truncate(struct hri_frames *frames, uint32_t lane, uint32_t n_bl
 {
     const struct lane_table *table = &frames->lanes[lane];
     for (uint32_t b = n_blocks; b < table->blocks_max; b++)
-        if (table->frames[b] != NONE)
-            drop_frame(frames, table->frames[b]);
+        if (table->frames[b] != 0)
+            drop_frame(frames, frame_of(table, b));
 }
 
 /* ---------------------------------------------------------------------------------------- fetch */
@@ -324,7 +353,7 @@ static void drop_misses(struct hri_frames *frames, struct hri_fetch *fetch)
     const struct lane_table *table = &frames->lanes[fetch->lane_index];
     fetch->batch = (struct hri_read_batch){0};
     for (uint32_t i = 0; i < fetch->n_misses; i++)
-        drop_frame(frames, table->frames[fetch->blocks[fetch->read_block[i]].block]);
+        drop_frame(frames, frame_of(table, fetch->blocks[fetch->read_block[i]].block));
     fetch->n_misses = 0;
 }
 
@@ -350,7 +379,7 @@ static void add_read(struct hri_frames *frames, struct hri_fetch *fetch, uint32_
 static void find_hit(struct hri_frames *frames, struct hri_fetch *fetch, uint32_t i)
 {
     uint32_t block = fetch->blocks[i].block;
-    uint32_t f = frames->lanes[fetch->lane_index].frames[block];
+    uint32_t f = frame_of(&frames->lanes[fetch->lane_index], block);
     fetch->where[i] = hri_frames_peek(frames, fetch->lane_index, block);
     if (f != NONE)
         use_frame(frames, f);
@@ -378,7 +407,7 @@ hr_status_t hri_frames_fetch_begin(struct hri_frames *frames, struct hri_fetch *
         find_hit(frames, fetch, i);
     for (uint32_t i = 0; i < fetch->n_blocks; i++) {
         uint32_t block = fetch->blocks[i].block;
-        if (frames->lanes[fetch->lane_index].frames[block] != NONE)
+        if (frames->lanes[fetch->lane_index].frames[block] != 0)
             continue; /* resident, or a double of a miss above */
         uint32_t f = take_frame(frames, fetch->lane_index, block);
         if (f == NONE) {
@@ -435,7 +464,7 @@ static void settle_misses(struct hri_frames *frames, const struct hri_fetch *fet
 {
     const struct lane_table *table = &frames->lanes[fetch->lane_index];
     for (uint32_t i = 0; i < fetch->n_misses; i++) {
-        uint32_t f = table->frames[fetch->blocks[fetch->read_block[i]].block];
+        uint32_t f = frame_of(table, fetch->blocks[fetch->read_block[i]].block);
         /* A truncate may have come between. */
         if (f == NONE || frames->frames[f].read != &fetch->reads[i])
             continue;
@@ -454,7 +483,7 @@ static hr_status_t wait_for_others(struct hri_frames *frames, const struct hri_f
 {
     hr_status_t status = HR_OK;
     for (uint32_t i = 0; i < fetch->n_blocks; i++) {
-        uint32_t f = frames->lanes[fetch->lane_index].frames[fetch->blocks[i].block];
+        uint32_t f = frame_of(&frames->lanes[fetch->lane_index], fetch->blocks[i].block);
         if (fetch->where[i] != NULL || f == NONE || frames->frames[f].state != FRAME_LOADING)
             continue;
         struct hri_read_batch *batch = &frames->frames[f].fetch->batch;
@@ -512,7 +541,7 @@ bool hri_frames_next(const struct hri_frames *frames, uint32_t *cursor,
 void *hri_frames_restore(struct hri_frames *frames, const struct hri_frame_note *note)
 {
     if (note->lane >= frames->n_lanes || note->block >= frames->lanes[note->lane].blocks_max ||
-        frames->lanes[note->lane].frames[note->block] != NONE || frames->free_frame == NONE)
+        frames->lanes[note->lane].frames[note->block] != 0 || !any_free(frames))
         return NULL;
     uint32_t f = take_frame(frames, note->lane, note->block);
     frames->frames[f].step = note->step < frames->step ? note->step : frames->step;

@@ -25,7 +25,7 @@ struct hri_frames_options {
 hr_status_t hri_frames_create(const struct hri_frames_options *options,
                               struct hri_frames **frames_out);
 void hri_frames_destroy(struct hri_frames *frames);
-/* Device bytes such a pool takes. */
+/* Device bytes such a pool takes at most. */
 uint64_t hri_frames_bytes(const struct hri_frames_options *options);
 
 void hri_frames_step_begin(struct hri_frames *frames);

@@ -79,8 +79,8 @@ hr_status_t hri_lane_truncate(struct hri_lane *lane, uint32_t n_cells);
 const void *hri_lane_peek(struct hri_lane *lane, uint32_t cell);
 /* Lowest tier number that holds the cell: HR_TIER_HOST or HR_TIER_FILE. */
 hr_tier_t hri_lane_where(const struct hri_lane *lane, uint32_t cell);
-/* The same of many cells at once: in_memory[cell] for cells first <= cell < end, 1 where memory has it, else 0 (also past the
- * last cell). All cells of a lane that was not forked are in one run. Kept up to date; the array stays where it is as long as the
+/* The same of many cells at once: in_memory[cell] for the cells first <= cell < end that the lane has, 1 where memory has it, else 0.
+ * All cells of a lane that was not forked are in one run. Kept up to date; the array stays where it is as long as the
  * lane lives. */
 struct hri_lane_run {
     const uint8_t *in_memory;

@@ -56,6 +56,8 @@ struct hri_lane {
     struct hri_lane *prev, *next;
     uint64_t tag;
     uint32_t cell_bytes, cells_max, n_cells;
+    uint32_t
+        n_made; /* entries of cells and in_memory below are zero or in use; those above were never touched */
     /* Forks: cells below base_cells are base's. A lane that others are based on changes no more; its handle is gone, and it goes with
      * the last of them. */
     struct hri_lane *base;

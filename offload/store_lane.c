@@ -44,16 +44,25 @@ static void free_lane(struct hri_store *store, struct hri_lane *lane)
     hri_free(store->alloc, lane);
 }
 
+/* Tables are sized for the longest text, but touched only as far as there are cells: a fork then costs the same at any length. */
+static void make_entries(struct hri_lane *lane, uint32_t end)
+{
+    if (end <= lane->n_made)
+        return;
+    memset(lane->cells + lane->n_made, 0, (end - lane->n_made) * sizeof *lane->cells);
+    memset(lane->in_memory + lane->n_made, 0, end - lane->n_made);
+    lane->n_made = end;
+}
+
 /* What a lane shares has no entries of its own; the one before its first is looked at. */
 static hr_status_t alloc_lane_tables(struct hri_store *store, struct hri_lane *lane)
 {
-    uint32_t first = lane->base_cells > 0 ? lane->base_cells - 1 : 0;
     lane->cells = hri_array(store->alloc, lane->cells_max, sizeof *lane->cells);
     lane->in_memory = hri_array(store->alloc, lane->cells_max, 1);
     if (lane->cells == NULL || lane->in_memory == NULL)
         return hri_alloc_status();
-    memset(lane->cells + first, 0, (lane->cells_max - first) * sizeof *lane->cells);
-    memset(lane->in_memory + first, 0, lane->cells_max - first);
+    lane->n_made = lane->base_cells > 0 ? lane->base_cells - 1 : 0;
+    make_entries(lane, lane->base_cells);
     if (store->file.fd < 0)
         return HR_OK;
     hri_file_layout(&store->file, lane->cell_bytes, &lane->extent_grains, &lane->extent_cells);
@@ -327,6 +336,7 @@ hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_
     if (n_cells > lane->cells_max - first)
         return hri_error_set(HR_ERR_FULL, "lane %llx: %u cells on top of %u, cells_max is %u",
                              (unsigned long long)lane->tag, n_cells, first, lane->cells_max);
+    make_entries(lane, first + n_cells);
     hri_write_reap(store, 0);
     hri_tier_try(store);
     struct hri_op *open_op = NULL;

@@ -108,6 +108,7 @@ static void tail_extend(hr_sequence_t *s, struct hri_layer *l, const struct sour
                         uint32_t end, uint32_t n_logged)
 {
     uint32_t first = tail_first_for(s, l, end, n_logged);
+    hri_tail_own(s, l);
     if (first > l->tail_first) {
         uint32_t kept = first < l->n_tokens ? l->n_tokens - first : 0;
         for (uint32_t h = 0; h < s->n_kv && kept > 0; h++) {

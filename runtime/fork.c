@@ -1,5 +1,6 @@
 /* Forks: a second sequence with the same tokens. Cells of the log and of blocks are shared for good (offload/store_lane.c); an index with
- * its tables of places until one of the two groups or drops rows. Copied are the sink, the tail and the query statistics. */
+ * its tables of places until one of the two groups or drops rows; the tail until one of them writes to its own. Copied are the sink and
+ * the query statistics: what is copied does not grow with the text. */
 #include "runtime/sequence.h"
 
 #include "base/error.h"
@@ -103,6 +104,76 @@ hr_status_t hri_layer_own(hr_sequence_t *s, struct hri_layer *l)
     return status;
 }
 
+/* -- tails -- */
+
+static unsigned char *spare_take(struct hri_tail_share *share)
+{
+    unsigned char *spare = share->spare;
+    memcpy(&share->spare, spare, sizeof share->spare);
+    return spare;
+}
+
+/* Who is left alone with the tail has it as before. */
+static bool tail_leave(hr_sequence_t *s, struct hri_layer *l, unsigned char **spare_out)
+{
+    struct hri_tail_share *share = l->tail_share;
+    l->tail_share = NULL;
+    if (share == NULL) {
+        return false;
+    }
+    if (--share->layers == 0) {
+        hri_free(&s->runtime->alloc, share);
+        return false;
+    }
+    *spare_out = spare_take(share);
+    return true;
+}
+
+void hri_tail_own(hr_sequence_t *s, struct hri_layer *l)
+{
+    unsigned char *own;
+    if (!tail_leave(s, l, &own)) {
+        return;
+    }
+    size_t used = (size_t)(l->n_tokens - l->tail_first) * s->row_bytes;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        size_t at = (size_t)h * s->tail_max * s->row_bytes;
+        memcpy(own + at, l->tail + at, used);
+    }
+    l->tail = own;
+}
+
+void hri_tail_destroy(hr_sequence_t *s, struct hri_layer *l)
+{
+    unsigned char *spare = NULL;
+    bool others = tail_leave(s, l, &spare);
+    hri_free(&s->runtime->device, others ? spare : l->tail);
+    l->tail = NULL;
+}
+
+static hr_status_t tail_fork(hr_sequence_t *f, struct hri_layer *from, struct hri_layer *l)
+{
+    size_t bytes = (size_t)f->n_kv * f->tail_max * f->row_bytes;
+    if (from->tail_share == NULL) {
+        from->tail_share = hri_array(&f->runtime->alloc, 1, sizeof *from->tail_share);
+        if (from->tail_share == NULL) {
+            return hri_alloc_status();
+        }
+        *from->tail_share = (struct hri_tail_share){.layers = 1};
+    }
+    struct hri_tail_share *share = from->tail_share;
+    unsigned char *spare = hri_aligned(&f->runtime->device, 64, bytes);
+    if (spare == NULL) {
+        return hri_alloc_status();
+    }
+    memcpy(spare, &share->spare, sizeof share->spare);
+    share->spare = spare;
+    share->layers++;
+    l->tail_share = share;
+    l->tail = from->tail;
+    return HR_OK;
+}
+
 /* -- a fork -- */
 
 static hr_status_t shared_count(struct hri_alloc *a, struct hri_layer *from, struct hri_layer *l)
@@ -160,25 +231,16 @@ static hr_status_t heads_fork(hr_sequence_t *f, const struct hri_layer *from, st
     return status;
 }
 
-static hr_status_t rows_fork(const hr_sequence_t *f, const struct hri_layer *from,
-                             struct hri_layer *l)
+static hr_status_t rows_fork(hr_sequence_t *f, struct hri_layer *from, struct hri_layer *l)
 {
-    struct hri_alloc *device = &f->runtime->device;
-    size_t sink = (size_t)f->n_kv * f->n_sink * f->row_bytes,
-           tail = (size_t)f->n_kv * f->tail_max * f->row_bytes,
-           used = (size_t)(l->n_tokens - l->tail_first) * f->row_bytes;
+    size_t sink = (size_t)f->n_kv * f->n_sink * f->row_bytes;
     if (sink > 0) {
-        l->sink = copy_of(device, from->sink, sink, sink);
+        l->sink = copy_of(&f->runtime->device, from->sink, sink, sink);
+        if (l->sink == NULL) {
+            return hri_alloc_status();
+        }
     }
-    l->tail = copy_of(device, NULL, 0, tail);
-    if (l->tail == NULL || (sink > 0 && l->sink == NULL)) {
-        return hri_alloc_status();
-    }
-    for (uint32_t h = 0; h < f->n_kv; h++) {
-        size_t at = (size_t)h * f->tail_max * f->row_bytes;
-        memcpy(l->tail + at, from->tail + at, used);
-    }
-    return HR_OK;
+    return tail_fork(f, from, l);
 }
 
 static hr_status_t options_fork(const hr_sequence_t *f, const struct hri_layer *from,
@@ -217,6 +279,7 @@ static hr_status_t layer_fork(hr_sequence_t *f, struct hri_layer *from, struct h
     l->early_q = NULL;
     l->settled = NULL;
     l->sink = l->tail = NULL;
+    l->tail_share = NULL;
     l->log_lane = l->block_lane = NULL;
     l->heads = NULL;
     l->places = NULL;

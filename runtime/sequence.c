@@ -216,7 +216,7 @@ static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
     } log_n = {.in = l->log_n};
     hri_free(scratch, log_n.out);
     hri_free(&s->runtime->device, l->sink);
-    hri_free(&s->runtime->device, l->tail);
+    hri_tail_destroy(s, l);
     hri_lane_destroy(l->log_lane);
     hri_lane_destroy(l->block_lane);
 }
@@ -406,7 +406,7 @@ static hr_status_t step_create(hr_sequence_t *s, struct hri_head_step *st, size_
     st->part.l = hri_aligned(a, 64, s->g * sizeof(float));
     st->part.o = hri_aligned(a, 64, (size_t)s->g * s->dv * sizeof(float));
     st->items = hri_array(a, n, sizeof *st->items);
-    st->place = hri_calloc(a, (size_t)s->blocks_max * (s->parts > 0 ? s->parts : 1) + 1, 1);
+    st->place = hri_array(a, (size_t)s->blocks_max * (s->parts > 0 ? s->parts : 1) + 1, 1);
     st->address = hri_array(a, n, sizeof *st->address);
     st->where = hri_array(a, n, sizeof *st->where);
     st->reads = hri_array(a, n, sizeof *st->reads);

@@ -79,6 +79,13 @@ struct hri_block_tokens {
     uint32_t *first; /* [blocks_max] a block's first row in token[] */
 };
 
+/* Forks: a tail that several layers read. It changes no more until all but one have left; each of the others that may still leave has
+ * brought memory for a copy, so that leaving cannot fail and allocates nothing. */
+struct hri_tail_share {
+    uint32_t layers;
+    unsigned char *spare; /* [layers - 1] buffers, each begins with the address of the next */
+};
+
 struct hri_layer {
     uint32_t n_tokens;   /* length */
     uint32_t body_end;   /* tokens [n_sink, body_end) are the body */
@@ -100,6 +107,7 @@ struct hri_layer {
     uint32_t n_settled, settled_max;
     unsigned char *sink;                   /* [n_kv][n_sink][row_bytes] */
     unsigned char *tail;                   /* [n_kv][tail_max][row_bytes] */
+    struct hri_tail_share *tail_share;     /* NULL: the tail is this layer's alone */
     struct hri_index_head **heads;         /* [n_kv], NULL unless indexed or selecting rows */
     struct hri_block_at **places;          /* [n_kv][blocks_max] */
     struct hri_block_tokens *block_tokens; /* [n_kv] or NULL */
@@ -235,6 +243,9 @@ hr_status_t hri_layer_index_reset(hr_sequence_t *s, struct hri_layer *layer);
 
 /* Before a layer's index gets or loses rows: what it shares with forks becomes its own. */
 hr_status_t hri_layer_own(hr_sequence_t *s, struct hri_layer *layer);
+/* Before a layer's tail is written to: it becomes the layer's own. */
+void hri_tail_own(hr_sequence_t *s, struct hri_layer *layer);
+void hri_tail_destroy(hr_sequence_t *s, struct hri_layer *layer);
 /* Parts of a sequence's creation, for forks. */
 hr_status_t hri_steps_create(hr_sequence_t *s);
 hr_status_t hri_frames_attach(hr_sequence_t *s);

@@ -153,6 +153,9 @@ static void layer_cut(hr_sequence_t *s, struct hri_layer *l, const struct cut *c
         index_cut(s, l, c);
     }
     uint32_t n = c->n_tokens - c->tail_first;
+    if (c->rows != NULL) {
+        hri_tail_own(s, l);
+    }
     for (uint32_t h = 0; c->rows != NULL && h < s->n_kv; h++) {
         memcpy(l->tail + (size_t)h * s->tail_max * s->row_bytes,
                c->rows + (size_t)h * n * s->row_bytes, (size_t)n * s->row_bytes);

@@ -276,8 +276,8 @@ HR_API hr_status_t hr_sequence_settle(hr_sequence_t *sequence, uint32_t layer);
 HR_API hr_status_t hr_sequence_truncate(hr_sequence_t *sequence, uint32_t n_tokens);
 
 /* A second sequence with the same tokens, on the same runtime; from there on each goes its own way. Rows in the log and blocks are
- * shared, not copied; summaries and sketches are shared until one of the two groups rows of its own. The fork needs device memory for
- * its own windows and frames. Either may be destroyed first. A fork of a fork of a fork ... is at most HR_FORK_DEPTH_MAX deep.
+ * shared, not copied; so are windows until one of the two appends or truncates, and summaries and sketches until one of the two groups
+ * rows of its own. Costs the same at any length. The fork takes device memory for its own windows and frames. Either may be destroyed first. A fork of a fork of a fork ... is at most HR_FORK_DEPTH_MAX deep.
  * HR_ERR_FULL (too deep), HR_ERR_BUDGET, HR_ERR_NOMEM, HR_ERR_IO. */
 #define HR_FORK_DEPTH_MAX 16
 HR_API hr_status_t hr_sequence_fork(hr_sequence_t *sequence, hr_sequence_t **fork_out);

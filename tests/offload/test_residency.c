@@ -25,8 +25,8 @@ static void check_lane(const struct model_lane *lane)
     if (lane->lane == NULL)
         return;
     const uint8_t *in_memory = hri_lane_run_of(lane->lane, 0).in_memory;
-    for (uint32_t i = 0; i < MODEL_CELLS_MAX; i++) {
-        bool host = i < lane->n_cells && hri_lane_where(lane->lane, i) == HR_TIER_HOST;
+    for (uint32_t i = 0; i < lane->n_cells; i++) {
+        bool host = hri_lane_where(lane->lane, i) == HR_TIER_HOST;
         if (in_memory[i] != host)
             fail_msg("cell %u of %u: table %u, is %u", i, lane->n_cells, in_memory[i], host);
     }

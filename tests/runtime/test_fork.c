@@ -234,7 +234,60 @@ static void test_random_trees(void **state)
     struct hr_runtime_stats st = {.struct_size = sizeof st};
     assert_ok(hr_runtime_stats_get(rt, &st));
     assert_int_equal(st.tier[HR_TIER_FILE].bytes_held, 0);
+    assert_int_equal(st.tier[HR_TIER_DEVICE].bytes_held, 0);
     assert_ok(hr_runtime_destroy(rt));
+}
+
+/* Until somebody writes, all forks read one window; who leaves it first or last, and who is destroyed before, does not matter. What a fork
+ * brought is enough: the first append afterwards allocates nothing. */
+static void test_shared_windows(void **state)
+{
+    enum { MOST = 4, CUT = 300 };
+    static const int orders[][MOST] = {{0, 1, 2, 3}, {3, 2, 1, 0}, {1, 3, 0, 2}, {2, 0, 3, 1}};
+    static float out[WIDTH], want_out[WIDTH];
+    struct hr_runtime_stats before = {.struct_size = sizeof before}, after = before;
+    (void)state;
+    for (int order = 0; order < 4; order++) {
+        hr_runtime_t *rt = runtime_for(order % 2);
+        hr_sequence_t *s[MOST] = {sequence_make(rt, "full")}, *alone[MOST];
+        prompt(s[0], CUT);
+        for (int i = 1; i < MOST; i++) {
+            assert_ok(hr_sequence_fork(s[i / 2], &s[i]));
+        }
+        for (int i = 0; i < MOST; i++) {
+            alone[i] = sequence_make(rt, "full");
+            prompt(alone[i], CUT);
+        }
+        for (int i = 0; i < MOST; i++) {
+            int at = orders[order][i];
+            if (i == 2) { /* one of them never writes */
+                hr_sequence_destroy(s[at]);
+                s[at] = NULL;
+                continue;
+            }
+            assert_ok(hr_runtime_stats_get(rt, &before));
+            for (uint32_t layer = 0; layer < LAYERS; layer++) {
+                append(s[at], layer, at % 3, CUT, 1);
+            }
+            assert_ok(hr_runtime_stats_get(rt, &after));
+            assert_int_equal(after.allocations, before.allocations);
+            for (uint32_t layer = 0; layer < LAYERS; layer++) {
+                append(alone[at], layer, at % 3, CUT, 1);
+            }
+        }
+        for (int i = 0; i < MOST; i++) {
+            for (uint32_t layer = 0; layer < LAYERS && s[i] != NULL; layer++) {
+                attend(s[i], layer, HR_ATTEND_EXACT, CUT, 1, out);
+                attend(alone[i], layer, HR_ATTEND_EXACT, CUT, 1, want_out);
+                assert_memory_equal(out, want_out, sizeof out);
+            }
+            hr_sequence_destroy(s[i]);
+            hr_sequence_destroy(alone[i]);
+        }
+        assert_ok(hr_runtime_stats_get(rt, &after));
+        assert_int_equal(after.tier[HR_TIER_DEVICE].bytes_held, 0);
+        assert_ok(hr_runtime_destroy(rt));
+    }
 }
 
 static void test_depth(void **state)
@@ -313,8 +366,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_recipe), cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_random_trees), cmocka_unit_test(test_depth),
-        cmocka_unit_test(test_costs),
+        cmocka_unit_test(test_random_trees), cmocka_unit_test(test_shared_windows),
+        cmocka_unit_test(test_depth),        cmocka_unit_test(test_costs),
     };
     return cmocka_run_group_tests(tests, text_setup, NULL);
 }
