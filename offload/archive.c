@@ -145,7 +145,10 @@ static hr_status_t write_at(const struct hri_archive_out *out, const void *data,
 
 static hr_status_t group_write(struct hri_archive_out *out)
 {
+    const struct hri_io_ops *io = out->options.io;
     HRI_TRY(write_at(out, out->group, out->group_bytes, out->group_address));
+    if (out->options.syncs && io->write_back != NULL)
+        io->write_back(io->ctx, out->options.fd, out->group_address, out->group_bytes);
     out->group_address += out->group_bytes;
     out->group_bytes = 0;
     return HR_OK;

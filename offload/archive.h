@@ -59,6 +59,7 @@ struct hri_archive_out_options {
     const char *path;    /* of messages */
     uint64_t generation; /* sequence number of this save */
     uint64_t saved_unix_s;
+    bool syncs; /* the caller will sync the file: the disk begins with what is there at once */
 };
 hr_status_t hri_archive_begin(const struct hri_archive_out_options *options,
                               struct hri_archive_out **out_out);

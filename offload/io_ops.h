@@ -68,6 +68,8 @@ struct hri_io_ops {
     int (*file_remove)(void *ctx, int folder, const char *name);
     /* What was written to the file, or done to names in the folder, is on the disk when this returns. */
     int (*sync_file)(void *ctx, int fd);
+    /* May be NULL. A hint without a result: what was written there will be synced soon, so the disk may begin with it. */
+    void (*write_back)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
     /* Opens and locks a file until it is closed, also against this process; it says who we are. -EBUSY: somebody has it;
      * *holder_out is that process, 0 if it cannot be told. */
     int (*file_lock)(void *ctx, int folder, const char *name, int *holder_out);

@@ -144,6 +144,12 @@ static int real_sync_file(void *ctx, int fd)
     return fsync(fd) == 0 ? 0 : -errno;
 }
 
+static void real_write_back(void *ctx, int fd, uint64_t offset, uint64_t bytes)
+{
+    (void)ctx;
+    (void)sync_file_range(fd, (off64_t)offset, (off64_t)bytes, SYNC_FILE_RANGE_WRITE);
+}
+
 static int holder_of(int fd)
 {
     char text[24] = "";
@@ -198,6 +204,7 @@ static const struct hri_io_ops real_ops = {
     .file_rename = real_file_rename,
     .file_remove = real_file_remove,
     .sync_file = real_sync_file,
+    .write_back = real_write_back,
     .file_lock = real_file_lock,
     .ring_create = hri_io_ring_create,
     .ring_destroy = hri_io_ring_destroy,

@@ -285,6 +285,7 @@ static hr_status_t file_write(hr_sequence_t *s, int fd, const char *dir, uint64_
                                          .fd = fd,
                                          .path = dir,
                                          .generation = generation,
+                                         .syncs = o->durability != HR_DURABILITY_NONE,
                                          .saved_unix_s = (uint64_t)time(NULL)};
     hr_status_t status = hri_archive_begin(&oo, &sv.out);
     if (status == HR_OK) {
