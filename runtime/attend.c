@@ -287,6 +287,9 @@ static hr_status_t exact_many(hr_sequence_t *s, struct hri_layer *l, const struc
     for (uint32_t i = 0; i < nq; i += HRI_QUERY_TOKENS_MAX) {
         uint32_t n = nq - i < HRI_QUERY_TOKENS_MAX ? nq - i : HRI_QUERY_TOKENS_MAX;
         hr_status_t status = exact_pass(s, l, q, out, i, n, l->n_tokens - nq + i, report);
+        if (status == HR_OK && i + n < nq && hri_canceled(s)) {
+            status = hri_error_set(HR_ERR_CANCELED, "attending: canceled");
+        }
         if (status != HR_OK) {
             return status;
         }

@@ -272,7 +272,7 @@ HR_API hr_status_t hr_sequence_settle(hr_sequence_t *sequence, uint32_t layer);
 /* Drops the newest tokens of every layer that has more than n_tokens; n_tokens may lie inside a block. What follows is as if the
  * dropped rows had never come: exact where all rows are attended; of a recipe's derived levels, segments of rows that reach into the
  * window are undone and grouped anew, sums over all rows keep what they learned. Costs the same at any length that is kept.
- * HR_ERR_INVALID (a layer has fewer tokens), HR_ERR_NOMEM, HR_ERR_IO, HR_ERR_CORRUPT. After an error the sequence is as it was. */
+ * HR_ERR_INVALID (a layer has fewer tokens), HR_ERR_NOMEM, HR_ERR_IO, HR_ERR_CORRUPT, HR_ERR_TIMEOUT, HR_ERR_CANCELED. After an error the sequence is as it was. */
 HR_API hr_status_t hr_sequence_truncate(hr_sequence_t *sequence, uint32_t n_tokens);
 
 /* A second sequence with the same tokens, on the same runtime; from there on each goes its own way. Rows in the log and blocks are
@@ -282,9 +282,10 @@ HR_API hr_status_t hr_sequence_truncate(hr_sequence_t *sequence, uint32_t n_toke
 #define HR_FORK_DEPTH_MAX 16
 HR_API hr_status_t hr_sequence_fork(hr_sequence_t *sequence, hr_sequence_t **fork_out);
 
-/* Makes the long call that is under way on this sequence (attend of many queries, settle, save) end soon with HR_ERR_CANCELED;
+/* Makes the long call that is under way on this sequence (attend of many queries, settle, save, truncate) end soon with HR_ERR_CANCELED;
  * the sequence is then as that call's errors leave it, and goes on. Without such a call: nothing. The one function that any thread
- * may call while another works on the sequence. */
+ * may call while another works on the sequence. A call that waits for a disk without an answer ends when that does, or with the
+ * time-outs of the disk: after three times io_timeout_ns at the latest. */
 HR_API void hr_sequence_cancel(hr_sequence_t *sequence);
 
 /* --------------------------------------------------------------------------------------------------------- saved sessions */

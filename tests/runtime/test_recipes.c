@@ -9,8 +9,10 @@
 #include <headrace/parse.h>
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { HEADS = 4, KV = 2, D = 64, N = 1700 };
 
@@ -232,6 +234,55 @@ static void test_prefetch(void **state)
     assert_int_equal(hr_runtime_destroy(rt), HR_OK);
 }
 
+/* A hint goes where the sequence goes: a fork and a reopened session choose by it, too. It is of the rows it was given for: a truncate
+ * forgets it. Without it the choice is another one. */
+static void test_prefetch_is_kept(void **state)
+{
+    enum { PROMPT = 900, WIDTH = HEADS * D, WAYS = 5 };
+    static float got[WAYS][WIDTH];
+    static const char *const ways[WAYS] = {"itself", "a fork", "a session", "cut", "no hint"};
+    char dir[1200];
+    static const float gates[KV] = {1.0f, 0.0f};
+    struct hr_sequence_options o;
+    struct hr_attend_report report;
+    struct hr_tensor early = hr_tensor_make(q + (PROMPT + 300) * WIDTH, HR_DTYPE_F32, 1, HEADS, D);
+    (void)state;
+    snprintf(dir, sizeof dir, "%s/prefetch-%d", disk_dir(), (int)getpid());
+    hr_runtime_t *rt = runtime_make(64u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+    hr_sequence_t *s[WAYS] = {NULL};
+    for (int i = 0; i < WAYS; i++) {
+        if (i == 1 || i == 2)
+            continue;
+        s[i] = sequence_open(rt, "infinigen", 0.05);
+        append(s[i], 0, PROMPT);
+        attend(ways[i], s[i], 0, PROMPT, false, &report);
+        assert_int_equal(hr_sequence_settle(s[i], 0), HR_OK);
+        if (i < 4)
+            assert_int_equal(hr_sequence_prefetch(s[i], 0, &early, NULL), HR_OK);
+    }
+    assert_int_equal(hr_sequence_fork(s[0], &s[1]), HR_OK);
+    assert_int_equal(hr_sequence_save(s[0], dir, NULL), HR_OK);
+    options_for(&shape, N, "infinigen", 0.05, &o);
+    o.head_gates = gates;
+    assert_int_equal(hr_sequence_open(rt, dir, &o, NULL, &s[2]), HR_OK);
+    append(s[3], PROMPT, 1);
+    assert_int_equal(hr_sequence_truncate(s[3], PROMPT), HR_OK);
+    for (int i = 0; i < WAYS; i++) {
+        append(s[i], PROMPT, 1);
+        attend(ways[i], s[i], PROMPT, 1, false, &report);
+        memcpy(got[i], out, sizeof got[i]);
+        hr_sequence_destroy(s[i]);
+    }
+    for (int i = 1; i < WAYS; i++) {
+        const float *as = i == 3 ? got[4] : got[0];
+        if (i < 4 && memcmp(got[i], as, sizeof got[i]) != 0)
+            fail_msg("%s: %g apart", ways[i], apart(got[i], as, WIDTH));
+    }
+    assert_true(apart(got[4], got[0], WIDTH) > 1e-4);
+    assert_int_equal(hr_session_remove(dir), HR_OK);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+}
+
 /* A sequence that is only shown the prompt's queries chooses and answers as one that attended them. */
 static void test_observe(void **state)
 {
@@ -379,11 +430,17 @@ static void test_recipe_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),      cmocka_unit_test(test_long),
-        cmocka_unit_test(test_file_tier),    cmocka_unit_test(test_everything),
-        cmocka_unit_test(test_in_place),     cmocka_unit_test(test_prefetch),
-        cmocka_unit_test(test_observe),      cmocka_unit_test(test_gates),
-        cmocka_unit_test(test_gate_tables),  cmocka_unit_test(test_describe),
+        cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_file_tier),
+        cmocka_unit_test(test_everything),
+        cmocka_unit_test(test_in_place),
+        cmocka_unit_test(test_prefetch),
+        cmocka_unit_test(test_prefetch_is_kept),
+        cmocka_unit_test(test_observe),
+        cmocka_unit_test(test_gates),
+        cmocka_unit_test(test_gate_tables),
+        cmocka_unit_test(test_describe),
         cmocka_unit_test(test_recipe_files),
     };
     return cmocka_run_group_tests(tests, text_setup, NULL);

@@ -378,6 +378,29 @@ static void test_arguments(void **state)
     assert_ok(hr_runtime_destroy(rt));
 }
 
+/* A cancel that met no call is forgotten, also by one that then reads more than one buffer full. */
+static void test_idle_cancel(void **state)
+{
+    enum { WIDE = 256, WIDE_KV = 8, ROWS = 1000 };
+    static const struct shape wide = {.n_layers = 1,
+                                      .n_q = WIDE_KV,
+                                      .n_kv = WIDE_KV,
+                                      .dk = WIDE,
+                                      .dv = WIDE,
+                                      .dtype = HR_DTYPE_BF16};
+    static float kk[ROWS * WIDE_KV * WIDE], vv[ROWS * WIDE_KV * WIDE];
+    struct random r = {.state = 78};
+    (void)state;
+    rows_make(&r, &wide, ROWS, kk, vv);
+    hr_runtime_t *rt = runtime_for(BOTH);
+    hr_sequence_t *s = sequence_for(rt, &wide, "headrace:window=600");
+    assert_ok(rows_append(s, &wide, 0, kk, vv, 0, ROWS));
+    hr_sequence_cancel(s);
+    assert_ok(hr_sequence_truncate(s, ROWS - 100));
+    hr_sequence_destroy(s);
+    assert_ok(hr_runtime_destroy(rt));
+}
+
 static struct hr_runtime_stats stats_of(const hr_runtime_t *rt)
 {
     struct hr_runtime_stats st = {.struct_size = sizeof st};
@@ -422,6 +445,7 @@ int main(void)
         cmocka_unit_test(test_speculation),
         cmocka_unit_test(test_sliding),
         cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_idle_cancel),
         cmocka_unit_test(test_costs),
     };
     return cmocka_run_group_tests(tests, text_setup, NULL);
