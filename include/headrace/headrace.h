@@ -323,8 +323,11 @@ HR_API void hr_save_options_init(struct hr_save_options *options);
 HR_API hr_status_t hr_sequence_save(hr_sequence_t *sequence, const char *dir,
                                     const struct hr_save_options *options);
 
-/* Opens a saved session: a sequence that continues bit for bit as the saved one would have (same build and cpu level, same recipe,
- * moved, tolerance and seed; with another recipe the rows are the same and its derived levels are made anew by the next settle).
+/* Opens a saved session. Its rows are those that were saved, always: exact attention gives the same. Steps by the recipe give the same bit for
+ * bit as the saved sequence's would have where what they choose by is the same: build and cpu level, recipe, moved, tolerance, seed and
+ * head_gates, tokens_max and device_bytes (they size the frames), and where rows lie: no file tier on both sides, or host memory that holds
+ * all, since a block that must be read from the file costs more of the budget. Where one of these differs, steps are as good, but not the same.
+ * With another recipe its derived levels are made anew by the next settle.
  * options: as for hr_sequence_create; geometry, dtype, scale, rope and the like must be those of the saved one, tokens_max at least its
  * length. model_id: of the save, or NULL: not compared. The folder stays locked until the sequence is destroyed.
  * HR_ERR_NOTFOUND (no session there), HR_ERR_VERSION (another format), HR_ERR_INVALID (of another model: the message says what

@@ -1,8 +1,9 @@
-/* A real file system that is full: a small ext4 image on a loop device, where we may mount one.
+/* A real file system that is full, and one whose device fails: a small ext4 image on a loop device, where we may mount one.
  * Exit code 77 (skipped) elsewhere. */
 #include "tests/offload/lanes.h"
 #include "tests/sim/history.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -126,6 +127,50 @@ static void test_save_without_room(void **state)
     hr_sequence_destroy(opened);
     hr_sequence_destroy(h.seq);
     assert_ok(hr_runtime_destroy(h.rt));
+    assert_ok(hr_session_remove(dir));
+}
+
+/* The end of the device is gone, as its image was cut: the kernel answers reads there with EIO. When it is back there are zeros. Last of the
+ * tests: the file system is not what it was. */
+static void test_device_fails(void **state)
+{
+    enum { CELLS = 200 };
+    (void)state;
+    struct hri_store_options options = {.file_dir = mount_dir, .file_bytes = 14 * MIB};
+    struct hri_store *store;
+    struct model_lane lane;
+    struct hri_rng rng;
+    static unsigned char memory[65536];
+    hri_rng_seed(&rng, 2);
+    /* The kernel lets go of the last test's file a moment after its ring is gone. */
+    for (int i = 0; hri_store_create(&options, &store) != HR_OK; i++) {
+        assert_true(i < 50);
+        usleep(100000);
+    }
+    model_create(store, &lane, sizeof memory, HRI_LANE_LOG, 0x5);
+    assert_ok(model_append(&lane, &rng, CELLS));
+    assert_ok(hri_store_flush(store));
+    assert_int_equal(model_verify(store, &lane), 0);
+    for (int back = 0; back < 2; back++) {
+        uint32_t n_lost = 0;
+        assert_int_equal(truncate(image, (back ? 24 : 10) * (off_t)MIB), 0);
+        for (uint32_t cell = 0; cell < CELLS; cell++) {
+            struct hri_read read = {.lane = lane.lane, .cell = cell, .n_cells = 1, .dst = memory};
+            struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
+            assert_ok(hri_store_read_begin(store, &batch));
+            hr_status_t status = hri_store_read_wait(store, &batch, 0);
+            if (status == HR_OK) {
+                assert_true(model_equal(lane.seeds[cell], 0, memory, sizeof memory));
+                continue;
+            }
+            n_lost++;
+            assert_int_equal(status, back ? HR_ERR_CORRUPT : HR_ERR_IO);
+            assert_non_null(strstr(hr_last_error(), "lane 5: cell"));
+            assert_true(back || strstr(hr_last_error(), strerror(EIO)) != NULL);
+        }
+        assert_in_range(n_lost, 1, CELLS - 1);
+    }
+    hri_store_destroy(store);
 }
 
 int main(void)
@@ -138,7 +183,8 @@ int main(void)
         return 77;
     }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_disk_full),
-                                       cmocka_unit_test(test_save_without_room)};
+                                       cmocka_unit_test(test_save_without_room),
+                                       cmocka_unit_test(test_device_fails)};
     int n_failed = cmocka_run_group_tests(tests, NULL, NULL);
     unmount_image();
     return n_failed;
