@@ -721,6 +721,50 @@ static void test_lies_with_right_checksums(void **state)
     assert_ok(hr_runtime_destroy(rt));
 }
 
+/* Whatever was asked that cannot be, of a session that is right: the file is byte for byte what it was, and opens. */
+static void test_refusals_change_nothing(void **state)
+{
+    struct hr_sequence_options o;
+    hr_sequence_t *s, *again;
+    (void)state;
+    hr_runtime_t *rt = runtime_for(false);
+    small_session(rt, "headrace", 1500);
+    size_t bytes = file_bytes;
+    unsigned char *right = malloc(bytes);
+    assert_non_null(right);
+    memcpy(right, file, bytes);
+    options_of(&o, "headrace");
+    o.v_dim = 128;
+    assert_fails(hr_sequence_open(rt, dir, &o, NULL, &s), HR_ERR_INVALID, "v_dim");
+    options_of(&o, "headrace");
+    o.tokens_max = 100;
+    assert_fails(hr_sequence_open(rt, dir, &o, NULL, &s), HR_ERR_FULL, "tokens_max is 100");
+    assert_ok(try_open(rt, "headrace", &s));
+    assert_fails(try_open(rt, "headrace", &again), HR_ERR_BUSY, "in use by process");
+    assert_fails(hr_sequence_truncate(s, 2000), HR_ERR_INVALID, "layer 0 has 1503");
+    hr_sequence_destroy(s);
+    assert_ok(hr_runtime_destroy(rt));
+    /* caps: of the host tier, of the device, of the file */
+    rt = runtime_make(64u << 20, 128u << 10, NULL, 0, HR_IO_AUTO);
+    assert_fails(try_open(rt, "headrace", &s), HR_ERR_BUDGET, "host tier");
+    assert_ok(hr_runtime_destroy(rt));
+    rt = runtime_make(100u << 10, 64u << 20, NULL, 0, HR_IO_AUTO);
+    assert_fails(try_open(rt, "headrace", &s), HR_ERR_BUDGET, "device tier");
+    assert_ok(hr_runtime_destroy(rt));
+    rt = runtime_make(64u << 20, 128u << 10, disk_dir(), 1u << 20, HR_IO_AUTO);
+    assert_non_null(rt);
+    assert_fails(try_open(rt, "headrace", &s), HR_ERR_BUDGET, "file tier");
+    assert_ok(hr_runtime_destroy(rt));
+    file_read();
+    assert_int_equal(file_bytes, bytes);
+    assert_memory_equal(file, right, bytes);
+    rt = runtime_for(false);
+    assert_ok(try_open(rt, "headrace", &s));
+    hr_sequence_destroy(s);
+    free(right);
+    assert_ok(hr_runtime_destroy(rt));
+}
+
 /* A damaged block of rows: the message and the check name its tokens, and no others. */
 static void test_lost_tokens_are_named(void **state)
 {
@@ -764,6 +808,7 @@ int main(void)
         cmocka_unit_test(test_every_flip_is_noticed),
         cmocka_unit_test(test_swapped_sectors),
         cmocka_unit_test(test_truncated_at_every_length),
+        cmocka_unit_test(test_refusals_change_nothing),
         cmocka_unit_test(test_lies_with_right_checksums),
         cmocka_unit_test(test_lost_tokens_are_named),
     };
