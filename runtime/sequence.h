@@ -156,9 +156,9 @@ struct hr_sequence {
         part_rows; /* a block is stored in parts (index/index.h); with their numbers as items */
     double moved, tolerance;
     struct hri_layer *layers;
-    struct hri_frames *frames;   /* NULL where the recipe has no blocks, or they are on a device: */
+    struct hri_frames *frames; /* NULL where the recipe has no blocks, or they are on a device: */
     struct hri_device_part *part; /* what is there (device_part.h), or NULL */
-    struct hri_head_step *steps; /* [n_kv] */
+    struct hri_head_step *steps;  /* [n_kv] */
     uint32_t items_max, rows_max;
     uint64_t body_rows; /* summed over layers and kv-heads */
     uint64_t index_ns;
