@@ -25,6 +25,8 @@ struct hri_launchers {
     int (*nothing)(void *stream);
     void (*set_machine)(struct hri_cuda_machine machine);
     int (*append)(const struct hri_cuda_append_args *, struct hri_cuda_heads, uint32_t n, void *);
+    int (*scale)(const float *q, const float *factor, uint32_t n_q, uint32_t dk, float *out,
+                 void *);
     int (*query)(const float *, struct hri_cuda_heads, const struct hri_cuda_shape *,
                  const struct hri_cuda_query_out *, void *);
     size_t (*score_work)(struct hri_cuda_heads);

@@ -11,8 +11,7 @@
 
 /* -- layout -- */
 
-static void in_carve(const struct hri_device_part *p, const hr_sequence_t *s,
-                     struct hri_device_carve *c, struct hri_device_in *in)
+static void in_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct hri_device_in *in)
 {
     const size_t begin = c->used, h = s->n_kv;
     in->n_blocks = hri_device_carve(c, h, sizeof *in->n_blocks);
@@ -20,9 +19,9 @@ static void in_carve(const struct hri_device_part *p, const hr_sequence_t *s,
     in->enough = hri_device_carve(c, h, sizeof *in->enough);
     in->near = hri_device_carve(c, 4, sizeof *in->near);
     in->q = hri_device_carve(c, (size_t)s->n_q * s->dk, sizeof *in->q);
+    in->scale = hri_device_carve(c, s->n_q, sizeof *in->scale);
     in->row = hri_device_carve(c, h, s->row_bytes);
     in->bytes = c->used - begin;
-    (void)p;
 }
 
 static void out_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct hri_device_out *o)
@@ -33,18 +32,25 @@ static void out_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct
     o->late = hri_device_carve(c, s->n_q, sizeof *o->late);
     o->counts = hri_device_carve(c, h * HRI_CUDA_PREDICT_COUNTS, sizeof *o->counts);
     o->n_items = hri_device_carve(c, h, sizeof *o->n_items);
+    o->q = hri_device_carve(c, (size_t)s->n_q * s->dk, sizeof *o->q);
+    o->row = hri_device_carve(c, h, s->row_bytes);
     o->bytes = c->used - begin;
-    o->items = hri_device_carve(c, h * s->items_max, sizeof *o->items);
-    o->frames = hri_device_carve(c, h * s->items_max, sizeof *o->frames);
-    o->list_bytes = c->used - begin;
+}
+
+static void lists_carve(const hr_sequence_t *s, struct hri_device_carve *c,
+                        struct hri_device_lists *l)
+{
+    const size_t begin = c->used, n = (size_t)s->n_kv * s->items_max;
+    l->items = hri_device_carve(c, n, sizeof *l->items);
+    l->frames = hri_device_carve(c, n, sizeof *l->frames);
+    l->bytes = c->used - begin;
 }
 
 static void layer_carve(const struct hri_device_part *p, const hr_sequence_t *s,
                         struct hri_device_carve *c, struct hri_device_layer *l)
 {
     const size_t h = s->n_kv, blocks = h * p->blocks_max;
-    in_carve(p, s, c, &l->in);
-    out_carve(s, c, &l->out);
+    lists_carve(s, c, &l->lists);
     l->tail = hri_device_carve(c, h * s->tail_max, s->row_bytes);
     l->sink = hri_device_carve(c, h * s->n_sink, s->row_bytes);
     l->k_codes = hri_device_carve(c, blocks, s->dk);
@@ -111,13 +117,40 @@ static void work_carve(const struct hri_device_part *p, const hr_sequence_t *s,
 static void part_carve(struct hri_device_part *p, const hr_sequence_t *s,
                        struct hri_device_carve *c)
 {
-    struct hri_device_layer none;
+    struct hri_device_layer none, *layers = p->layers;
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        if (s->layers[i].indexed) { /* one run, for one copy */
+            in_carve(s, c, layers != NULL ? &layers[i].in : &none.in);
+        }
+    }
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        if (s->layers[i].indexed) {
+            out_carve(s, c, layers != NULL ? &layers[i].out : &none.out);
+        }
+    }
     work_carve(p, s, c, &p->work);
     for (uint32_t i = 0; i < s->n_layers; i++) {
         if (s->layers[i].indexed) {
-            layer_carve(p, s, c, p->layers != NULL ? &p->layers[i] : &none);
+            layer_carve(p, s, c, layers != NULL ? &layers[i] : &none);
         }
     }
+}
+
+/* The host's side of input and output, in the same order. */
+static void host_carve(struct hri_device_part *p, const hr_sequence_t *s,
+                       struct hri_device_carve *c)
+{
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        if (s->layers[i].indexed) {
+            in_carve(s, c, &p->ins[i]);
+        }
+    }
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        if (s->layers[i].indexed) {
+            out_carve(s, c, &p->outs[i]);
+        }
+    }
+    lists_carve(s, c, &p->lists);
 }
 
 /* -- creation -- */
@@ -210,20 +243,19 @@ static hr_status_t tier_create(hr_sequence_t *s, struct hri_device_part *p, uint
 static hr_status_t host_create(hr_sequence_t *s, struct hri_device_part *p)
 {
     struct hri_alloc *a = &s->runtime->alloc;
-    struct hri_device_carve in = {0}, out = {0};
-    in_carve(p, s, &in, &p->in);
-    out_carve(s, &out, &p->out);
-    hr_status_t status = hri_device_buffer_create(p->device, in.used, &p->in_host);
-    if (status == HR_OK) {
-        status = hri_device_buffer_create(p->device, out.used, &p->out_host);
+    struct hri_device_carve c = {0};
+    p->ins = hri_calloc(a, s->n_layers, sizeof *p->ins);
+    p->outs = hri_calloc(a, s->n_layers, sizeof *p->outs);
+    if (p->ins == NULL || p->outs == NULL) {
+        return hri_alloc_status();
     }
+    host_carve(p, s, &c);
+    hr_status_t status = hri_device_buffer_create(p->device, c.used, &p->host);
     if (status != HR_OK) {
         return status;
     }
-    in = (struct hri_device_carve){p->in_host.base, 0};
-    out = (struct hri_device_carve){p->out_host.base, 0};
-    in_carve(p, s, &in, &p->in);
-    out_carve(s, &out, &p->out);
+    c = (struct hri_device_carve){p->host.base, 0};
+    host_carve(p, s, &c);
     p->synced = hri_calloc(a, (size_t)s->n_layers * s->n_kv, sizeof *p->synced);
     p->offsets = hri_array(a, p->blocks_max, sizeof *p->offsets);
     p->bytes = hri_array(a, p->blocks_max, sizeof *p->bytes);
@@ -246,7 +278,7 @@ static hr_status_t host_create(hr_sequence_t *s, struct hri_device_part *p)
 static hr_status_t device_fill(hr_sequence_t *s, struct hri_device_part *p)
 {
     struct hri_device_carve c = {p->memory.base, 0};
-    float *ones = p->in.q; /* [n_q][dk]: room enough, and not in use yet */
+    float *ones = p->host.base; /* room enough, and not in use yet */
     part_carve(p, s, &c);
     for (uint32_t i = 0; i < s->n_q; i++) {
         ones[i] = 1.0f;
@@ -321,10 +353,11 @@ void hri_device_detach(hr_sequence_t *s)
     }
     hri_device_free(p->device, &p->memory);
     hri_device_tier_destroy(p->tier);
-    hri_device_buffer_destroy(p->device, &p->in_host);
-    hri_device_buffer_destroy(p->device, &p->out_host);
+    hri_device_buffer_destroy(p->device, &p->host);
     hri_device_buffer_destroy(p->device, &p->staging);
     hri_free(a, p->layers);
+    hri_free(a, p->ins);
+    hri_free(a, p->outs);
     hri_free(a, p->synced);
     hri_free(a, p->offsets);
     hri_free(a, p->bytes);

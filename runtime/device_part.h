@@ -29,6 +29,7 @@ struct hri_device_in {
     uint32_t *
         near; /* [4]: rows of the sink, of the window, its first row and the new row's place in the ring */
     float *q;           /* [H][G][dk] scaled */
+    float *scale;       /* [H][G] of queries that are on the device already (step_graph.c) */
     unsigned char *row; /* [H][row_bytes] the new row */
     size_t bytes;
 };
@@ -36,15 +37,21 @@ struct hri_device_out {
     float *out, *predicted, *late; /* [H][G][dv], [H][G], [H][G] */
     uint32_t *counts;              /* [H][HRI_CUDA_PREDICT_COUNTS] */
     uint32_t *n_items;             /* [H] */
-    size_t bytes;                  /* of these; the lists follow */
-    uint32_t *items, *frames;      /* [H][items_max] */
-    size_t list_bytes;             /* with the lists */
+    float *q;                      /* [H][G][dk] scaled, and */
+    unsigned char *row;            /* [H][row_bytes] the new row, where the device has made them */
+    size_t bytes;
+};
+/* What was chosen: asked for by few, so it goes by itself. */
+struct hri_device_lists {
+    uint32_t *items, *frames; /* [H][items_max] */
+    size_t bytes;
 };
 
 /* A layer's copy on the device: pointers into the part's memory. */
 struct hri_device_layer {
     struct hri_device_in in;
     struct hri_device_out out;
+    struct hri_device_lists lists;
     unsigned char *tail,
         *sink; /* [H][tail_max][row_bytes], a ring: token t in row t % tail_max; [H][n_sink][row_bytes] */
     uint8_t *k_codes, *rows, *peak;
@@ -81,10 +88,11 @@ struct hri_device_part {
     struct hri_cuda_heads heads;
     uint32_t blocks_max; /* a multiple of 16 */
     uint32_t rank_c, rank_d, n_frames, jobs_max, frame_bytes;
-    bool direct; /* the device reads blocks itself */
-    struct hri_device_buffer in_host, out_host;
-    struct hri_device_in in; /* on the host, one layer's at a time */
-    struct hri_device_out out;
+    bool direct;                   /* the device reads blocks itself */
+    struct hri_device_buffer host; /* of all layers with blocks, as on the device: */
+    struct hri_device_in *ins;     /* [n_layers] input, one after the other */
+    struct hri_device_out *outs;   /* [n_layers] output, likewise */
+    struct hri_device_lists lists; /* of one layer */
     struct hri_device_work work;
     struct hri_device_layer *layers; /* [n_layers]; of layers without blocks all 0 */
     uint32_t *synced;                /* [n_layers][H] */
@@ -109,6 +117,32 @@ void hri_device_cut(hr_sequence_t *s);
 hr_status_t hri_device_sync(hr_sequence_t *s, struct hri_layer *layer, uint32_t end);
 /* Records the graphs of a layer (device_step.c). */
 hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index);
+
+/* -- parts of a step, for step_graph.c -- */
+/* One token of one layer that is under way. */
+struct hri_device_token {
+    hr_sequence_t *s;
+    struct hri_device_part *p;
+    struct hri_layer *layer;
+    struct hri_device_layer *d;
+    struct hri_device_in *in; /* on the host */
+    struct hri_device_out *out;
+    uint32_t layer_index, position;
+    const struct hri_limits *limits;
+    struct hr_attend_report *report;
+    uint32_t n_lost; /* of the late blocks */
+    hr_status_t judged;
+    uint64_t time_ns;
+};
+struct hri_device_token hri_device_token(hr_sequence_t *s, uint32_t layer_index, uint32_t position,
+                                         struct hr_attend_report *report);
+/* Counts, budgets and places of a token at t->position. */
+void hri_device_in_fill(struct hri_device_token *t);
+/* Adds to the report. */
+void hri_device_report(struct hri_device_token *t);
+/* All launches of a layer whose q, k and v [n_q][dk], [H][dk], [H][dv] are on the device. Returns the error. */
+int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float *q, const float *k,
+                      const float *v);
 /* As hri_step, on the device. */
 hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float *q,
                             uint32_t position, const struct hri_limits *limits, float *out,

@@ -15,6 +15,7 @@ struct launch { /* of one layer */
     const struct hri_device_layer *d;
     const struct hri_device_work *w;
     void *stream;
+    const float *q; /* scaled */
 };
 
 static struct hri_cuda_shape shape_of(const struct launch *l)
@@ -52,7 +53,7 @@ static int append(const struct launch *l)
 
 static struct hri_cuda_attend_args attend_args(const struct launch *l)
 {
-    return (struct hri_cuda_attend_args){.q = l->d->in.q,
+    return (struct hri_cuda_attend_args){.q = l->q,
                                          .dtype = l->s->dtype,
                                          .soft_cap = l->s->soft_cap,
                                          .work = l->w->attend_work,
@@ -152,7 +153,7 @@ static int choose(const struct launch *l)
                                            .budget = l->d->in.budget,
                                            .left = l->w->left,
                                            .enough = l->d->in.enough,
-                                           .items = l->d->out.items,
+                                           .items = l->d->lists.items,
                                            .items_max = l->s->items_max,
                                            .n_items = l->d->out.n_items,
                                            .left_out = l->w->left_out};
@@ -161,10 +162,10 @@ static int choose(const struct launch *l)
 
 static struct hri_cuda_resolve_args resolve_args(const struct launch *l)
 {
-    return (struct hri_cuda_resolve_args){.items = l->d->out.items,
+    return (struct hri_cuda_resolve_args){.items = l->d->lists.items,
                                           .n_items = l->d->out.n_items,
                                           .items_max = l->s->items_max,
-                                          .frames = l->d->out.frames,
+                                          .frames = l->d->lists.frames,
                                           .jobs = l->w->jobs,
                                           .jobs_max = l->p->jobs_max,
                                           .n_jobs = l->w->n_jobs,
@@ -191,9 +192,9 @@ static int far_attend(const struct launch *l)
     struct hri_cuda_attend_args a = attend_args(l);
     a.q8 = l->w->query.i8;
     a.refined = (struct hri_cuda_refined){
-        .items = d->out.items,
+        .items = d->lists.items,
         .n_items = d->out.n_items,
-        .frames_of = d->out.frames,
+        .frames_of = d->lists.frames,
         .items_max = l->s->items_max,
         .rows_max = l->s->block_rows_max,
         .frames = (const int8_t *)hri_device_tier_frames(l->p->tier, d->number),
@@ -235,9 +236,9 @@ static int predict(const struct launch *l)
                                             .mark = l->w->mark,
                                             .n = d->in.n_blocks,
                                             .blocks_max = l->p->blocks_max,
-                                            .items = d->out.items,
+                                            .items = d->lists.items,
                                             .n_items = d->out.n_items,
-                                            .frames_of = d->out.frames,
+                                            .frames_of = d->lists.frames,
                                             .items_max = l->s->items_max,
                                             .class_ = l->w->class_,
                                             .predicted = d->out.predicted,
@@ -259,8 +260,7 @@ static int first_half(const struct launch *l)
     const struct hri_cuda_residency *table = hri_device_tier_table(l->p->tier, l->d->number);
     const struct hri_cuda_shape shape = shape_of(l);
     const struct hri_cuda_resolve_args resolve = resolve_args(l);
-    LAUNCH(append(l));
-    LAUNCH(l->p->launch->query(l->d->in.q, l->p->heads, &shape, &l->w->query, l->stream));
+    LAUNCH(l->p->launch->query(l->q, l->p->heads, &shape, &l->w->query, l->stream));
     LAUNCH(near_attend(l));
     LAUNCH(score(l));
     LAUNCH(factor(l));
@@ -294,7 +294,8 @@ static hr_status_t record(struct hri_device *device, const struct launch *l, boo
     if (status != HR_OK) {
         return status;
     }
-    int error = first ? first_half(l) : 0;
+    int error = first ? append(l) : 0;
+    error = error == 0 && first ? first_half(l) : error;
     error = error == 0 && second ? second_half(l) : error;
     void *graph = NULL;
     int ended = ops->capture_end(l->stream, &graph);
@@ -311,7 +312,7 @@ hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
 {
     struct hri_device_part *p = s->part;
     struct hri_device_layer *d = &p->layers[layer_index];
-    const struct launch l = {s, p, d, &p->work, hri_device_stream(p->device)};
+    const struct launch l = {s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
     hr_status_t status = record(p->device, &l, true, p->direct, &d->first);
     if (status == HR_OK && !p->direct) {
         status = record(p->device, &l, false, true, &d->second);
@@ -319,33 +320,68 @@ hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
     return status;
 }
 
+/* New rows that are on the device, into the ring and beside the output, where the host finds them. */
+static int append_floats(const struct launch *l, const float *k, const float *v)
+{
+    const hr_sequence_t *s = l->s;
+    struct hri_cuda_append_args a = {.k = k,
+                                     .v = v,
+                                     .k_token_stride = (int64_t)s->n_kv * s->dk,
+                                     .k_head_stride = s->dk,
+                                     .v_token_stride = (int64_t)s->n_kv * s->dv,
+                                     .v_head_stride = s->dv,
+                                     .from = HR_DTYPE_F32,
+                                     .to = s->dtype,
+                                     .tail = l->d->tail,
+                                     .capacity = s->tail_max,
+                                     .length = l->d->in.near + 3,
+                                     .bad = l->w->bad};
+    LAUNCH(l->p->launch->append(&a, l->p->heads, 1, l->stream));
+    a.tail = l->d->out.row;
+    a.capacity = 1;
+    return l->p->launch->append(&a, l->p->heads, 1, l->stream);
+}
+
+int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float *q, const float *k,
+                      const float *v)
+{
+    const struct hri_device_part *p = s->part;
+    const struct hri_device_layer *d = &p->layers[layer_index];
+    const struct launch l = {s, p, d, &p->work, hri_device_stream(p->device), d->out.q};
+    LAUNCH(p->launch->scale(q, d->in.scale, s->n_q, s->dk, d->out.q, l.stream));
+    LAUNCH(append_floats(&l, k, v));
+    LAUNCH(first_half(&l));
+    return second_half(&l);
+}
+
 /* -- a token -- */
 
-struct token {
-    hr_sequence_t *s;
-    struct hri_device_part *p;
-    struct hri_layer *layer;
-    struct hri_device_layer *d;
-    uint32_t layer_index, position;
-    const struct hri_limits *limits;
-    struct hr_attend_report *report;
-    uint32_t n_lost; /* of the late blocks */
-    hr_status_t judged;
-    uint64_t time_ns;
-};
+struct hri_device_token hri_device_token(hr_sequence_t *s, uint32_t layer_index, uint32_t position,
+                                         struct hr_attend_report *report)
+{
+    return (struct hri_device_token){.s = s,
+                                     .p = s->part,
+                                     .layer = &s->layers[layer_index],
+                                     .d = &s->part->layers[layer_index],
+                                     .in = &s->part->ins[layer_index],
+                                     .out = &s->part->outs[layer_index],
+                                     .layer_index = layer_index,
+                                     .position = position,
+                                     .report = report};
+}
 
-static void move_ends(struct token *t, enum hri_stage stage)
+static void move_ends(struct hri_device_token *t, enum hri_stage stage)
 {
     uint64_t now = hri_now_ns();
     t->report->time_ns[stage] += now - t->time_ns;
     t->time_ns = now;
 }
 
-static void in_fill(struct token *t, const float *q)
+void hri_device_in_fill(struct hri_device_token *t)
 {
     const hr_sequence_t *s = t->s;
     const struct hri_layer *l = t->layer;
-    struct hri_device_in *in = &t->p->in;
+    struct hri_device_in *in = t->in;
     uint64_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
     uint64_t budget = (uint64_t)(s->moved * (double)body * s->row_bytes);
     uint64_t reuse = (uint64_t)(hri_recipe_value(&s->recipe, "reuse") * (double)budget);
@@ -354,19 +390,26 @@ static void in_fill(struct token *t, const float *q)
         in->budget[2 * h] = budget;
         in->budget[2 * h + 1] = reuse;
         in->enough[h] = (float)(s->g * s->tolerance * s->tolerance);
-        memcpy(in->row + (size_t)h * s->row_bytes, hri_tail_row(s, l, h, t->position),
-               s->row_bytes);
     }
     uint32_t seen = t->position + 1, first = l->body_end > s->n_sink ? l->body_end : s->n_sink;
     in->near[0] = seen < s->n_sink ? seen : s->n_sink;
     in->near[1] = first < seen ? seen - first : 0;
     in->near[2] = first % s->tail_max;
     in->near[3] = t->position % s->tail_max;
-    memcpy(in->q, q, (size_t)s->n_q * s->dk * sizeof *q);
+}
+
+static void query_fill(struct hri_device_token *t, const float *q)
+{
+    const hr_sequence_t *s = t->s;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        memcpy(t->in->row + (size_t)h * s->row_bytes, hri_tail_row(s, t->layer, h, t->position),
+               s->row_bytes);
+    }
+    memcpy(t->in->q, q, (size_t)s->n_q * s->dk * sizeof *q);
 }
 
 /* Late and lost blocks stay at their summary, unless the caller wants all of them. */
-static void judge(struct token *t, hr_status_t status)
+static void judge(struct hri_device_token *t, hr_status_t status)
 {
     bool late = status == HR_ERR_TIMEOUT, lost = status == HR_ERR_IO || status == HR_ERR_CORRUPT;
     if ((late && t->limits->deadline_ns != 0 && !t->limits->strict) ||
@@ -379,7 +422,7 @@ static void judge(struct token *t, hr_status_t status)
                               t->layer->body_end - 1, message);
 }
 
-static void read_fill(const struct token *t, uint32_t j, struct hri_read *read)
+static void read_fill(const struct hri_device_token *t, uint32_t j, struct hri_read *read)
 {
     const struct hri_cuda_job *job = &t->p->jobs[j];
     const struct hri_block_at *at = &t->layer->places[job->head][job->block];
@@ -393,7 +436,7 @@ static void read_fill(const struct token *t, uint32_t j, struct hri_read *read)
 }
 
 /* Reads all misses; those that came are copied to their frames, the others stay in p->jobs. Returns how many these are. */
-static hr_status_t misses_read(struct token *t, uint32_t n, uint32_t *n_late_out)
+static hr_status_t misses_read(struct hri_device_token *t, uint32_t n, uint32_t *n_late_out)
 {
     struct hri_device_part *p = t->p;
     struct hri_store *store = t->s->runtime->store;
@@ -436,7 +479,7 @@ static hr_status_t misses_read(struct token *t, uint32_t n, uint32_t *n_late_out
 }
 
 /* What the device cannot reach is brought by the host, between the two halves. */
-static hr_status_t misses_bring(struct token *t)
+static hr_status_t misses_bring(struct hri_device_token *t)
 {
     struct hri_device_part *p = t->p;
     uint32_t n = 0, n_late = 0;
@@ -468,20 +511,22 @@ static hr_status_t graph_run(struct hri_device *device, void *graph)
                      "a step");
 }
 
-static hr_status_t device_run(struct token *t)
+static hr_status_t device_run(struct hri_device_token *t)
 {
     struct hri_device_part *p = t->p;
     struct hri_device *device = p->device;
     bool lists = t->layer->block_tokens != NULL;
-    hr_status_t status = hri_device_copy(device, t->d->in.n_blocks, p->in.n_blocks, p->in.bytes);
+    hr_status_t status = hri_device_copy(device, t->d->in.n_blocks, t->in->n_blocks, t->in->bytes);
     status = status == HR_OK ? graph_run(device, t->d->first) : status;
     if (status == HR_OK && !p->direct) {
         status = misses_bring(t);
         status = status == HR_OK ? graph_run(device, t->d->second) : status;
     }
     if (status == HR_OK) {
-        status = hri_device_copy(device, p->out.out, t->d->out.out,
-                                 lists ? p->out.list_bytes : p->out.bytes);
+        status = hri_device_copy(device, t->out->out, t->d->out.out, t->out->bytes);
+    }
+    if (status == HR_OK && lists) {
+        status = hri_device_copy(device, p->lists.items, t->d->lists.items, p->lists.bytes);
     }
     status = status == HR_OK ? hri_device_wait(device) : status;
     move_ends(t, HRI_ATTEND);
@@ -489,10 +534,11 @@ static hr_status_t device_run(struct token *t)
 }
 
 /* What the CPU's step leaves for hr_attend_options.predicted_out and refined_out. */
-static void heads_fill(struct token *t)
+static void heads_fill(struct hri_device_token *t)
 {
     const hr_sequence_t *s = t->s;
-    const struct hri_device_out *o = &t->p->out;
+    const struct hri_device_out *o = t->out;
+    const struct hri_device_lists *lists = &t->p->lists;
     for (uint32_t h = 0; h < s->n_kv; h++) {
         struct hri_head_step *hs = &s->steps[h];
         memcpy(hs->out.predicted, o->predicted + (size_t)h * s->g, s->g * sizeof(float));
@@ -504,17 +550,17 @@ static void heads_fill(struct token *t)
         hs->out.n_items = o->n_items[h];
         for (uint32_t i = 0; i < o->n_items[h]; i++) {
             const size_t at = (size_t)h * s->items_max + i;
-            hs->items[i] = o->items[at];
-            hs->where[i] = o->frames[at] != HRI_CUDA_NONE ? hs->items : NULL; /* that it came */
+            hs->items[i] = lists->items[at];
+            hs->where[i] = lists->frames[at] != HRI_CUDA_NONE ? hs->items : NULL; /* that it came */
         }
     }
 }
 
-static void report_head(struct token *t, uint32_t h, uint32_t body)
+static void report_head(struct hri_device_token *t, uint32_t h, uint32_t body)
 {
     const hr_sequence_t *s = t->s;
     struct hr_attend_report *r = t->report;
-    const uint32_t *c = t->p->out.counts + (size_t)h * HRI_CUDA_PREDICT_COUNTS;
+    const uint32_t *c = t->out->counts + (size_t)h * HRI_CUDA_PREDICT_COUNTS;
     uint32_t blocks = hri_index_blocks(t->layer->heads[h]);
     r->blocks_total += blocks;
     r->blocks_hit += c[1];
@@ -532,33 +578,34 @@ static void report_head(struct token *t, uint32_t h, uint32_t body)
     }
 }
 
-static void report_fill(struct token *t)
+void hri_device_report(struct hri_device_token *t)
 {
     const hr_sequence_t *s = t->s;
     const struct hri_layer *l = t->layer;
     struct hr_attend_report *r = t->report;
     uint32_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
     double sum = 0.0, late = 0.0;
-    r->rows_device = (uint64_t)(t->position + 1 - body) * s->n_kv;
-    r->rows_by_level[3] += r->rows_device;
-    r->bytes_by_level[3] += r->rows_device * s->row_bytes;
-    r->body_bytes = (uint64_t)body * s->n_kv * s->row_bytes;
+    uint64_t near = (uint64_t)(t->position + 1 - body) * s->n_kv;
+    r->rows_device += near;
+    r->rows_by_level[3] += near;
+    r->bytes_by_level[3] += near * s->row_bytes;
+    r->body_bytes += (uint64_t)body * s->n_kv * s->row_bytes;
     r->blocks_lost += t->n_lost;
     for (uint32_t h = 0; h < s->n_kv; h++) {
         report_head(t, h, body);
     }
     for (uint32_t h = 0; h < s->n_q; h++) {
-        double predicted = t->p->out.predicted[h];
+        double predicted = t->out->predicted[h];
         sum += predicted;
-        late += t->p->out.late[h];
+        late += t->out->late[h];
         r->predicted_error_max =
             predicted > r->predicted_error_max ? predicted : r->predicted_error_max;
     }
-    r->predicted_error = sum / s->n_q;
-    r->late_error = late / s->n_q;
+    r->predicted_error += sum / s->n_q;
+    r->late_error += late / s->n_q;
 }
 
-static hr_status_t token_begin(struct token *t)
+static hr_status_t token_begin(struct hri_device_token *t)
 {
     hr_sequence_t *s = t->s;
     struct hri_layer *l = t->layer;
@@ -577,7 +624,7 @@ static hr_status_t token_begin(struct token *t)
 }
 
 /* All or nothing was asked for, and some blocks had no frame. */
-static hr_status_t strict_check(const struct token *t)
+static hr_status_t strict_check(const struct hri_device_token *t)
 {
     if (t->judged != HR_OK || !t->limits->strict || t->report->blocks_late == 0) {
         return t->judged;
@@ -590,26 +637,21 @@ hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float 
                             uint32_t position, const struct hri_limits *limits, float *out,
                             struct hr_attend_report *report)
 {
-    struct token t = {.s = s,
-                      .p = s->part,
-                      .layer = &s->layers[layer_index],
-                      .d = &s->part->layers[layer_index],
-                      .layer_index = layer_index,
-                      .position = position,
-                      .limits = limits,
-                      .report = report};
+    struct hri_device_token t = hri_device_token(s, layer_index, position, report);
+    t.limits = limits;
     hr_status_t status = token_begin(&t);
     if (status != HR_OK) {
         return status;
     }
     t.time_ns = hri_now_ns();
-    in_fill(&t, q);
+    hri_device_in_fill(&t);
+    query_fill(&t, q);
     status = device_run(&t);
     if (status != HR_OK) {
         return status;
     }
     t.d->rows_synced = t.layer->n_tokens;
-    report_fill(&t);
+    hri_device_report(&t);
     status = strict_check(&t);
     if (status != HR_OK) {
         return status;
@@ -618,6 +660,6 @@ hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float 
     for (uint32_t h = 0; h < s->n_kv; h++) {
         hri_index_observe(t.layer->heads[h], q + (size_t)h * s->g * s->dk, 1, position);
     }
-    memcpy(out, t.p->out.out, (size_t)s->n_q * s->dv * sizeof *out);
+    memcpy(out, t.out->out, (size_t)s->n_q * s->dv * sizeof *out);
     return HR_OK;
 }

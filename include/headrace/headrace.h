@@ -266,6 +266,42 @@ HR_API hr_status_t hr_sequence_prefetch(hr_sequence_t *sequence, uint32_t layer,
 /* 1 if this layer has a use for it. */
 HR_API int hr_sequence_wants_prefetch(const hr_sequence_t *sequence, uint32_t layer);
 
+/* -- a token through all layers at once, on a GPU --
+ * For models that run on the same GPU: all launches of a token, those of the model between the layers included, are recorded once as one CUDA
+ * graph and replayed for every token, unchanged while the sequence grows. Needs a sequence on a GPU whose layers all attend by a recipe with
+ * steps there, host memory that could be pinned, and no file tier: then nothing waits for the host within a token. */
+typedef struct hr_step_graph hr_step_graph_t;
+/* What the graph reads and writes of a layer: device memory, float32, contiguous; it stays as long as the graph. */
+struct hr_step_buffers {
+    float *q;   /* [n_q_heads][k_dim] as for hr_sequence_attend */
+    float *k;   /* [n_kv_heads][k_dim] the new token's row */
+    float *v;   /* [n_kv_heads][v_dim] */
+    float *out; /* [n_q_heads][v_dim] */
+};
+struct hr_step_graph_options {
+    size_t struct_size;
+    /* Called while recording, for layer 0, 1, ... and at last n_layers: puts what makes this layer's q, k and v (from the layer before's
+     * out) onto `stream`, a cudaStream_t; at n_layers what follows the last one. Only launches and copies on the device. buffers
+     * [n_layers]. A status other than HR_OK ends the recording. NULL: the caller fills q, k and v of all layers before each run. */
+    hr_status_t (*between)(void *context, uint32_t layer, const struct hr_step_buffers *buffers,
+                           hr_stream_t stream);
+    void *context;
+};
+HR_API void hr_step_graph_options_init(struct hr_step_graph_options *options);
+/* HR_ERR_UNSUPPORTED (the message says what is missing), HR_ERR_BUDGET, HR_ERR_NOMEM, HR_ERR_DEVICE, what `between` returned. */
+HR_API hr_status_t hr_step_graph_create(hr_sequence_t *sequence,
+                                        const struct hr_step_graph_options *options,
+                                        hr_step_graph_t **graph_out);
+/* Before its sequence. NULL is legal. */
+HR_API void hr_step_graph_destroy(hr_step_graph_t *graph);
+/* HR_ERR_INVALID: no such layer. */
+HR_API hr_status_t hr_step_graph_buffers(const hr_step_graph_t *graph, uint32_t layer,
+                                         struct hr_step_buffers *buffers_out);
+/* One token: its row is appended to every layer and its query attended; returns when that is done. All layers must have the same length
+ * (HR_ERR_STATE). The report sums over layers, errors are means. HR_ERR_FULL, HR_ERR_NONFINITE (the token is not appended),
+ * HR_ERR_BUDGET, HR_ERR_DEVICE. */
+HR_API hr_status_t hr_step_graph_run(hr_step_graph_t *graph, struct hr_attend_report *report_out);
+
 /* Groups and indexes all rows that wait for it (the end of a prompt); the first recipe step does it otherwise. */
 HR_API hr_status_t hr_sequence_settle(hr_sequence_t *sequence, uint32_t layer);
 

@@ -129,6 +129,10 @@ struct hri_cuda_query_out {
 int hri_cuda_query(const float *q, struct hri_cuda_heads heads, const struct hri_cuda_shape *shape,
                    const struct hri_cuda_query_out *out, void *stream);
 
+/* out = q times a factor per query head (scale, log n): q, out [n_q][dk], factor [n_q]. */
+int hri_cuda_scale(const float *q, const float *factor, uint32_t n_q, uint32_t dk, float *out,
+                   void *stream);
+
 /* kernels.h: hri_sketch_query, the same layout. */
 struct hri_cuda_sketch_query {
     int8_t q4[HR_GROUP_MAX][HR_HEAD_DIM_MAX];

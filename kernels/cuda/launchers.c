@@ -5,6 +5,7 @@ const struct hri_launchers hri_launchers = {
     .nothing = hri_cuda_nothing,
     .set_machine = hri_cuda_set_machine,
     .append = hri_cuda_append,
+    .scale = hri_cuda_scale,
     .query = hri_cuda_query,
     .score_work = hri_cuda_score_work,
     .score = hri_cuda_score,

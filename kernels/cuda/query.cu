@@ -231,3 +231,19 @@ extern "C" int hri_cuda_query_sketch(const float *q, struct hri_cuda_heads heads
     return HRI_LAUNCH(query_sketch_kernel, dim3(n_bases, hri_div_up(heads.g, CHUNK), heads.n),
                       THREADS, 0, stream, q, heads, bases, n_bases, queries, rest);
 }
+
+static __global__ void __launch_bounds__(THREADS)
+    scale_kernel(const float *q, const float *factor, uint32_t dk, float *out)
+{
+    const float scale = factor[blockIdx.x];
+    for (uint32_t j = threadIdx.x; j < dk; j += THREADS)
+        out[(size_t)blockIdx.x * dk + j] = scale * q[(size_t)blockIdx.x * dk + j];
+}
+
+extern "C" int hri_cuda_scale(const float *q, const float *factor, uint32_t n_q, uint32_t dk,
+                              float *out, void *stream)
+{
+    if (n_q == 0)
+        return 0;
+    return HRI_LAUNCH(scale_kernel, n_q, THREADS, 0, stream, q, factor, dk, out);
+}

@@ -1,0 +1,286 @@
+/* A token through all layers as one graph. The device has the token's rows first; the host takes them from its answer, so that
+ * log, tail and statistics are as if it had appended them itself. */
+#include "runtime/device_part.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include <math.h>
+#include <string.h>
+
+struct hr_step_graph {
+    hr_sequence_t *s;
+    struct hri_device_memory memory;
+    struct hr_step_buffers *buffers; /* [n_layers] */
+    void *graph;
+};
+
+void hr_step_graph_options_init(struct hr_step_graph_options *options)
+{
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+}
+
+static void buffers_carve(const hr_sequence_t *s, struct hri_device_carve *c,
+                          struct hr_step_buffers *buffers)
+{
+    struct hr_step_buffers b;
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        b.q = hri_device_carve(c, (size_t)s->n_q * s->dk, sizeof(float));
+        b.k = hri_device_carve(c, (size_t)s->n_kv * s->dk, sizeof(float));
+        b.v = hri_device_carve(c, (size_t)s->n_kv * s->dv, sizeof(float));
+        b.out = s->part->layers[i].out.out;
+        if (buffers != NULL) {
+            buffers[i] = b;
+        }
+    }
+}
+
+static hr_status_t supported(const hr_sequence_t *s)
+{
+    const char *why = NULL;
+    if (s->part == NULL) {
+        why = "its steps do not run on a GPU";
+    } else if (hri_device_layers(s) != s->n_layers) {
+        why = "some of its layers attend everything, which the CPU does";
+    } else if (!s->part->direct) {
+        why = s->runtime->file_bytes > 0 ? "it has a file tier, which the host reads"
+                                         : "host memory could not be pinned";
+    }
+    return why != NULL ? hri_error_set(HR_ERR_UNSUPPORTED, "hr_step_graph: the sequence: %s", why)
+                       : HR_OK;
+}
+
+static hr_status_t layers_record(hr_step_graph_t *g, const struct hr_step_graph_options *o)
+{
+    const hr_sequence_t *s = g->s;
+    struct hri_device *device = s->part->device;
+    void *stream = hri_device_stream(device);
+    hr_status_t status = HR_OK;
+    for (uint32_t i = 0; i <= s->n_layers && status == HR_OK; i++) {
+        if (o->between != NULL) {
+            status = o->between(o->context, i, g->buffers, stream);
+        }
+        if (status == HR_OK && i < s->n_layers) {
+            const struct hr_step_buffers *b = &g->buffers[i];
+            status = hri_device_check(device, hri_device_launch(s, i, b->q, b->k, b->v),
+                                      "recording a token");
+        }
+    }
+    return status;
+}
+
+static hr_status_t record(hr_step_graph_t *g, const struct hr_step_graph_options *o)
+{
+    struct hri_device *device = g->s->part->device;
+    const struct hri_device_ops *ops = hri_device_ops(device);
+    void *stream = hri_device_stream(device);
+    hr_status_t status = hri_device_check(device, ops->capture_begin(stream), "recording a token");
+    if (status != HR_OK) {
+        return status;
+    }
+    status = layers_record(g, o);
+    int ended = ops->capture_end(stream, &g->graph);
+    return status == HR_OK ? hri_device_check(device, ended, "recording a token") : status;
+}
+
+hr_status_t hr_step_graph_create(hr_sequence_t *s, const struct hr_step_graph_options *options,
+                                 hr_step_graph_t **graph_out)
+{
+    if (s == NULL || options == NULL || graph_out == NULL) {
+        return hri_error_set(HR_ERR_INVALID,
+                             "hr_step_graph_create: no sequence, no options or no place for it");
+    }
+    if (options->struct_size != sizeof *options) {
+        return hri_error_set(HR_ERR_VERSION,
+                             "step graph options: struct_size %zu where this library has %zu",
+                             options->struct_size, sizeof *options);
+    }
+    hr_status_t status = supported(s);
+    if (status != HR_OK) {
+        return status;
+    }
+    struct hri_alloc *a = &s->runtime->alloc;
+    struct hri_device_carve c = {0};
+    hr_step_graph_t *g = hri_calloc(a, 1, sizeof *g);
+    if (g == NULL) {
+        return hri_alloc_status();
+    }
+    g->s = s;
+    g->buffers = hri_array(a, s->n_layers, sizeof *g->buffers);
+    buffers_carve(s, &c, NULL);
+    status = g->buffers == NULL
+                 ? hri_alloc_status()
+                 : hri_device_alloc(s->part->device, "a graph's buffers", c.used, &g->memory);
+    if (status == HR_OK) {
+        c = (struct hri_device_carve){g->memory.base, 0};
+        buffers_carve(s, &c, g->buffers);
+        status = hri_device_fill(s->part->device, g->memory.base, 0, g->memory.bytes);
+    }
+    status = status == HR_OK ? record(g, options) : status;
+    if (status != HR_OK) {
+        hr_step_graph_destroy(g);
+        return status;
+    }
+    *graph_out = g;
+    return HR_OK;
+}
+
+void hr_step_graph_destroy(hr_step_graph_t *g)
+{
+    if (g == NULL) {
+        return;
+    }
+    struct hri_device *device = g->s->part->device;
+    struct hri_alloc *a = &g->s->runtime->alloc;
+    if (g->graph != NULL) {
+        hri_device_ops(device)->graph_destroy(g->graph);
+    }
+    hri_device_free(device, &g->memory);
+    hri_free(a, g->buffers);
+    hri_free(a, g);
+}
+
+hr_status_t hr_step_graph_buffers(const hr_step_graph_t *g, uint32_t layer,
+                                  struct hr_step_buffers *buffers_out)
+{
+    if (g == NULL || buffers_out == NULL || layer >= g->s->n_layers) {
+        return hri_error_set(HR_ERR_INVALID, "hr_step_graph_buffers: %s",
+                             g == NULL || buffers_out == NULL ? "no graph or no place for them"
+                                                              : "no such layer");
+    }
+    *buffers_out = g->buffers[layer];
+    return HR_OK;
+}
+
+/* -- a token -- */
+
+static hr_status_t room_check(const hr_sequence_t *s)
+{
+    for (uint32_t i = 1; i < s->n_layers; i++) {
+        if (s->layers[i].n_tokens != s->layers[0].n_tokens) {
+            return hri_error_set(HR_ERR_STATE,
+                                 "hr_step_graph_run: layer %u has %u tokens, layer 0 has %u", i,
+                                 s->layers[i].n_tokens, s->layers[0].n_tokens);
+        }
+    }
+    if (s->layers[0].n_tokens >= s->tokens_max) {
+        return hri_error_set(
+            HR_ERR_FULL, "hr_step_graph_run: the sequence has tokens_max %u tokens", s->tokens_max);
+    }
+    return HR_OK;
+}
+
+static hr_status_t layer_begin(struct hri_device_token *t)
+{
+    hr_sequence_t *s = t->s;
+    hr_status_t status = hri_settle(s, t->layer, s->decode_segment, true);
+    status = status == HR_OK ? hri_device_sync(s, t->layer, t->layer->n_tokens) : status;
+    if (status != HR_OK) {
+        return status;
+    }
+    float log_n = logf((float)(t->position + 1));
+    for (uint32_t h = 0; h < s->n_q; h++) {
+        t->in->scale[h] =
+            s->scale * (t->layer->log_n != NULL ? 1.0f + t->layer->log_n[h] * log_n : 1.0f);
+    }
+    hri_device_in_fill(t);
+    return HR_OK;
+}
+
+/* All inputs of all layers lie in one run, and so do all outputs. */
+static hr_status_t replay(hr_step_graph_t *g)
+{
+    struct hri_device_part *p = g->s->part;
+    const uint32_t n = g->s->n_layers;
+    struct hri_device *device = p->device;
+    hr_status_t status =
+        hri_device_copy(device, p->layers[0].in.n_blocks, p->ins[0].n_blocks, n * p->ins[0].bytes);
+    if (status == HR_OK) {
+        status = hri_device_check(
+            device, hri_device_ops(device)->graph_launch(g->graph, hri_device_stream(device)),
+            "a token");
+    }
+    if (status == HR_OK) {
+        status =
+            hri_device_copy(device, p->outs[0].out, p->layers[0].out.out, n * p->outs[0].bytes);
+    }
+    return status == HR_OK ? hri_device_wait(device) : status;
+}
+
+/* The row that the device made, as if it had been appended here. */
+static hr_status_t row_append(struct hri_device_token *t)
+{
+    hr_sequence_t *s = t->s;
+    const size_t element = hr_dtype_bytes(s->dtype);
+    struct hr_tensor k = hr_tensor_make(t->out->row, s->dtype, 1, s->n_kv, s->dk);
+    struct hr_tensor v = hr_tensor_make(t->out->row + s->dk * element, s->dtype, 1, s->n_kv, s->dv);
+    k.strides[1] = v.strides[1] = s->dk + s->dv;
+    k.strides[0] = v.strides[0] = (int64_t)s->n_kv * (s->dk + s->dv);
+    k.strides[2] = v.strides[2] = 1;
+    hr_status_t status = hr_sequence_append(s, t->layer_index, &k, &v, NULL);
+    if (status == HR_OK) {
+        t->d->rows_synced = t->layer->n_tokens;
+        for (uint32_t h = 0; h < s->n_kv; h++) {
+            hri_index_observe(t->layer->heads[h], t->out->q + (size_t)h * s->g * s->dk, 1,
+                              t->position);
+        }
+    }
+    return status;
+}
+
+static hr_status_t query_check(const struct hri_device_token *t)
+{
+    const hr_sequence_t *s = t->s;
+    size_t n = (size_t)s->n_q * s->dk;
+    size_t bad = s->runtime->kernels->find_nonfinite(t->out->q, HR_DTYPE_F32, n);
+    return bad == n ? HR_OK
+                    : hri_error_set(HR_ERR_NONFINITE,
+                                    "q: layer %u, head %zu, dimension %zu is not finite",
+                                    t->layer_index, bad / s->dk, bad % s->dk);
+}
+
+/* Takes the token back from the layers that have it; the last rows are in every tail. */
+static hr_status_t token_undo(hr_sequence_t *s, uint32_t n_tokens, hr_status_t status)
+{
+    char message[HRI_ERROR_BYTES_MAX];
+    hri_error_get(message, sizeof message);
+    (void)hr_sequence_truncate(s, n_tokens);
+    return hri_error_set(status, "%s", message);
+}
+
+hr_status_t hr_step_graph_run(hr_step_graph_t *g, struct hr_attend_report *report_out)
+{
+    if (g == NULL) {
+        return hri_error_set(HR_ERR_INVALID, "hr_step_graph_run: no graph");
+    }
+    hr_sequence_t *s = g->s;
+    struct hr_attend_report report = {.true_error = -1.0, .true_error_max = -1.0};
+    hr_status_t status = room_check(s);
+    status = status == HR_OK ? hri_device_alive(s->part->device) : status;
+    const uint32_t position = s->layers[0].n_tokens;
+    for (uint32_t i = 0; i < s->n_layers && status == HR_OK; i++) {
+        struct hri_device_token t = hri_device_token(s, i, position, &report);
+        status = layer_begin(&t);
+    }
+    uint64_t began_ns = hri_now_ns();
+    status = status == HR_OK ? replay(g) : status;
+    if (status != HR_OK) {
+        return status;
+    }
+    report.time_ns[HRI_ATTEND] = hri_now_ns() - began_ns;
+    for (uint32_t i = 0; i < s->n_layers && status == HR_OK; i++) {
+        struct hri_device_token t = hri_device_token(s, i, position, &report);
+        hri_device_report(&t);
+        status = query_check(&t);
+        status = status == HR_OK ? row_append(&t) : status;
+    }
+    if (status != HR_OK) {
+        return token_undo(s, position, status);
+    }
+    report.predicted_error /= s->n_layers;
+    report.late_error /= s->n_layers;
+    if (report_out != NULL) {
+        *report_out = report;
+    }
+    return HR_OK;
+}
