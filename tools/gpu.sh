@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs what is to be proved on a machine with an NVIDIA GPU: every kernel's test and the recorded
-# steps, then the quick ones again under compute-sanitizer where that is there. Stands at the root of
+# Runs what is to be proved on a machine with an NVIDIA GPU: every kernel's test, the recorded steps, whole
+# steps of sequences against the CPU, then the quick ones again under compute-sanitizer where that is there. Stands at the root of
 # a bundle (tools/bundle.sh) and needs nothing but the driver and libc. Takes at most ten minutes:
 # what does not fit is counted as skipped.
 #
@@ -63,7 +63,7 @@ for test in "$tests"/gpu_*; do
     [ -x "$test" ] && run "$(basename "$test")" "$test"
 done
 sanitizer=$(command -v compute-sanitizer || true)
-for name in append pack score select resolve gather; do
+for name in append pack score select resolve gather predict device_tier step_graph; do
     if [ -n "$sanitizer" ] && [ -x "$tests/gpu_$name" ]; then
         for tool in memcheck racecheck initcheck synccheck; do
             run "$tool-$name" "$sanitizer" --tool "$tool" --error-exitcode 1 "$tests/gpu_$name"

@@ -441,6 +441,11 @@ const struct hri_device_ops *device_emu_ops(void)
     return &ops;
 }
 
+int device_emu_available(void)
+{
+    return 1;
+}
+
 struct device_emu_counts device_emu_counts(void)
 {
     return counts;

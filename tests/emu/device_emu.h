@@ -29,6 +29,8 @@ enum {
 };
 
 const struct hri_device_ops *device_emu_ops(void);
+/* 0: there is no device, and the test is skipped. The same names on a real GPU: tests/emu/device_gpu.c. */
+int device_emu_available(void);
 /* Launches run so far, graphs replayed so far, host memory pinned now. */
 struct device_emu_counts {
     uint64_t graph_launches, copies, waits;

@@ -25,6 +25,8 @@ struct text {
     float *k, *v, *q; /* the same of every layer, but for a factor */
 };
 
+static struct hri_device *the_device; /* of the last runtime */
+
 static hr_runtime_t *runtime_open(const char *device, uint64_t device_bytes)
 {
     struct hr_runtime_options o;
@@ -35,6 +37,7 @@ static hr_runtime_t *runtime_open(const char *device, uint64_t device_bytes)
     o.host_bytes = 32u << 20;
     o.n_threads = 1;
     assert_ok(hri_runtime_create_on(&o, hri_io_real(), device_emu_ops(), &rt));
+    the_device = rt->gpu != NULL ? rt->gpu : the_device;
     return rt;
 }
 
@@ -74,8 +77,7 @@ static const float *query_of(const struct text *t, uint32_t token, uint32_t laye
 /* Into device memory, in the stream's order. */
 static void put(float *to, const float *from, size_t n)
 {
-    const struct hri_device_ops *ops = device_emu_ops();
-    assert_int_equal(ops->copy(to, n * 4, from, n * 4, n * 4, 1, NULL), 0);
+    assert_ok(hri_device_copy(the_device, to, from, n * sizeof *from));
 }
 
 static void token_put(const hr_step_graph_t *g, const struct text *t, uint32_t token)
@@ -100,7 +102,7 @@ static void test_equal(void **state)
     (void)state;
     struct text t;
     text_make(&t);
-    hr_runtime_t *rt = runtime_open("emu", 64u << 20);
+    hr_runtime_t *rt = runtime_open(device_emu_ops()->name, 64u << 20);
     hr_sequence_t *s = sequence_open(rt, RECIPE), *twin = sequence_open(rt, RECIPE);
     struct hr_step_graph_options o;
     hr_step_graph_t *g = NULL;
@@ -186,7 +188,7 @@ static void test_between(void **state)
     (void)state;
     struct text t;
     text_make(&t);
-    hr_runtime_t *rt = runtime_open("emu", 64u << 20);
+    hr_runtime_t *rt = runtime_open(device_emu_ops()->name, 64u << 20);
     hr_sequence_t *s = sequence_open(rt, RECIPE);
     struct hri_device_memory memory = {0};
     const float ones[HEADS] = {1, 1, 1, 1};
@@ -234,7 +236,8 @@ static void test_misuse(void **state)
     hr_step_graph_t *g = NULL;
     struct hr_step_buffers b;
     hr_step_graph_options_init(&o);
-    hr_runtime_t *cpu = runtime_open("cpu", 64u << 20), *rt = runtime_open("emu", 64u << 20);
+    hr_runtime_t *cpu = runtime_open("cpu", 64u << 20),
+                 *rt = runtime_open(device_emu_ops()->name, 64u << 20);
     hr_sequence_t *on_cpu = sequence_open(cpu, RECIPE), *s = sequence_open(rt, RECIPE),
                   *full = sequence_open(rt, "full"), *dense = sequence_open(rt, RECIPE ",dense=1");
     assert_fails(hr_step_graph_create(NULL, &o, &g), HR_ERR_INVALID, "no sequence");
@@ -280,7 +283,7 @@ static void test_misuse(void **state)
     assert_ok(hr_runtime_destroy(rt));
     assert_ok(hr_runtime_destroy(cpu));
     device_emu_faults = (struct device_emu_faults){.no_pinning = true};
-    rt = runtime_open("emu", 64u << 20);
+    rt = runtime_open(device_emu_ops()->name, 64u << 20);
     s = sequence_open(rt, RECIPE);
     assert_fails(hr_step_graph_create(s, &o, &g), HR_ERR_UNSUPPORTED, "could not be pinned");
     hr_sequence_destroy(s);
@@ -291,6 +294,10 @@ static void test_misuse(void **state)
 
 int main(void)
 {
+    if (!device_emu_available()) {
+        printf("skipped: no CUDA device\n");
+        return 77;
+    }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_equal), cmocka_unit_test(test_between),
                                        cmocka_unit_test(test_misuse)};
     return cmocka_run_group_tests(tests, NULL, NULL);
