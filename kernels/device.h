@@ -44,6 +44,8 @@ struct hri_launchers {
                         const struct hri_cuda_job *late, const uint32_t *n, void *);
     int (*gather)(const struct hri_cuda_gather_args *, uint32_t n_blocks, enum hri_cuda_path,
                   void *);
+    int (*mail_post)(const struct hri_cuda_mailbox *, const struct hri_cuda_mail_args *, void *);
+    int (*mail_collect)(const struct hri_cuda_mailbox *, const struct hri_cuda_mail_args *, void *);
     int (*mark)(const struct hri_cuda_refined *, const uint32_t *n, uint32_t blocks_max, uint8_t *,
                 uint32_t n_heads, void *);
     int (*predict)(const struct hri_cuda_predict_args *, struct hri_cuda_heads, void *);

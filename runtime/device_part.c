@@ -17,6 +17,8 @@ static void in_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct 
     in->n_blocks = hri_device_carve(c, h, sizeof *in->n_blocks);
     in->budget = hri_device_carve(c, 2 * h, sizeof *in->budget);
     in->enough = hri_device_carve(c, h, sizeof *in->enough);
+    in->ticket = hri_device_carve(c, 1, sizeof *in->ticket);
+    in->limit_ns = hri_device_carve(c, 1, sizeof *in->limit_ns);
     in->near = hri_device_carve(c, 4, sizeof *in->near);
     in->q = hri_device_carve(c, (size_t)s->n_q * s->dk, sizeof *in->q);
     in->scale = hri_device_carve(c, s->n_q, sizeof *in->scale);
@@ -239,6 +241,40 @@ static hr_status_t tier_create(hr_sequence_t *s, struct hri_device_part *p, uint
     return status;
 }
 
+static void box_carve(struct hri_device_part *p, struct hri_device_carve *c)
+{
+    p->box.requests = hri_device_carve(c, p->jobs_max, sizeof *p->box.requests);
+    p->box.n = hri_device_carve(c, 1, sizeof *p->box.n);
+    p->box.posted = hri_device_carve(c, 1, sizeof *p->box.posted);
+    p->box.answers = hri_device_carve(c, p->jobs_max, sizeof *p->box.answers);
+    p->box.landing = hri_device_carve(c, p->jobs_max, p->frame_bytes);
+    p->box.max = p->jobs_max;
+    p->box.frame_bytes = p->frame_bytes;
+}
+
+/* Where pinned memory is refused blocks are brought between two halves of a step. */
+static hr_status_t bringing_create(hr_sequence_t *s, struct hri_device_part *p)
+{
+    struct hri_alloc *a = &s->runtime->alloc;
+    struct hri_device_carve c = {0};
+    p->jobs = hri_array(a, p->jobs_max, sizeof *p->jobs);
+    p->reads = hri_array(a, p->jobs_max, sizeof *p->reads);
+    p->answered = hri_array(a, p->jobs_max, 1);
+    if (p->jobs == NULL || p->reads == NULL || p->answered == NULL) {
+        return hri_alloc_status();
+    }
+    box_carve(p, &c);
+    hr_status_t status = hri_device_buffer_create(p->device, c.used, &p->box_memory);
+    if (status != HR_OK) {
+        return status;
+    }
+    c = (struct hri_device_carve){p->box_memory.base, 0};
+    box_carve(p, &c);
+    p->mailed = p->box_memory.pinned;
+    return hri_device_check(p->device, hri_device_ops(p->device)->event_create(&p->event),
+                            "an event");
+}
+
 /* What the host keeps beside: one token's input and output, lists of what is copied. */
 static hr_status_t host_create(hr_sequence_t *s, struct hri_device_part *p)
 {
@@ -264,15 +300,7 @@ static hr_status_t host_create(hr_sequence_t *s, struct hri_device_part *p)
     }
     uint64_t jobs = (uint64_t)s->n_kv * s->items_max;
     p->jobs_max = (uint32_t)(jobs < p->n_frames ? jobs : p->n_frames);
-    if (p->direct) {
-        return HR_OK;
-    }
-    p->jobs = hri_array(a, p->jobs_max, sizeof *p->jobs);
-    p->reads = hri_array(a, p->jobs_max, sizeof *p->reads);
-    if (p->jobs == NULL || p->reads == NULL) {
-        return hri_alloc_status();
-    }
-    return hri_device_buffer_create(p->device, (size_t)p->jobs_max * p->frame_bytes, &p->staging);
+    return p->direct ? HR_OK : bringing_create(s, p);
 }
 
 static hr_status_t device_fill(hr_sequence_t *s, struct hri_device_part *p)
@@ -354,7 +382,10 @@ void hri_device_detach(hr_sequence_t *s)
     hri_device_free(p->device, &p->memory);
     hri_device_tier_destroy(p->tier);
     hri_device_buffer_destroy(p->device, &p->host);
-    hri_device_buffer_destroy(p->device, &p->staging);
+    hri_device_buffer_destroy(p->device, &p->box_memory);
+    if (p->event != NULL) {
+        ops->event_destroy(p->event);
+    }
     hri_free(a, p->layers);
     hri_free(a, p->ins);
     hri_free(a, p->outs);
@@ -363,6 +394,7 @@ void hri_device_detach(hr_sequence_t *s)
     hri_free(a, p->bytes);
     hri_free(a, p->jobs);
     hri_free(a, p->reads);
+    hri_free(a, p->answered);
     hri_free(a, p);
     s->part = NULL;
 }

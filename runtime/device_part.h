@@ -26,6 +26,8 @@ struct hri_device_in {
     uint32_t *n_blocks; /* [H] */
     uint64_t *budget;   /* [H][2] of misses, of hits */
     float *enough;      /* [H] */
+    uint32_t *ticket;   /* one number, where the host brings misses through the mailbox; and */
+    uint64_t *limit_ns; /* how long the device waits for them */
     uint32_t *
         near; /* [4]: rows of the sink, of the window, its first row and the new row's place in the ring */
     float *q;           /* [H][G][dk] scaled */
@@ -88,7 +90,9 @@ struct hri_device_part {
     struct hri_cuda_heads heads;
     uint32_t blocks_max; /* a multiple of 16 */
     uint32_t rank_c, rank_d, n_frames, jobs_max, frame_bytes;
-    bool direct;                   /* the device reads blocks itself */
+    bool direct; /* the device reads blocks itself */
+    bool
+        mailed; /* else: it asks for them through a mailbox; neither: between two halves of the step */
     struct hri_device_buffer host; /* of all layers with blocks, as on the device: */
     struct hri_device_in *ins;     /* [n_layers] input, one after the other */
     struct hri_device_out *outs;   /* [n_layers] output, likewise */
@@ -98,9 +102,14 @@ struct hri_device_part {
     uint32_t *synced;                /* [n_layers][H] */
     uint64_t *offsets;               /* [blocks_max] on the host */
     uint32_t *bytes;
-    /* Where the host brings blocks: */
-    struct hri_device_buffer staging; /* [jobs_max][frame_bytes] */
-    struct hri_cuda_job *jobs;        /* [jobs_max] on the host */
+    /* The mailbox and the host's side of it (device_mail.c): */
+    struct hri_device_buffer box_memory;
+    struct hri_cuda_mailbox box;
+    uint32_t ticket, served; /* last given out; last seen */
+    struct hri_read_batch batch;
+    uint8_t *answered; /* [jobs_max] */
+    void *event;
+    struct hri_cuda_job *jobs; /* [jobs_max] on the host */
     struct hri_read *reads;
 };
 
@@ -117,6 +126,18 @@ void hri_device_cut(hr_sequence_t *s);
 hr_status_t hri_device_sync(hr_sequence_t *s, struct hri_layer *layer, uint32_t end);
 /* Records the graphs of a layer (device_step.c). */
 hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index);
+
+/* The read that brings a block, whole, to dst. */
+void hri_device_read_fill(const hr_sequence_t *s, uint32_t layer_index,
+                          const struct hri_cuda_job *job, void *dst, struct hri_read *read);
+/* Serves the mailbox until everything in the stream is done. Tickets first_ticket + i are of layers first_layer + i. */
+struct hri_device_mail {
+    uint32_t first_layer, n_layers, first_ticket;
+    struct hr_attend_report *report; /* bytes are added */
+    uint32_t n_lost, n_late;         /* cannot be read; had not come when the turn was over */
+    hr_status_t why;                 /* of the last lost one */
+};
+hr_status_t hri_device_mail_serve(hr_sequence_t *s, struct hri_device_mail *mail);
 
 /* -- parts of a step, for step_graph.c -- */
 /* One token of one layer that is under way. */

@@ -270,12 +270,28 @@ static int first_half(const struct launch *l)
     return 0;
 }
 
+static int mail(const struct launch *l)
+{
+    const struct hri_cuda_mail_args a = {.jobs = l->w->jobs,
+                                         .n_jobs = l->w->n_jobs,
+                                         .ticket = l->d->in.ticket,
+                                         .limit_ns = l->d->in.limit_ns,
+                                         .frames = hri_device_tier_frames(l->p->tier, l->d->number),
+                                         .late = l->w->late,
+                                         .n_late = l->w->n_late};
+    LAUNCH(l->p->launch->mail_post(&l->p->box, &a, l->stream));
+    return l->p->launch->mail_collect(&l->p->box, &a, l->stream);
+}
+
 static int second_half(const struct launch *l)
 {
     if (l->p->direct) {
         LAUNCH(gather(l));
     } else {
         const struct hri_cuda_resolve_args resolve = resolve_args(l);
+        if (l->p->mailed) {
+            LAUNCH(mail(l));
+        }
         LAUNCH(l->p->launch->resolve_late(hri_device_tier_table(l->p->tier, l->d->number), &resolve,
                                           l->w->late, l->w->n_late, l->stream));
     }
@@ -313,8 +329,9 @@ hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
     struct hri_device_part *p = s->part;
     struct hri_device_layer *d = &p->layers[layer_index];
     const struct launch l = {s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
-    hr_status_t status = record(p->device, &l, true, p->direct, &d->first);
-    if (status == HR_OK && !p->direct) {
+    const bool whole = p->direct || p->mailed;
+    hr_status_t status = record(p->device, &l, true, whole, &d->first);
+    if (status == HR_OK && !whole) {
         status = record(p->device, &l, false, true, &d->second);
     }
     return status;
@@ -396,6 +413,8 @@ void hri_device_in_fill(struct hri_device_token *t)
     in->near[1] = first < seen ? seen - first : 0;
     in->near[2] = first % s->tail_max;
     in->near[3] = t->position % s->tail_max;
+    *in->ticket = ++t->p->ticket;
+    *in->limit_ns = hri_store_timeout_ns(s->runtime->store);
 }
 
 static void query_fill(struct hri_device_token *t, const float *q)
@@ -422,17 +441,18 @@ static void judge(struct hri_device_token *t, hr_status_t status)
                               t->layer->body_end - 1, message);
 }
 
-static void read_fill(const struct hri_device_token *t, uint32_t j, struct hri_read *read)
+void hri_device_read_fill(const hr_sequence_t *s, uint32_t layer_index,
+                          const struct hri_cuda_job *job, void *dst, struct hri_read *read)
 {
-    const struct hri_cuda_job *job = &t->p->jobs[j];
-    const struct hri_block_at *at = &t->layer->places[job->head][job->block];
-    *read = (struct hri_read){
-        .lane = t->layer->block_lane,
-        .cell = at->cell,
-        .n_cells = 1,
-        .offset = at->offset,
-        .bytes = hri_index_block_rows(t->layer->heads[job->head], job->block) * t->s->code_bytes,
-        .dst = (unsigned char *)t->p->staging.base + (size_t)j * t->p->frame_bytes};
+    const struct hri_layer *l = &s->layers[layer_index];
+    const struct hri_block_at *at = &l->places[job->head][job->block];
+    *read = (struct hri_read){.lane = l->block_lane,
+                              .cell = at->cell,
+                              .n_cells = 1,
+                              .offset = at->offset,
+                              .bytes = hri_index_block_rows(l->heads[job->head], job->block) *
+                                       s->code_bytes,
+                              .dst = dst};
 }
 
 /* Reads all misses; those that came are copied to their frames, the others stay in p->jobs. Returns how many these are. */
@@ -445,7 +465,8 @@ static hr_status_t misses_read(struct hri_device_token *t, uint32_t n, uint32_t 
     uint64_t hard_ns = hri_now_ns() + hri_store_timeout_ns(store);
     bool waits = t->limits->strict || t->limits->deadline_ns == 0;
     for (uint32_t j = 0; j < n; j++) {
-        read_fill(t, j, &p->reads[j]);
+        hri_device_read_fill(t->s, t->layer_index, &p->jobs[j],
+                             p->box.landing + (size_t)j * p->frame_bytes, &p->reads[j]);
     }
     hr_status_t status = hri_store_read_begin(store, &batch);
     if (status != HR_OK) {
@@ -511,6 +532,33 @@ static hr_status_t graph_run(struct hri_device *device, void *graph)
                      "a step");
 }
 
+/* How long the device may wait for a block: until the deadline, or as long as the store does. */
+static uint64_t limit_ns(const struct hri_device_token *t)
+{
+    uint64_t now = hri_now_ns(), deadline = t->limits->deadline_ns;
+    if (t->limits->strict || deadline == 0) {
+        return hri_store_timeout_ns(t->s->runtime->store);
+    }
+    return deadline > now ? deadline - now : 0;
+}
+
+static hr_status_t mail_serve(struct hri_device_token *t)
+{
+    struct hri_device_mail mail = {.first_layer = t->layer_index,
+                                   .n_layers = 1,
+                                   .first_ticket = *t->in->ticket,
+                                   .report = t->report};
+    hr_status_t status = hri_device_mail_serve(t->s, &mail);
+    t->n_lost = mail.n_lost;
+    if (status == HR_OK && mail.n_lost > 0) {
+        judge(t, hri_error_set(mail.why, "%u blocks cannot be read", mail.n_lost));
+    }
+    if (status == HR_OK && mail.n_late > 0) {
+        judge(t, hri_error_set(HR_ERR_TIMEOUT, "%u blocks are late", mail.n_late));
+    }
+    return status;
+}
+
 static hr_status_t device_run(struct hri_device_token *t)
 {
     struct hri_device_part *p = t->p;
@@ -518,7 +566,7 @@ static hr_status_t device_run(struct hri_device_token *t)
     bool lists = t->layer->block_tokens != NULL;
     hr_status_t status = hri_device_copy(device, t->d->in.n_blocks, t->in->n_blocks, t->in->bytes);
     status = status == HR_OK ? graph_run(device, t->d->first) : status;
-    if (status == HR_OK && !p->direct) {
+    if (status == HR_OK && !p->direct && !p->mailed) {
         status = misses_bring(t);
         status = status == HR_OK ? graph_run(device, t->d->second) : status;
     }
@@ -527,6 +575,9 @@ static hr_status_t device_run(struct hri_device_token *t)
     }
     if (status == HR_OK && lists) {
         status = hri_device_copy(device, p->lists.items, t->d->lists.items, p->lists.bytes);
+    }
+    if (status == HR_OK && p->mailed) {
+        status = mail_serve(t);
     }
     status = status == HR_OK ? hri_device_wait(device) : status;
     move_ends(t, HRI_ATTEND);
@@ -645,6 +696,7 @@ hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float 
     }
     t.time_ns = hri_now_ns();
     hri_device_in_fill(&t);
+    *t.in->limit_ns = limit_ns(&t);
     query_fill(&t, q);
     status = device_run(&t);
     if (status != HR_OK) {

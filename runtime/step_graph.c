@@ -42,9 +42,8 @@ static hr_status_t supported(const hr_sequence_t *s)
         why = "its steps do not run on a GPU";
     } else if (hri_device_layers(s) != s->n_layers) {
         why = "some of its layers attend everything, which the CPU does";
-    } else if (!s->part->direct) {
-        why = s->runtime->file_bytes > 0 ? "it has a file tier, which the host reads"
-                                         : "host memory could not be pinned";
+    } else if (!s->part->direct && !s->part->mailed) {
+        why = "host memory could not be pinned";
     }
     return why != NULL ? hri_error_set(HR_ERR_UNSUPPORTED, "hr_step_graph: the sequence: %s", why)
                        : HR_OK;
@@ -188,7 +187,7 @@ static hr_status_t layer_begin(struct hri_device_token *t)
 }
 
 /* All inputs of all layers lie in one run, and so do all outputs. */
-static hr_status_t replay(hr_step_graph_t *g)
+static hr_status_t replay(hr_step_graph_t *g, struct hr_attend_report *report)
 {
     struct hri_device_part *p = g->s->part;
     const uint32_t n = g->s->n_layers;
@@ -203,6 +202,12 @@ static hr_status_t replay(hr_step_graph_t *g)
     if (status == HR_OK) {
         status =
             hri_device_copy(device, p->outs[0].out, p->layers[0].out.out, n * p->outs[0].bytes);
+    }
+    struct hri_device_mail mail = {
+        .n_layers = n, .first_ticket = *p->ins[0].ticket, .report = report};
+    if (status == HR_OK && p->mailed) {
+        status = hri_device_mail_serve(g->s, &mail);
+        report->blocks_lost += mail.n_lost;
     }
     return status == HR_OK ? hri_device_wait(device) : status;
 }
@@ -263,7 +268,7 @@ hr_status_t hr_step_graph_run(hr_step_graph_t *g, struct hr_attend_report *repor
         status = layer_begin(&t);
     }
     uint64_t began_ns = hri_now_ns();
-    status = status == HR_OK ? replay(g) : status;
+    status = status == HR_OK ? replay(g, &report) : status;
     if (status != HR_OK) {
         return status;
     }

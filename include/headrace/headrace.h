@@ -269,7 +269,9 @@ HR_API int hr_sequence_wants_prefetch(const hr_sequence_t *sequence, uint32_t la
 /* -- a token through all layers at once, on a GPU --
  * For models that run on the same GPU: all launches of a token, those of the model between the layers included, are recorded once as one CUDA
  * graph and replayed for every token, unchanged while the sequence grows. Needs a sequence on a GPU whose layers all attend by a recipe with
- * steps there, host memory that could be pinned, and no file tier: then nothing waits for the host within a token. */
+ * steps there, and host memory that could be pinned. Without a file tier nothing waits for the host within a token; with one the device
+ * asks for what it misses while the graph runs, and the thread that is in hr_step_graph_run brings it. Blocks that cannot be read or
+ * take longer than io_timeout_ns stay at their summary (blocks_late, blocks_lost). */
 typedef struct hr_step_graph hr_step_graph_t;
 /* What the graph reads and writes of a layer: device memory, float32, contiguous; it stays as long as the graph. */
 struct hr_step_buffers {

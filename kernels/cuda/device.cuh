@@ -125,6 +125,24 @@ template <int PENDING> static inline void hri_bulk_wait(EMU_HERE)
 static inline void hri_fence_async()
 {
 }
+/* Flags that the host reads and writes while the kernel runs, and what they guard. */
+static inline uint32_t hri_load_system(const uint32_t *flag, EMU_HERE)
+{
+    return emu::load_system(flag, EMU_WHERE);
+}
+static inline void hri_store_system(uint32_t *flag, uint32_t x, EMU_HERE)
+{
+    emu::store_system(flag, x, EMU_WHERE);
+}
+static inline uint4 hri_load_volatile(const void *p, EMU_HERE)
+{
+    emu::touch_read(p, 16, EMU_WHERE);
+    return *(const uint4 *)p;
+}
+static inline uint64_t hri_now_ns()
+{
+    return emu::now_ns();
+}
 static inline uint4 hri_load_stream(const void *p, EMU_HERE)
 {
     emu::touch_read(p, 16, EMU_WHERE); /* a compiler may load parts of it only */
@@ -264,6 +282,33 @@ static __device__ __forceinline__ void hri_fence_async()
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
+}
+/* Flags that the host reads and writes while the kernel runs, and what they guard. */
+static __device__ __forceinline__ uint32_t hri_load_system(const uint32_t *flag)
+{
+    uint32_t x;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
+    return x;
+}
+static __device__ __forceinline__ void hri_store_system(uint32_t *flag, uint32_t x)
+{
+    asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(flag), "r"(x) : "memory");
+}
+/* Not from a cache. */
+static __device__ __forceinline__ uint4 hri_load_volatile(const void *p)
+{
+    uint4 x;
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(p)
+                 : "memory");
+    return x;
+}
+static __device__ __forceinline__ uint64_t hri_now_ns()
+{
+    uint64_t x;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(x));
+    return x;
 }
 /* 16 bytes that are read once: not kept in L1. */
 static __device__ __forceinline__ uint4 hri_load_stream(const void *p)

@@ -355,6 +355,36 @@ enum hri_cuda_path { HRI_CUDA_PATH_AUTO, HRI_CUDA_PATH_LOADS, HRI_CUDA_PATH_BULK
 int hri_cuda_gather(const struct hri_cuda_gather_args *gather, uint32_t n_blocks,
                     enum hri_cuda_path path, void *stream);
 
+/* ----------------------------------------------------------------------------------------- mailbox
+ * Misses that only the host can bring. The device posts a turn's jobs and goes on to wait for them; a thread of the
+ * host sees the ticket, brings the blocks to landing places and answers one by one. What has no answer in time stays
+ * at its lower level: the device decides that, and the answer that comes later is of an old ticket.
+ *
+ *   device   requests, n, then posted = ticket       answers[j] == 2 ticket + 1 ? landing j -> frame : late
+ *   host     posted seen: read requests, bring them, answers[j] = 2 ticket + 1, or 2 ticket: it never will
+ *
+ * All in mapped pinned host memory. */
+struct hri_cuda_mailbox {
+    struct hri_cuda_job *requests; /* [max] */
+    uint32_t *n, *posted;          /* one number each */
+    uint32_t *answers;             /* [max] */
+    unsigned char *landing;        /* [max][frame_bytes] */
+    uint32_t max, frame_bytes;
+};
+struct hri_cuda_mail_args {
+    const struct hri_cuda_job *jobs; /* of resolve, in device memory as all below */
+    const uint32_t *n_jobs;          /* at most max */
+    const uint32_t *ticket;          /* another one each time */
+    const uint64_t *limit_ns;        /* how long collect waits, from its beginning */
+    unsigned char *frames;
+    struct hri_cuda_job *late; /* [max] what did not come */
+    uint32_t *n_late;
+};
+int hri_cuda_mail_post(const struct hri_cuda_mailbox *box, const struct hri_cuda_mail_args *mail,
+                       void *stream);
+int hri_cuda_mail_collect(const struct hri_cuda_mailbox *box, const struct hri_cuda_mail_args *mail,
+                          void *stream);
+
 /* ------------------------------------------------------------------------------------------ attend
  * Decode attention of one query per query head over all that is known, at its level, merged exactly:
  * parts are pairs (output, log-sum-exp). Any part may be absent. */

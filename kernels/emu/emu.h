@@ -156,6 +156,9 @@ void mbarrier_expect(uint64_t *bar, uint32_t bytes, where at);
 void mbarrier_wait(uint64_t *bar, unsigned phase, where at);
 void bulk_load(void *shared, const void *global, uint32_t bytes, uint64_t *bar, where at);
 void bulk_store(void *global, const void *shared, uint32_t bytes, where at);
+uint32_t load_system(const uint32_t *flag, where at);
+void store_system(uint32_t *flag, uint32_t x, where at);
+uint64_t now_ns();
 
 typedef void (*body_fn)(void *params);
 struct launch_config {

@@ -12,6 +12,8 @@
 #include "kernels/emu/emu_check.h"
 #include "kernels/emu/emu_fiber.h"
 
+#include <ctime>
+
 namespace emu
 {
 
@@ -366,6 +368,28 @@ void bulk_store(void *global, const void *shared, uint32_t bytes, where at)
     thread *t = state().current;
     t->copies.push_back({global, shared, bytes, bytes, t->groups, at});
     copy_issue(t->copies.back());
+}
+
+/* ----------------------------------------------------------------------------- what the host sees
+ * Flags in mapped memory that another thread of the program reads and writes meanwhile. */
+
+uint32_t load_system(const uint32_t *flag, where at)
+{
+    touch_kind(flag, sizeof *flag, ATOMIC, at);
+    return __atomic_load_n(flag, __ATOMIC_ACQUIRE);
+}
+
+void store_system(uint32_t *flag, uint32_t x, where at)
+{
+    touch_kind(flag, sizeof *flag, ATOMIC, at);
+    __atomic_store_n(flag, x, __ATOMIC_RELEASE);
+}
+
+uint64_t now_ns()
+{
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 /* --------------------------------------------------------------------------------------- running */

@@ -2,6 +2,7 @@
 
 #include "kernels/emu/emu_api.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -192,8 +193,25 @@ static void node_free(struct node *node)
     free(node->snapshot);
 }
 
+/* What the stream does while somebody asks for an event: a thread of its own, so that the host can answer kernels that
+ * wait for it. Nothing else of the emulator is used meanwhile. */
+static struct {
+    pthread_t thread;
+    bool running;
+    _Atomic int done;
+    int error;
+} worker;
+
+static void worker_join(void)
+{
+    if (!worker.running)
+        return;
+    pthread_join(worker.thread, NULL);
+    worker.running = false;
+}
+
 /* All that is queued; a kernel that reports something loses the device. */
-static int queue_run(void)
+static int queue_run_here(void)
 {
     flush_launches();
     protect(PROT_READ | PROT_WRITE);
@@ -210,6 +228,19 @@ static int queue_run(void)
     hri_emu_capture_begin();
     protect(PROT_NONE);
     return lost ? DEVICE_EMU_KERNEL : 0;
+}
+
+static int queue_run(void)
+{
+    worker_join();
+    return queue_run_here();
+}
+
+static void *worker_run(void *unused)
+{
+    worker.error = queue_run_here();
+    worker.done = 1;
+    return unused;
 }
 
 static int stream_create(void **stream_out)
@@ -301,8 +332,16 @@ static int event_record(void *event, void *stream)
 
 static int event_query(void *event)
 {
-    int error = queue_run();
-    return error != 0 ? error : *(int *)event ? 0 : DEVICE_EMU_REFUSED;
+    if (!worker.running) {
+        worker.done = 0;
+        if (pthread_create(&worker.thread, NULL, worker_run, NULL) != 0)
+            give_up("no thread");
+        worker.running = true;
+    }
+    if (!worker.done)
+        return DEVICE_EMU_NOT_READY;
+    worker_join();
+    return worker.error != 0 ? worker.error : *(int *)event ? 0 : DEVICE_EMU_REFUSED;
 }
 
 static int event_elapsed(void *first, void *last, float *ms_out)
@@ -380,6 +419,8 @@ static enum hri_device_fault fault(int error)
         return HRI_DEVICE_OLD_DRIVER;
     case DEVICE_EMU_NO_CODE:
         return HRI_DEVICE_NO_CODE;
+    case DEVICE_EMU_NOT_READY:
+        return HRI_DEVICE_NOT_READY;
     case DEVICE_EMU_LOST:
     case DEVICE_EMU_KERNEL:
         return HRI_DEVICE_LOST;

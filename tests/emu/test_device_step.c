@@ -13,6 +13,7 @@
 #include "offload/io_ops.h"
 #include "runtime/device_part.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdbool.h>
 #include <unistd.h>
@@ -443,7 +444,7 @@ static void steps(const struct plan *p, uint32_t prefill, uint32_t n, uint64_t *
     }
     /* Recorded once, replayed for every token and layer. */
     assert_int_equal(device_emu_counts().graph_launches - before,
-                     n * LAYERS * (b.seq->part->direct ? 1u : 2u));
+                     n * LAYERS * (b.seq->part->direct || b.seq->part->mailed ? 1u : 2u));
     struct hr_runtime_stats st = {.struct_size = sizeof st};
     assert_ok(hr_runtime_stats_get(b.rt, &st));
     for (int i = 0; i < HR_TIERS; i++)
@@ -613,9 +614,8 @@ static void test_pageable(void **state)
 }
 
 /* Blocks in the file: brought by the host; those that miss the deadline stay at their summary. */
-static void test_file(void **state)
+static void file_steps(bool mailbox)
 {
-    (void)state;
     struct fault_io io;
     struct plan p = plain;
     struct bed b;
@@ -623,7 +623,9 @@ static void test_file(void **state)
     fault_io_init(&io);
     p.io = &io.ops;
     p.host_bytes = 128u << 10;
+    device_emu_faults.no_pinning = !mailbox;
     bed_make(&b, &p);
+    assert_int_equal(b.seq->part->mailed, mailbox);
     append(&b, 700);
     assert_ok(hr_sequence_settle(b.seq, 0));
     assert_ok(hr_sequence_settle(b.seq, 1));
@@ -649,6 +651,43 @@ static void test_file(void **state)
     }
     assert_true(late > 0);
     step(&b); /* late blocks left no trace */
+    bed_free(&b);
+}
+
+static void test_file(void **state)
+{
+    (void)state;
+    file_steps(true); /* the device asks while it runs */
+    file_steps(false);
+}
+
+/* Blocks that cannot be read stay at their summary, or end a strict step; the next ones come. */
+static void test_unreadable(void **state)
+{
+    (void)state;
+    struct fault_io io;
+    struct plan p = plain;
+    struct bed b;
+    struct hr_attend_options options;
+    static struct choice c[KV];
+    fault_io_init(&io);
+    p.io = &io.ops;
+    p.host_bytes = 128u << 10;
+    bed_make(&b, &p);
+    append(&b, 700);
+    assert_ok(hr_sequence_settle(b.seq, 0));
+    assert_ok(hri_store_flush(b.rt->store));
+    fault_io_arm(&io, false, FAULT_ERROR, EIO, 0, 1000000);
+    append(&b, 1);
+    hr_attend_options_init(&options);
+    hits_read(&b, 0, c);
+    assert_ok(attend_with(&b, b.seq, 0, &options, b.out, &b.report));
+    assert_true(b.report.blocks_lost > 0);
+    assert_int_equal(b.report.blocks_lost, b.report.blocks_late);
+    options.strict_exact = 1;
+    assert_int_equal(attend_with(&b, b.seq, 0, &options, b.out, NULL), HR_ERR_IO);
+    fault_io_disarm(&io);
+    check_step(&b, 0, c, false);
     bed_free(&b);
 }
 
@@ -821,9 +860,9 @@ int main(void)
     }
 #define TEST(name) cmocka_unit_test_setup(name, calm)
     const struct CMUnitTest tests[] = {
-        TEST(test_steps),   TEST(test_kinds),      TEST(test_short),  TEST(test_growth),
-        TEST(test_cpu),     TEST(test_tolerance),  TEST(test_tiny),   TEST(test_pageable),
-        TEST(test_file),    TEST(test_truncate),   TEST(test_copies), TEST(test_lost),
-        TEST(test_refused), TEST(test_allocations)};
+        TEST(test_steps), TEST(test_kinds),      TEST(test_short),      TEST(test_growth),
+        TEST(test_cpu),   TEST(test_tolerance),  TEST(test_tiny),       TEST(test_pageable),
+        TEST(test_file),  TEST(test_unreadable), TEST(test_truncate),   TEST(test_copies),
+        TEST(test_lost),  TEST(test_refused),    TEST(test_allocations)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <unistd.h>
 
 enum { HEADS = 4, KV = 2, D = 64, TOKENS = 400, LAYERS = 3 };
 #define RECIPE "headrace:sketch=0,block=12,decode_segment=32,window=32"
@@ -27,18 +28,27 @@ struct text {
 
 static struct hri_device *the_device; /* of the last runtime */
 
-static hr_runtime_t *runtime_open(const char *device, uint64_t device_bytes)
+static hr_runtime_t *runtime_on(const char *device, uint64_t device_bytes, bool file)
 {
     struct hr_runtime_options o;
     hr_runtime_t *rt = NULL;
     hr_runtime_options_init(&o);
     o.device = device;
     o.device_bytes = device_bytes;
-    o.host_bytes = 32u << 20;
+    o.host_bytes = file ? 96u << 10 : 32u << 20;
+    if (file) {
+        o.file_dir = access(disk_dir(), W_OK) == 0 ? disk_dir() : "/var/tmp";
+        o.file_bytes = 64u << 20;
+    }
     o.n_threads = 1;
     assert_ok(hri_runtime_create_on(&o, hri_io_real(), device_emu_ops(), &rt));
     the_device = rt->gpu != NULL ? rt->gpu : the_device;
     return rt;
+}
+
+static hr_runtime_t *runtime_open(const char *device, uint64_t device_bytes)
+{
+    return runtime_on(device, device_bytes, false);
 }
 
 static hr_sequence_t *sequence_open(hr_runtime_t *rt, const char *recipe)
@@ -97,21 +107,23 @@ static void append_all(hr_sequence_t *s, const struct text *t, uint32_t first, u
         assert_ok(rows_append(s, &shape, i, t->k, t->v, first, n));
 }
 
-static void test_equal(void **state)
+static void equal(bool file)
 {
-    (void)state;
     struct text t;
     text_make(&t);
-    hr_runtime_t *rt = runtime_open(device_emu_ops()->name, 64u << 20);
+    hr_runtime_t *rt = runtime_on(device_emu_ops()->name, 64u << 20, file);
     hr_sequence_t *s = sequence_open(rt, RECIPE), *twin = sequence_open(rt, RECIPE);
     struct hr_step_graph_options o;
     hr_step_graph_t *g = NULL;
-    uint64_t fetched = 0, hits = 0;
+    uint64_t fetched = 0, hits = 0, from_file = 0;
     hr_step_graph_options_init(&o);
     assert_ok(hr_step_graph_create(s, &o, &g));
     const uint32_t first = 200, end = 212; /* over the end of a segment */
     append_all(s, &t, 0, first);
     append_all(twin, &t, 0, first);
+    assert_int_equal(s->part->mailed, file);
+    if (file)
+        assert_ok(hri_store_flush(rt->store));
     const uint64_t launches = device_emu_counts().graph_launches;
     for (uint32_t n = first; n < end; n++) {
         struct hr_attend_report report, sum = {0};
@@ -120,6 +132,8 @@ static void test_equal(void **state)
         assert_ok(hr_step_graph_run(g, &report));
         hits += report.blocks_hit;
         fetched += report.blocks_fetched;
+        from_file += report.bytes_from_file;
+        assert_int_equal(report.blocks_late, 0);
         for (uint32_t i = 0; i < LAYERS; i++) {
             struct hr_attend_report one;
             struct hr_step_buffers b;
@@ -150,7 +164,7 @@ static void test_equal(void **state)
         assert_int_equal(report.body_bytes, sum.body_bytes);
         assert_true(fabs(report.predicted_error - sum.predicted_error) < 1e-9);
     }
-    assert_true(hits > 0 && fetched > 0);
+    assert_true(hits > 0 && fetched > 0 && (from_file > 0) == file);
     /* One graph per token here, one per token and layer there. */
     assert_int_equal(device_emu_counts().graph_launches - launches, (end - first) * (1 + LAYERS));
     hr_step_graph_destroy(g);
@@ -158,6 +172,13 @@ static void test_equal(void **state)
     hr_sequence_destroy(twin);
     assert_ok(hr_runtime_destroy(rt));
     text_free(&t);
+}
+
+static void test_equal(void **state)
+{
+    (void)state;
+    equal(false);
+    equal(true); /* the device asks for blocks while the graph runs */
 }
 
 /* -- launches of the caller -- */
