@@ -74,6 +74,21 @@ static const struct hrb_benchmark benchmarks[] = {
     {"engine-prefill-7900", "prefill of 7,900 tokens", 1.5, hrb_engine, 0},
     {"engine-decode-512", "decoding after 512 tokens, 1% moved", 0.7, hrb_engine, 512},
     {"engine-decode-7900", "decoding after 7,900 tokens, 1% moved", 1.5, hrb_engine, 7900},
+    /* On a GPU; skipped without one. */
+    {"device-gather-32k", "blocks of 32 KiB from pinned memory on four SMs", 0.95,
+     hrb_device_gather, 32768},
+    {"device-gather-4k", "the same, blocks of 4 KiB", 0.88, hrb_device_gather, 4096},
+    {"device-gather-512", "the same, rows of 512 bytes", 0.70, hrb_device_gather, 512},
+    {"device-decode", "decode attention over 128 MiB of bf16 rows, 8 kv-heads", 0.92,
+     hrb_device_decode, 32768},
+    {"device-choose-128k", "score, select and resolve of a layer of 128 Ki tokens", 1,
+     hrb_device_step, 10128},
+    {"device-choose-1m", "the same of 1 Mi tokens", 1, hrb_device_step, 11024},
+    {"device-token-128k", "the attention of a token, 32 layers of 128 Ki tokens", 1,
+     hrb_device_step, 128},
+    {"device-token-1m", "the same of 1 Mi tokens", 1, hrb_device_step, 1024},
+    {"device-graph", "a layer's graph beside its launches one by one", 0.95, hrb_device_step,
+     20128},
 };
 
 const struct hrb_benchmark *hrb_benchmark_at(size_t index)

@@ -27,5 +27,10 @@ HRB_SUBJECT(hrb_select);
 HRB_SUBJECT(hrb_append_step);
 HRB_SUBJECT(hrb_fork);
 HRB_SUBJECT(hrb_run_memory);
+/* On a GPU. */
+HRB_SUBJECT(hrb_device_gather); /* variant: bytes of a block */
+HRB_SUBJECT(hrb_device_decode); /* variant: rows of a head */
+HRB_SUBJECT(
+    hrb_device_step); /* variant: Ki tokens, + 10000 for the choice alone, + 20000 for its graph */
 
 #endif

@@ -164,6 +164,9 @@ void hri_device_report(struct hri_device_token *t);
 /* All launches of a layer whose q, k and v [n_q][dk], [H][dk], [H][dv] are on the device. Returns the error. */
 int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float *q, const float *k,
                       const float *v);
+/* -- for benchmarks: with what the last step left in device memory -- */
+int hri_device_launch_again(const hr_sequence_t *s, uint32_t layer_index);  /* all of a step */
+int hri_device_launch_choice(const hr_sequence_t *s, uint32_t layer_index); /* score to resolve */
 /* As hri_step, on the device. */
 hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float *q,
                             uint32_t position, const struct hri_limits *limits, float *out,

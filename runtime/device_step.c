@@ -255,19 +255,23 @@ static int predict(const struct launch *l)
             return launch_error;                                                                   \
     } while (0)
 
-static int first_half(const struct launch *l)
+static int choice(const struct launch *l)
 {
     const struct hri_cuda_residency *table = hri_device_tier_table(l->p->tier, l->d->number);
-    const struct hri_cuda_shape shape = shape_of(l);
     const struct hri_cuda_resolve_args resolve = resolve_args(l);
-    LAUNCH(l->p->launch->query(l->q, l->p->heads, &shape, &l->w->query, l->stream));
-    LAUNCH(near_attend(l));
     LAUNCH(score(l));
     LAUNCH(factor(l));
     LAUNCH(worth(l, table));
     LAUNCH(choose(l));
-    LAUNCH(l->p->launch->resolve(table, &resolve, l->s->n_kv, l->stream));
-    return 0;
+    return l->p->launch->resolve(table, &resolve, l->s->n_kv, l->stream);
+}
+
+static int first_half(const struct launch *l)
+{
+    const struct hri_cuda_shape shape = shape_of(l);
+    LAUNCH(l->p->launch->query(l->q, l->p->heads, &shape, &l->w->query, l->stream));
+    LAUNCH(near_attend(l));
+    return choice(l);
 }
 
 static int mail(const struct launch *l)
@@ -369,6 +373,27 @@ int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float 
     LAUNCH(append_floats(&l, k, v));
     LAUNCH(first_half(&l));
     return second_half(&l);
+}
+
+static struct launch launch_of(const hr_sequence_t *s, uint32_t layer_index)
+{
+    const struct hri_device_part *p = s->part;
+    const struct hri_device_layer *d = &p->layers[layer_index];
+    return (struct launch){s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
+}
+
+int hri_device_launch_again(const hr_sequence_t *s, uint32_t layer_index)
+{
+    const struct launch l = launch_of(s, layer_index);
+    LAUNCH(append(&l));
+    LAUNCH(first_half(&l));
+    return second_half(&l);
+}
+
+int hri_device_launch_choice(const hr_sequence_t *s, uint32_t layer_index)
+{
+    const struct launch l = launch_of(s, layer_index);
+    return choice(&l);
 }
 
 /* -- a token -- */

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs what is to be proved on a machine with an NVIDIA GPU: every kernel's test, the recorded steps, whole
-# steps of sequences against the CPU, then the quick ones again under compute-sanitizer where that is there. Stands at the root of
-# a bundle (tools/bundle.sh) and needs nothing but the driver and libc. Takes at most ten minutes:
-# what does not fit is counted as skipped.
+# steps of sequences against the CPU, benchmarks, a run of the tool, then the quick tests again under
+# compute-sanitizer where that is there. Stands at the root of a bundle (tools/bundle.sh) and needs
+# nothing but the driver and libc. Takes at most ten minutes: what does not fit is counted as skipped.
 #
 #   usage: gpu.sh [FOLDER]    writes FOLDER/gpu-DATE.json (default: results beside this script)
 #
@@ -62,6 +62,15 @@ run() {
 for test in "$tests"/gpu_*; do
     [ -x "$test" ] && run "$(basename "$test")" "$test"
 done
+headrace=${GPU_TOOL:-$here/bin/headrace}
+if [ -x "$headrace" ] && [ -n "$(query name)" ]; then
+    # shellcheck disable=SC2046 # names are split on purpose
+    run bench "$headrace" bench $("$headrace" bench list | sed -n 's/^ *\(device-[0-9a-z-]*\).*/\1/p' | grep -v -e '-1m$') \
+        --json "$results/bench-$stamp.json"
+    run decode "$headrace" run --tokens-context 2048 --keys 4 --recipe headrace:sketch=0 --device cuda
+else
+    skipped="$skipped bench decode"
+fi
 sanitizer=$(command -v compute-sanitizer || true)
 for name in append pack score select resolve gather predict device_tier step_graph; do
     if [ -n "$sanitizer" ] && [ -x "$tests/gpu_$name" ]; then

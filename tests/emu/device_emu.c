@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define RANGES_MAX 256u
@@ -19,6 +20,10 @@ struct span {
     size_t bytes;
     size_t mapped; /* device memory: whole pages */
 };
+struct event {
+    int done;
+    struct timespec at;
+};
 struct node { /* of the queue */
     struct hri_emu_graph *graph;
     bool owned; /* freed once run */
@@ -26,7 +31,7 @@ struct node { /* of the queue */
     const void *from;
     size_t to_stride, from_stride, bytes, n;
     int fill; /* -1: a copy */
-    int *event;
+    struct event *event;
 };
 
 static struct span device_memory[RANGES_MAX], pinned[RANGES_MAX];
@@ -173,7 +178,8 @@ static int node_run(const struct node *node)
     if (node->graph != NULL)
         return hri_emu_graph_replay(node->graph) != 0;
     if (node->event != NULL) {
-        *node->event = 1;
+        node->event->done = 1;
+        clock_gettime(CLOCK_MONOTONIC, &node->event->at);
         return 0;
     }
     unsigned char *to = node->to;
@@ -312,7 +318,7 @@ static int fill(void *memory, int byte, size_t bytes, void *stream)
 
 static int event_create(void **event_out)
 {
-    *event_out = calloc(1, sizeof(int));
+    *event_out = calloc(1, sizeof(struct event));
     return *event_out == NULL ? DEVICE_EMU_NO_MEMORY : 0;
 }
 
@@ -324,7 +330,7 @@ static void event_destroy(void *event)
 static int event_record(void *event, void *stream)
 {
     (void)stream;
-    *(int *)event = 0;
+    ((struct event *)event)->done = 0;
     flush_launches();
     push((struct node){.event = event});
     return 0;
@@ -341,13 +347,16 @@ static int event_query(void *event)
     if (!worker.done)
         return DEVICE_EMU_NOT_READY;
     worker_join();
-    return worker.error != 0 ? worker.error : *(int *)event ? 0 : DEVICE_EMU_REFUSED;
+    return worker.error != 0               ? worker.error
+           : ((struct event *)event)->done ? 0
+                                           : DEVICE_EMU_REFUSED;
 }
 
 static int event_elapsed(void *first, void *last, float *ms_out)
 {
-    (void)first, (void)last;
-    *ms_out = 0;
+    const struct event *a = first, *b = last; /* of the emulator: a time that means nothing */
+    *ms_out = (float)((double)(b->at.tv_sec - a->at.tv_sec) * 1e3 +
+                      (double)(b->at.tv_nsec - a->at.tv_nsec) * 1e-6);
     return 0;
 }
 
