@@ -35,15 +35,15 @@ static bool nvml_open(struct nvml *n)
     n->library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
     if (n->library == NULL)
         return false;
-    bool all = bind(n->library, "nvmlInit_v2", &n->init) &
-               bind(n->library, "nvmlShutdown", &n->shutdown) &
-               bind(n->library, "nvmlDeviceGetHandleByPciBusId_v2", &n->by_pci) &
-               bind(n->library, "nvmlSystemGetDriverVersion", &n->driver) &
-               bind(n->library, "nvmlDeviceGetClockInfo", &n->clock) &
-               bind(n->library, "nvmlDeviceGetMaxClockInfo", &n->clock_max) &
-               bind(n->library, "nvmlDeviceGetPowerUsage", &n->power) &
-               bind(n->library, "nvmlDeviceGetTemperature", &n->temperature) &
-               bind(n->library, "nvmlDeviceGetCurrPcieLinkGeneration", &n->link_generation) &
+    bool all = bind(n->library, "nvmlInit_v2", &n->init) &&
+               bind(n->library, "nvmlShutdown", &n->shutdown) &&
+               bind(n->library, "nvmlDeviceGetHandleByPciBusId_v2", &n->by_pci) &&
+               bind(n->library, "nvmlSystemGetDriverVersion", &n->driver) &&
+               bind(n->library, "nvmlDeviceGetClockInfo", &n->clock) &&
+               bind(n->library, "nvmlDeviceGetMaxClockInfo", &n->clock_max) &&
+               bind(n->library, "nvmlDeviceGetPowerUsage", &n->power) &&
+               bind(n->library, "nvmlDeviceGetTemperature", &n->temperature) &&
+               bind(n->library, "nvmlDeviceGetCurrPcieLinkGeneration", &n->link_generation) &&
                bind(n->library, "nvmlDeviceGetCurrPcieLinkWidth", &n->link_width);
     if (all && n->init() == 0)
         return true;
