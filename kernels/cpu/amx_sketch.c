@@ -61,7 +61,7 @@ HRI_INLINE bool set_weights(struct sum_job *job, uint32_t head, const float *w)
     for (uint32_t j = 0; j < job->now->n; j++)
         most = vf_max(vf_abs(vf_load(w + (size_t)16 * job->now->group[j])), most);
     const float largest = vf_largest(most);
-    const bool used = largest >= HRI_STEP_MIN * WEIGHT_MAX; /* its inverse is finite */
+    const bool used = hri_scales_to(largest, WEIGHT_MAX);
     const vf inverse = vf_set(used ? WEIGHT_MAX / largest : 0.0f);
     for (uint32_t j = 0; j < job->now->n; j++) {
         int8_t *high_at = job->weights[j / 4][head] + j % 4 * 16,

@@ -14,6 +14,11 @@
 
 /* Differences smaller than this are not worth a step: its inverse would overflow. */
 #define HRI_STEP_MIN 1e-36f
+/* Whether numbers up to `largest` can be scaled to integers up to `most`: most / largest must not overflow. */
+static inline bool hri_scales_to(float largest, float most)
+{
+    return largest >= HRI_STEP_MIN * most;
+}
 
 /* attend_tile works on this many rows at a time; its scratch holds so many rows as float32. */
 #define HRI_TILE_ROWS 512u

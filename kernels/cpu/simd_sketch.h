@@ -64,7 +64,7 @@ HRI_INLINE bool batch_head(struct sum_batch *batch, const int head, const float 
     for (uint32_t j = 0; j < batch->n; j++)
         most = _mm256_max_ps(most, largest_of_16(w + (size_t)16 * batch->group[j]));
     const float largest = largest_of_8(most);
-    const bool used = largest >= HRI_STEP_MIN;
+    const bool used = hri_scales_to(largest, WEIGHT_MAX);
     const __m256 inverse = _mm256_set1_ps(used ? WEIGHT_MAX / largest : 0.0f);
     for (uint32_t j = 0; j < batch->n; j++) {
         const float *at = w + (size_t)16 * batch->group[j];

@@ -12,6 +12,7 @@
 #include "kernel_test.h"
 
 #define TOLERANCE_SUM 3e-6
+#define WEIGHT_MIN    1e-30f /* smaller ones may count nothing */
 
 static const uint32_t all_rows[] = {1, 15, 16, 17, 48, 100, 160};
 
@@ -245,7 +246,8 @@ static void test_query_small(void **state)
 
 /* -- weighted sums -- */
 
-static void check_sum(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, uint64_t seed)
+static void check_scaled_sum(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, float scale,
+                             uint64_t seed)
 {
     const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
@@ -258,20 +260,21 @@ static void check_sum(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, uin
     const uint32_t n_groups = pick_groups(&rng, groups, list);
     float *w = guarded_floats(g * stride), *start = guarded_floats((size_t)g * d);
 
-    fill_normal(&rng, start, (size_t)g * d, 1.0);
+    fill_normal(&rng, start, (size_t)g * d, (double)scale);
     for (uint32_t j = 0; j < groups; j++) {
         const bool unused = hri_rng_below(&rng, 3) == 0;
         for (uint32_t gh = 0; gh < g; gh++) {
             const bool head_unused = hri_rng_below(&rng, 4) == 0;
             for (uint32_t r = 0; r < 16; r++)
-                w[gh * stride + 16 * j + r] = unused || head_unused ? 0.0f
-                                              : seed % 5 == 0       ? 1.0f
-                                              : hri_rng_below(&rng, 6)
-                                                  ? expf(-9.0f * hri_rng_f32(&rng))
-                                                  : -0.5f * hri_rng_f32(&rng);
+                w[gh * stride + 16 * j + r] =
+                    scale * (unused || head_unused    ? 0.0f
+                             : seed % 5 == 0          ? 1.0f
+                             : hri_rng_below(&rng, 6) ? expf(-9.0f * hri_rng_f32(&rng))
+                                                      : -0.5f * hri_rng_f32(&rng));
         }
     }
     const struct hri_sketch_rows s = {codes, n4, n2};
+    const double lost = scale < WEIGHT_MIN ? 1.0 : 0.0; /* they may count nothing */
     for (unsigned level = 0; level < n_levels; level++) {
         float *acc = guarded_floats((size_t)g * d);
         memcpy(acc, start, (size_t)g * d * sizeof *acc);
@@ -291,11 +294,27 @@ static void check_sum(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, uin
                     }
                 }
                 CHECK_BELOW(fabs((double)acc[(size_t)gh * d + i] - sum),
-                            TOLERANCE_SUM * size + 0x1p-15 * codes_size);
+                            (TOLERANCE_SUM + lost) * size + 0x1p-15 * (double)scale * codes_size);
             }
         }
     }
     guarded_free_all();
+}
+
+static void check_sum(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, uint64_t seed)
+{
+    check_scaled_sum(g, n4, n2, n_rows, 1, seed);
+}
+
+/* Weights whose inverses overflow, or nearly do: their sum may be lost, but nothing larger may come of them. */
+static void test_tiny_sums(void **state)
+{
+    uint64_t seed = 900;
+
+    (void)state;
+    for (float scale = 1e-28f; scale > 1e-37f; scale *= 0.1f)
+        for (uint32_t g = 1; g <= HR_GROUP_MAX; g += 3)
+            check_scaled_sum(g, 32, 64, 160, scale, ++seed);
 }
 
 static void test_sum(void **state)
@@ -396,7 +415,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pack),        cmocka_unit_test(test_score),
         cmocka_unit_test(test_query_small), cmocka_unit_test(test_sum),
-        cmocka_unit_test(test_gather),
+        cmocka_unit_test(test_tiny_sums),   cmocka_unit_test(test_gather),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
