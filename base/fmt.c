@@ -1,5 +1,6 @@
 #include "base/fmt.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 
 char *hr_format_bytes(uint64_t bytes, char *text, size_t text_bytes)
@@ -36,4 +37,15 @@ char *hri_format_ns(uint64_t ns, char *text, size_t text_bytes)
     else
         snprintf(text, text_bytes, "%.3f s", (double)ns / 1e9);
     return text;
+}
+
+void hri_text_put(struct hri_text *text, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(text->at, text->left, format, args);
+    va_end(args);
+    size_t used = n < 0 ? 0 : (size_t)n < text->left ? (size_t)n : text->left - 1;
+    text->at += used;
+    text->left -= used;
 }

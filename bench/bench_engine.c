@@ -177,13 +177,7 @@ static int measure_engine(struct engine_bench *b, struct hrb_result *result)
                      b->tokens);
     if (hrb_measure(b->options, b->options->quick ? 1 : 3, run_ours, b, run_peer, b, &pair))
         return hrb_failed(result, "%s", *b->reason ? b->reason : "stopped");
-    result->value = 1 / pair.a_median;
-    result->limit = 1 / pair.b_median;
-    result->value_p99 = 1 / pair.a_p99;
-    result->ratio = pair.ratio;
-    result->spread = pair.spread;
-    result->rounds = pair.rounds;
-    result->unit = "tokens/s";
+    hrb_result_per_second(result, &pair, 1, "tokens/s"); /* of seconds per token */
     result->limit_is = "llama.cpp, same file, threads and text";
     return 0;
 }

@@ -171,14 +171,8 @@ static int compare_with_fio(struct file_bench *b, struct hrb_result *result)
     if (hrb_measure(b->options, b->options->quick ? 3 : 9, run_ours, b, run_peer, b, &pair))
         return hrb_failed(result, "%s", *b->reason ? b->reason : "stopped");
     hri_store_stats(b->store, &stats);
-    result->value = 1 / pair.a_median;
-    result->limit = 1 / pair.b_median;
-    result->value_p99 = 1 / pair.a_p99;
-    result->ratio = pair.ratio;
-    result->spread = pair.spread;
-    result->rounds = pair.rounds;
+    hrb_result_per_second(result, &pair, 1, "GB/s"); /* of seconds per GB */
     result->bytes = (uint64_t)b->batches * BATCH * b->cell_bytes;
-    result->unit = "GB/s";
     result->limit_is = "fio, io_uring, registered file and buffers, the same depth";
     result->details = cJSON_CreateObject();
     cJSON_AddStringToObject(result->details, "io_mode", stats.io_mode);

@@ -168,14 +168,8 @@ static int compare(struct write_bench *b, hrb_run_fn ours, struct hrb_result *re
     struct hrb_pair pair;
     if (hrb_measure(b->options, b->options->quick ? 3 : 9, ours, b, run_fio, b, &pair))
         return hrb_failed(result, "%s", *b->reason ? b->reason : "stopped");
-    result->value = 1 / pair.a_median;
-    result->limit = 1 / pair.b_median;
-    result->value_p99 = 1 / pair.a_p99;
-    result->ratio = pair.ratio;
-    result->spread = pair.spread;
-    result->rounds = pair.rounds;
+    hrb_result_per_second(result, &pair, 1, "GB/s"); /* of seconds per GB */
     result->bytes = b->bytes;
-    result->unit = "GB/s";
     return 0;
 }
 

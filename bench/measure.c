@@ -100,14 +100,20 @@ int hrb_failed(struct hrb_result *result, const char *format, ...)
     return 1;
 }
 
-void hrb_result_rate(struct hrb_result *result, const struct hrb_pair *pair, uint64_t bytes)
+void hrb_result_per_second(struct hrb_result *result, const struct hrb_pair *pair, double amount,
+                           const char *unit)
 {
-    result->value = (double)bytes / pair->a_median * 1e-9;
-    result->limit = (double)bytes / pair->b_median * 1e-9;
-    result->value_p99 = (double)bytes / pair->a_p99 * 1e-9;
+    result->value = amount / pair->a_median;
+    result->limit = amount / pair->b_median;
+    result->value_p99 = amount / pair->a_p99;
     result->ratio = pair->ratio;
     result->spread = pair->spread;
-    result->unit = "GB/s";
-    result->bytes = bytes;
+    result->unit = unit;
     result->rounds = pair->rounds;
+}
+
+void hrb_result_rate(struct hrb_result *result, const struct hrb_pair *pair, uint64_t bytes)
+{
+    hrb_result_per_second(result, pair, (double)bytes * 1e-9, "GB/s");
+    result->bytes = bytes;
 }

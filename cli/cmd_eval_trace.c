@@ -51,10 +51,7 @@ static int parse(int argc, char **argv, struct cli_trace_options *o)
                    "folder of that file; it has no name and goes with the process"),
         CLI_OPTION("host-bytes", CLI_BYTES, &o->host_bytes, "SIZE",
                    "host memory beside the file, with --tier file"),
-        CLI_HEADING("Machine:"),
-        CLI_RANGE("threads", CLI_COUNT, &o->threads, "N", 1, 256, "worker threads [one per core]"),
-        CLI_WORD("cpu", &o->cpu, "LEVEL", "ref avx2 avx512 amx",
-                 "kernels: ref, avx2, avx512 or amx [the best there is]"),
+        CLI_MACHINE_OPTIONS(o->threads, o->cpu),
         CLI_HEADING("Output:"),
         CLI_OPTION("json", CLI_STRING, &o->json, "FILE",
                    "also write the results as JSON; - is standard output, text then goes to "

@@ -25,7 +25,14 @@ struct cli_place {
         .device_bytes = 256u << 20, .host_bytes = 1u << 30, .io = "auto", .io_timeout = 30         \
     }
 
-/* Rows for a command's option table; place is a struct cli_place. */
+/* Rows for a command's option table: uint64_t and const char *. */
+#define CLI_MACHINE_OPTIONS(threads, cpu)                                                          \
+    CLI_HEADING("Machine:"),                                                                       \
+        CLI_RANGE("threads", CLI_COUNT, &(threads), "N", 1, 256, "worker threads [one per core]"), \
+        CLI_WORD("cpu", &(cpu), "LEVEL", "ref avx2 avx512 amx",                                    \
+                 "kernels: ref, avx2, avx512 or amx [the best there is]")
+
+/* The same; place is a struct cli_place. */
 #define CLI_PLACE_OPTIONS(place)                                                                   \
     CLI_HEADING("Where the KV cache lies:"),                                                       \
         CLI_OPTION("device", CLI_STRING, &(place).device, "DEVICE",                                \
@@ -47,11 +54,7 @@ struct cli_place {
         CLI_RANGE("io-timeout", CLI_REAL, &(place).io_timeout, "SECONDS", 0.001, 3600,             \
                   "no wait for the file lasts longer; after twice as long without an answer it "   \
                   "is given up"),                                                                  \
-        CLI_HEADING("Machine:"),                                                                   \
-        CLI_RANGE("threads", CLI_COUNT, &(place).threads, "N", 1, 256,                             \
-                  "worker threads [one per core]"),                                                \
-        CLI_WORD("cpu", &(place).cpu, "LEVEL", "ref avx2 avx512 amx",                                  \
-                 "kernels: ref, avx2, avx512 or amx [the best there is]")
+        CLI_MACHINE_OPTIONS((place).threads, (place).cpu)
 
 /* -1, or the exit code after a message, when the options do not fit together. */
 int cli_place_check(const char *command, const struct cli_place *place);

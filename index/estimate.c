@@ -92,10 +92,8 @@ uint32_t hri_step_estimate_marked(const struct hri_index_head *head, struct hri_
         float *weight = step->weight + g * step->stride;
         for (uint32_t b = 0; b < n; b++)
             weight[b] *= (float)step->mark[b];
-        mass[g] = hri_sum(weight, n);
-        for (uint32_t b = 0; spread && b < n; b++)
-            step->work[b] = weight[b] * hri_f32_from_bf16(spread[b]);
-        lean[g] = spread ? hri_sum(step->work, n) : 0;
+        mass[g] = hri_pass_sum(weight, n);
+        lean[g] = spread ? hri_pass_lean(weight, spread, step->mark, 2, n) : 0;
     }
     memset(step->sum, 0, (size_t)o->g * dv * sizeof(float));
     o->kernels->weighted_sum_i8(step->weight, step->stride, o->g, n, dv, head->summary.v_codes,

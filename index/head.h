@@ -33,7 +33,7 @@ struct hri_index_head {
     struct hri_sketch *sketch;  /* headrace with sketches, else NULL */
 };
 
-/* Sum with several chains, so that it is not as slow as one addition after the other. */
+/* Sum with several chains, so that it is not as slow as one addition after the other. Of a block's rows; hri_pass_sum is for all blocks. */
 static inline float hri_sum(const float *x, uint32_t n)
 {
     float sum[8] = {0};

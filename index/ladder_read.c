@@ -220,20 +220,31 @@ static uint32_t bin_below(const struct hri_ladder *l, double sum, double most)
     return HRI_BINS;
 }
 
+static uint32_t all_mark(struct hri_ladder *l)
+{
+    uint32_t fresh = 0;
+    for (uint32_t b = 0; b < l->head->n_blocks; b++)
+        if (l->state[b] == HRI_UNREAD) {
+            l->state[b] = HRI_PENDING;
+            fresh++;
+        }
+    return fresh;
+}
+
 uint32_t hri_ladder_mark(struct hri_ladder *l, float part)
 {
     uint32_t n = l->head->n_blocks, n_large;
     uint32_t *large = (uint32_t *)(void *)l->ranked; /* nothing is ranked yet */
     const float *doubt = l->step->work;
+    if (part < 0)
+        return all_mark(l);
     doubts_fill(l);
-    float most = part < 0 ? 0 : hri_pass_sum(doubt, n) * part;
+    float most = hri_pass_sum(doubt, n) * part;
+    if (!(most > 0))
+        return 0;
     /* So small that all of them may stay. */
     float small = hri_bin_edge(hri_bin_of(most / (float)n));
     float below = hri_pass_split(doubt, small, large, &n_large, n);
-    if (part < 0)
-        return unread_mark(l, large, n_large, 0);
-    if (!(most > 0))
-        return 0;
     memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
     for (uint32_t i = 0; i < n_large; i++)
         l->bin_sum[hri_bin_of(doubt[large[i]])] += doubt[large[i]];

@@ -81,16 +81,11 @@ WIDE void hri_pass_doubt_add(const float *restrict weight, const float *restrict
     }
 }
 
-/* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
 WIDE void hri_pass_rates(const uint16_t *restrict spread, const uint8_t *restrict rows,
                          float variance, float *restrict rate, uint32_t n)
 {
-    for (size_t b = 0; b < n; b++) {
-        float v = variance * hri_f32_from_bf16(spread[b]);
-        v = v < HRI_DOUBT_VARIANCE_MAX ? v : HRI_DOUBT_VARIANCE_MAX;
-        float excess = v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
-        rate[b] = (excess + HRI_DOUBT_FLOOR) / (float)rows[b];
-    }
+    for (size_t b = 0; b < n; b++)
+        rate[b] = hri_doubt_rate(variance * hri_f32_from_bf16(spread[b]), rows[b]);
 }
 
 WIDE float hri_pass_lean(const float *weight, const uint16_t *spread, const uint8_t *state,

@@ -11,6 +11,15 @@
 #define HRI_DOUBT_VARIANCE_MAX 3.0f
 #define HRI_DOUBT_FLOOR        0.3f
 
+/* Expected squared error of a block's weight, relative and per row: exp(min(variance, 3)) - 1 to within 15 %, from four terms of its
+ * series, since a ranking needs no more; and the floor. */
+static inline float hri_doubt_rate(float variance, float rows)
+{
+    float v = variance < HRI_DOUBT_VARIANCE_MAX ? variance : HRI_DOUBT_VARIANCE_MAX;
+    float excess = v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
+    return (excess + HRI_DOUBT_FLOOR) / rows;
+}
+
 float hri_pass_sum(const float *x, uint32_t n);
 
 /* Of blocks that are not read, which are those with a rate: sums of weight^2 rate, weight, weight^2. */
@@ -26,7 +35,7 @@ void hri_pass_scale_unread(float *weight, const float *rate, float factor, uint3
 void hri_pass_doubt_add(const float *weight, const float *rate, float scale, float *doubt,
                         uint32_t n);
 
-/* rate[b]: expected squared error of a block's weight, relative and per row, at this variance times its spread (bfloat16). */
+/* rate[b] = hri_doubt_rate at this variance times the block's spread (bfloat16). */
 void hri_pass_rates(const uint16_t *spread, const uint8_t *rows, float variance, float *rate,
                     uint32_t n);
 

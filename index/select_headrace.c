@@ -141,13 +141,6 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     return status == HR_OK && head->sketch ? hri_sketch_add(head, &s) : status;
 }
 
-/* exp(min(v, 3)) - 1 to within 15 %, from four terms of its series: a ranking needs no more. */
-static inline float excess(float variance)
-{
-    float v = variance < HRI_DOUBT_VARIANCE_MAX ? variance : HRI_DOUBT_VARIANCE_MAX;
-    return v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
-}
-
 /* What is left of the expected squared error, and the blocks' parts of it, per query head. */
 struct doubt {
     const struct hri_index_head *head;
@@ -160,7 +153,7 @@ struct doubt {
 /* p^2 (exp(variance) - 1 + floor) / n */
 static inline float doubt_of(float share, float variance, float rows)
 {
-    return share * share * (excess(variance) + HRI_DOUBT_FLOOR) / rows;
+    return share * share * hri_doubt_rate(variance, rows);
 }
 
 static float block_doubt(const struct doubt *d, uint32_t g, uint32_t b)
@@ -301,7 +294,7 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
         for (uint32_t b = 0; b < n; b++)
             step->work[b] +=
                 doubt_of(weight[b] * inverse, variance * hri_f32_from_bf16(spread[b]), rows[b]);
-        float after = hri_sum(step->work, n);
+        float after = hri_pass_sum(step->work, n);
         doubt->left[g] = after - before;
         before = after;
     }

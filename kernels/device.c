@@ -4,9 +4,9 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/error.h"
+#include "base/fmt.h"
 
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -322,79 +322,62 @@ hr_status_t hri_device_wait(struct hri_device *device)
 
 /* -- headrace info -- */
 
-struct text {
-    char *at;
-    size_t left;
-};
-
-static void put(struct text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void put(struct text *t, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(t->at, t->left, format, args);
-    va_end(args);
-    size_t used = n < 0 ? 0 : (size_t)n < t->left ? (size_t)n : t->left - 1;
-    t->at += used;
-    t->left -= used;
-}
-
-static void put_nvml(struct text *t, const char *pci)
+static void put_nvml(struct hri_text *t, const char *pci)
 {
     struct hri_nvml_facts f;
     if (!hri_nvml_read(pci, &f))
         return;
-    put(t,
-        ",\"driver_version\":\"%s\",\"sm_mhz\":%u,\"sm_mhz_max\":%u,\"memory_mhz\":%u,"
-        "\"memory_mhz_max\":%u,\"power_w\":%u,\"temperature_c\":%u,\"pcie_generation\":%u,"
-        "\"pcie_lanes\":%u",
-        f.driver, f.sm_mhz, f.sm_mhz_max, f.memory_mhz, f.memory_mhz_max, f.power_w,
-        f.temperature_c, f.pcie_generation, f.pcie_lanes);
+    hri_text_put(t,
+                 ",\"driver_version\":\"%s\",\"sm_mhz\":%u,\"sm_mhz_max\":%u,\"memory_mhz\":%u,"
+                 "\"memory_mhz_max\":%u,\"power_w\":%u,\"temperature_c\":%u,\"pcie_generation\":%u,"
+                 "\"pcie_lanes\":%u",
+                 f.driver, f.sm_mhz, f.sm_mhz_max, f.memory_mhz, f.memory_mhz_max, f.power_w,
+                 f.temperature_c, f.pcie_generation, f.pcie_lanes);
 }
 
-static void put_device(struct text *t, const struct hri_device_ops *ops, uint32_t ordinal)
+static void put_device(struct hri_text *t, const struct hri_device_ops *ops, uint32_t ordinal)
 {
     struct hri_device_facts f = {0};
     int error = ops->open(ordinal, &f);
     if (error != 0) {
-        put(t, "{\"error\":\"%s\"}", ops->text(error));
+        hri_text_put(t, "{\"error\":\"%s\"}", ops->text(error));
         return;
     }
-    put(t,
-        "{\"name\":\"%s\",\"arch\":%u,\"sms\":%u,\"memory_bytes\":%" PRIu64
-        ",\"free_bytes\":%" PRIu64 ",\"pci\":\"%s\",\"maps_host_memory\":%s",
-        f.name, f.arch, f.sm_count, f.memory_bytes, f.free_bytes, f.pci,
-        f.maps_host ? "true" : "false");
+    hri_text_put(t,
+                 "{\"name\":\"%s\",\"arch\":%u,\"sms\":%u,\"memory_bytes\":%" PRIu64
+                 ",\"free_bytes\":%" PRIu64 ",\"pci\":\"%s\",\"maps_host_memory\":%s",
+                 f.name, f.arch, f.sm_count, f.memory_bytes, f.free_bytes, f.pci,
+                 f.maps_host ? "true" : "false");
     put_nvml(t, f.pci);
-    put(t, "}");
+    hri_text_put(t, "}");
 }
 
 void hri_device_info_json(char *buf, size_t buf_bytes)
 {
     const struct hri_device_ops *ops = hri_device_cuda_get();
-    struct text t = {buf, buf_bytes};
+    struct hri_text t = {buf, buf_bytes};
     if (ops == NULL) {
-        put(&t, "null");
+        hri_text_put(&t, "null");
         return;
     }
     uint32_t driver = 0, runtime = 0, n = 0;
     char text[16];
     int error = ops->count(&driver, &runtime, &n);
     version_text(runtime, text);
-    put(&t, "{\"runtime\":\"%s\",", text);
+    hri_text_put(&t, "{\"runtime\":\"%s\",", text);
     version_text(driver, text);
-    put(&t, "\"driver\":\"%s\",\"devices\":[", driver != 0 ? text : "");
+    hri_text_put(&t, "\"driver\":\"%s\",\"devices\":[", driver != 0 ? text : "");
     if (error != 0 || n == 0) {
         (void)none_found(ops, error, driver, runtime);
-        put(&t, "],\"error\":\"%s\"}", hr_last_error());
+        hri_text_put(&t, "],\"error\":\"%s\"}", hr_last_error());
         hri_error_clear();
         return;
     }
     for (uint32_t i = 0; i < n; i++) {
-        put(&t, "%s", i > 0 ? "," : "");
+        hri_text_put(&t, "%s", i > 0 ? "," : "");
         put_device(&t, ops, i);
     }
-    put(&t, "]}");
+    hri_text_put(&t, "]}");
 }
 
 #if !HRI_DEVICE_CUDA

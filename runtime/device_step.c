@@ -328,11 +328,18 @@ static hr_status_t record(struct hri_device *device, const struct launch *l, boo
     return status;
 }
 
+static struct launch launch_of(const hr_sequence_t *s, uint32_t layer_index)
+{
+    const struct hri_device_part *p = s->part;
+    const struct hri_device_layer *d = &p->layers[layer_index];
+    return (struct launch){s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
+}
+
 hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
 {
     struct hri_device_part *p = s->part;
     struct hri_device_layer *d = &p->layers[layer_index];
-    const struct launch l = {s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
+    const struct launch l = launch_of(s, layer_index);
     const bool whole = p->direct || p->mailed;
     hr_status_t status = record(p->device, &l, true, whole, &d->first);
     if (status == HR_OK && !whole) {
@@ -366,20 +373,12 @@ static int append_floats(const struct launch *l, const float *k, const float *v)
 int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float *q, const float *k,
                       const float *v)
 {
-    const struct hri_device_part *p = s->part;
-    const struct hri_device_layer *d = &p->layers[layer_index];
-    const struct launch l = {s, p, d, &p->work, hri_device_stream(p->device), d->out.q};
-    LAUNCH(p->launch->scale(q, d->in.scale, s->n_q, s->dk, d->out.q, l.stream));
+    struct launch l = launch_of(s, layer_index);
+    l.q = l.d->out.q;
+    LAUNCH(l.p->launch->scale(q, l.d->in.scale, s->n_q, s->dk, l.d->out.q, l.stream));
     LAUNCH(append_floats(&l, k, v));
     LAUNCH(first_half(&l));
     return second_half(&l);
-}
-
-static struct launch launch_of(const hr_sequence_t *s, uint32_t layer_index)
-{
-    const struct hri_device_part *p = s->part;
-    const struct hri_device_layer *d = &p->layers[layer_index];
-    return (struct launch){s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
 }
 
 int hri_device_launch_again(const hr_sequence_t *s, uint32_t layer_index)
@@ -424,8 +423,7 @@ void hri_device_in_fill(struct hri_device_token *t)
     const hr_sequence_t *s = t->s;
     const struct hri_layer *l = t->layer;
     struct hri_device_in *in = t->in;
-    uint64_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
-    uint64_t budget = (uint64_t)(s->moved * (double)body * s->row_bytes);
+    uint64_t budget = hri_step_budget(s, l);
     uint64_t reuse = (uint64_t)(hri_recipe_value(&s->recipe, "reuse") * (double)budget);
     for (uint32_t h = 0; h < s->n_kv; h++) {
         in->n_blocks[h] = hri_index_blocks(l->heads[h]);
@@ -659,7 +657,7 @@ void hri_device_report(struct hri_device_token *t)
     const hr_sequence_t *s = t->s;
     const struct hri_layer *l = t->layer;
     struct hr_attend_report *r = t->report;
-    uint32_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
+    uint32_t body = hri_body_tokens(s, l);
     double sum = 0.0, late = 0.0;
     uint64_t near = (uint64_t)(t->position + 1 - body) * s->n_kv;
     r->rows_device += near;
@@ -688,12 +686,7 @@ static hr_status_t token_begin(struct hri_device_token *t)
     hri_store_take_late(s->runtime->store);
     hr_status_t status = hri_device_alive(t->p->device);
     status = status == HR_OK ? hri_settle(s, l, s->decode_segment, true) : status;
-    if (status == HR_OK && t->position + 1 < l->body_end) {
-        status = hri_error_set(
-            HR_ERR_STATE,
-            "layer %u: the query of token %u is older than the window (tokens from %u on)",
-            t->layer_index, t->position, l->body_end);
-    }
+    status = status == HR_OK ? hri_query_in_window(l, t->layer_index, t->position) : status;
     /* The newest row comes with the token. */
     uint32_t end = t->position + 1 == l->n_tokens ? t->position : l->n_tokens;
     return status == HR_OK ? hri_device_sync(s, l, end) : status;

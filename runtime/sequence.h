@@ -201,6 +201,24 @@ static inline const unsigned char *hri_tail_row(const hr_sequence_t *s, const st
 {
     return l->tail + ((size_t)head * s->tail_max + (token - l->tail_first)) * s->row_bytes;
 }
+/* Tokens after the sink whose rows lie in blocks. */
+static inline uint32_t hri_body_tokens(const hr_sequence_t *s, const struct hri_layer *l)
+{
+    return l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
+}
+/* Bytes that a step may select of each kv-head, as an equal share. */
+static inline uint64_t hri_step_budget(const hr_sequence_t *s, const struct hri_layer *l)
+{
+    return (uint64_t)(s->moved * (double)hri_body_tokens(s, l) * s->row_bytes);
+}
+/* What a query of head h is multiplied by; log_n: ln of the tokens that it sees. */
+static inline float hri_query_factor(const hr_sequence_t *s, const struct hri_layer *l, uint32_t h,
+                                     float log_n)
+{
+    return s->scale * (l->log_n != NULL ? 1.0f + l->log_n[h] * log_n : 1.0f);
+}
+/* HR_ERR_STATE where rows that the query of `position` does not see are in the body already. */
+hr_status_t hri_query_in_window(const struct hri_layer *l, uint32_t layer_index, uint32_t position);
 static inline uint32_t hri_log_cell(const hr_sequence_t *s, uint32_t token, uint32_t head)
 {
     return token / HRI_LOG_ROWS * s->n_kv + head;

@@ -139,7 +139,7 @@ static void question_fill(const struct step *st, uint32_t head)
         .row_scores =
             s->row_scores != NULL ? s->row_scores + (size_t)head * s->g * s->tokens_max : NULL,
         .row_scores_stride = s->tokens_max,
-        .n_rows = st->layer->body_end > s->n_sink ? st->layer->body_end - s->n_sink : 0,
+        .n_rows = hri_body_tokens(s, st->layer),
         .position = st->position,
         .early_q = early_q_of(st, head),
         .scratch = hs->select_scratch,
@@ -595,8 +595,7 @@ static void report_fill(struct step *st)
     const hr_sequence_t *s = st->s;
     const struct hri_layer *l = st->layer;
     struct hr_attend_report *r = st->report;
-    uint32_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0,
-             near = st->position + 1 - body;
+    uint32_t body = hri_body_tokens(s, l), near = st->position + 1 - body;
     unsigned level = l->indexed && s->recipe.selector->codec == HRI_CODEC_I8 ? 2 : 3;
     r->rows_device = (uint64_t)near * s->n_kv;
     r->bytes_by_level[3] += r->rows_device * s->row_bytes;
@@ -635,23 +634,30 @@ static void report_fill(struct step *st)
     r->late_error = late / s->n_q;
 }
 
+hr_status_t hri_query_in_window(const struct hri_layer *l, uint32_t layer_index, uint32_t position)
+{
+    if (position + 1 >= l->body_end) {
+        return HR_OK;
+    }
+    return hri_error_set(
+        HR_ERR_STATE,
+        "layer %u: the query of token %u is older than the window (tokens from %u on)", layer_index,
+        position, l->body_end);
+}
+
 static hr_status_t step_begin(struct step *st, const float *q)
 {
     hr_sequence_t *s = st->s;
     struct hri_layer *l = st->layer;
     hri_store_take_late(s->runtime->store);
     hr_status_t status = hri_settle(s, l, s->decode_segment, true);
+    if (status == HR_OK) {
+        status = hri_query_in_window(l, st->layer_index, st->position);
+    }
     if (status != HR_OK) {
         return status;
     }
-    if (st->position + 1 < l->body_end) {
-        return hri_error_set(
-            HR_ERR_STATE,
-            "layer %u: the query of token %u is older than the window (tokens from %u on)",
-            st->layer_index, st->position, l->body_end);
-    }
-    uint64_t body = l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
-    st->budget_bytes = (uint64_t)(s->moved * (double)body * s->row_bytes);
+    st->budget_bytes = hri_step_budget(s, l);
     if (s->share.part != NULL) {
         st->part = hri_share_parts(&s->share, st->layer_index, st->position,
                                    (double)st->budget_bytes / s->code_bytes);

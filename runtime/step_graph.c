@@ -179,8 +179,7 @@ static hr_status_t layer_begin(struct hri_device_token *t)
     }
     float log_n = logf((float)(t->position + 1));
     for (uint32_t h = 0; h < s->n_q; h++) {
-        t->in->scale[h] =
-            s->scale * (t->layer->log_n != NULL ? 1.0f + t->layer->log_n[h] * log_n : 1.0f);
+        t->in->scale[h] = hri_query_factor(s, t->layer, h, log_n);
     }
     hri_device_in_fill(t);
     return HR_OK;

@@ -80,8 +80,7 @@ hr_status_t hri_queries_load(hr_sequence_t *s, const struct hri_layer *layer,
             }
             float *row = dst + (((size_t)(h / s->g) * n + i) * s->g + h % s->g) * s->dk;
             kern->to_f32(row, src, q->dtype, s->dk);
-            float factor =
-                s->scale * (layer->log_n != NULL ? 1.0f + layer->log_n[h] * log_n : 1.0f);
+            float factor = hri_query_factor(s, layer, h, log_n);
             for (uint32_t j = 0; j < s->dk; j++) {
                 row[j] *= factor;
             }

@@ -232,6 +232,14 @@ HRI_INLINE void add_strip(const struct attend_job *job, const float (*even)[16],
     }
 }
 
+HRI_INLINE void store_parts(struct attend_job *job)
+{
+    TILE_STORE(job->parts[0], 64, 0);
+    TILE_STORE(job->parts[1], 64, 1);
+    TILE_STORE(job->parts[2], 64, 2);
+    TILE_STORE(job->parts[3], 64, 3);
+}
+
 /* Up to four strips, the weights being one tile. */
 HRI_INLINE void sum_strips(struct attend_job *job, struct batch *batch, const char *values,
                            uint32_t strips, float *o)
@@ -259,10 +267,7 @@ HRI_INLINE void sum_strips(struct attend_job *job, struct batch *batch, const ch
             ask(batch, 1);
         }
     }
-    TILE_STORE(job->parts[0], 64, 0);
-    TILE_STORE(job->parts[1], 64, 1);
-    TILE_STORE(job->parts[2], 64, 2);
-    TILE_STORE(job->parts[3], 64, 3);
+    store_parts(job);
     for (uint32_t s = 0; s < strips; s++)
         add_strip(job, (const float(*)[16])job->parts[s],
                   (const float(*)[16])job->parts[s] + 2 * job->g, o + s * CHUNK);
@@ -290,10 +295,7 @@ HRI_INLINE void sum_strips_split(struct attend_job *job, struct batch *batch, co
             ask(batch, 1);
         }
     }
-    TILE_STORE(job->parts[0], 64, 0);
-    TILE_STORE(job->parts[1], 64, 1);
-    TILE_STORE(job->parts[2], 64, 2);
-    TILE_STORE(job->parts[3], 64, 3);
+    store_parts(job);
     for (uint32_t s = 0; s < strips; s++)
         add_strip(job, (const float(*)[16])job->parts[2 * s],
                   (const float(*)[16])job->parts[2 * s + 1], o + s * CHUNK);

@@ -112,6 +112,20 @@ static __host__ __device__ __forceinline__ uint32_t hri_dtype_size(hr_dtype_t dt
     return dtype == HR_DTYPE_F32 ? 4u : 2u;
 }
 
+/* Sum over a block of `warps` warps, the same in every thread; `part` is [warps] in shared memory. */
+static __device__ __forceinline__ float hri_block_sum(float *part, float x, uint32_t warps)
+{
+    x = hri_warp_sum(x);
+    __syncthreads();
+    if (hri_lane() == 0)
+        part[hri_warp()] = x;
+    __syncthreads();
+    float sum = 0;
+    for (uint32_t w = 0; w < warps; w++)
+        sum += part[w];
+    return sum;
+}
+
 static __host__ __device__ __forceinline__ uint32_t hri_div_up(uint32_t x, uint32_t y)
 {
     return (x + y - 1) / y;

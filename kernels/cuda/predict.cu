@@ -11,20 +11,6 @@
 #define WARPS     (THREADS / 32)
 #define SHARE_MIN 0.002f /* as index/select_headrace.c */
 
-/* Sum over the block, the same in every thread; `part` is [WARPS] in shared memory. */
-static __device__ __forceinline__ float block_sum(float *part, float x)
-{
-    x = hri_warp_sum(x);
-    __syncthreads();
-    if (hri_lane() == 0)
-        part[hri_warp()] = x;
-    __syncthreads();
-    float sum = 0;
-    for (uint32_t w = 0; w < WARPS; w++)
-        sum += part[w];
-    return sum;
-}
-
 static __global__ void __launch_bounds__(THREADS)
     factor_kernel(struct hri_cuda_factor_args a, struct hri_cuda_heads heads)
 {
@@ -64,8 +50,8 @@ static __global__ void __launch_bounds__(THREADS)
         far = (output - mean) * (output - mean);
         square = output * output;
     }
-    far = block_sum(part, far) + a.v_variance[h];
-    square = block_sum(part, square);
+    far = hri_block_sum(part, far, WARPS) + a.v_variance[h];
+    square = hri_block_sum(part, square, WARPS);
     if (j == 0)
         a.factor[at] = square > 0 ? far / square : 0.0f;
 }
@@ -104,8 +90,8 @@ static __global__ void __launch_bounds__(THREADS)
         atomicAdd(&counts[kind], 1u);
         atomicAdd(&counts[kind + 3], rows);
     }
-    left = block_sum(part, left);
-    late = block_sum(part, late);
+    left = hri_block_sum(part, left, WARPS);
+    late = hri_block_sum(part, late, WARPS);
     if (t == 0) {
         a.predicted[at] = sqrtf(left * a.factor[at]);
         a.late[at] = sqrtf(late * a.factor[at]);

@@ -8,20 +8,6 @@
 #define THREADS  128u
 #define RANK_MAX 64u
 
-/* Sum over the block, the same in every thread; `part` is [THREADS / 32] in shared memory. */
-static __device__ __forceinline__ float block_sum(float *part, float x)
-{
-    x = hri_warp_sum(x);
-    __syncthreads();
-    if (hri_lane() == 0)
-        part[hri_warp()] = x;
-    __syncthreads();
-    float sum = 0;
-    for (uint32_t w = 0; w < THREADS / 32; w++)
-        sum += part[w];
-    return sum;
-}
-
 static __device__ __forceinline__ float block_max(float *part, float x)
 {
     x = hri_warp_max(x);
@@ -93,7 +79,7 @@ static __global__ void __launch_bounds__(THREADS)
     if (!there)
         return;
     if (out.common) {
-        common = block_sum(part, common);
+        common = hri_block_sum(part, common, THREADS / 32);
         if (t == 0)
             out.common[at] = common;
     }
@@ -101,7 +87,7 @@ static __global__ void __launch_bounds__(THREADS)
         rows_dot(q, dk, shape.f + (size_t)h * shape.rank_c * dk,
                  shape.f_scale + (size_t)h * shape.rank_c, shape.rank_c, row);
         __syncthreads();
-        const float sum = block_sum(part, t < shape.rank_c ? row[t] * row[t] : 0.0f);
+        const float sum = hri_block_sum(part, t < shape.rank_c ? row[t] * row[t] : 0.0f, THREADS / 32);
         if (t == 0)
             out.variance[at] = sum;
         __syncthreads();
