@@ -38,10 +38,11 @@ static hr_runtime_t *runtime_for(enum tier tier)
 static hr_sequence_t *sequence_for(hr_runtime_t *rt, const struct shape *sh, const char *recipe)
 {
     static const float gates[LAYERS * KV] = {1.0f, 0.0f, 0.0f, 1.0f};
+    size_t heads = (size_t)sh->n_layers * sh->n_kv;
     struct hr_sequence_options o;
     hr_sequence_t *s = NULL;
     options_for(sh, N, recipe, 0.05, &o);
-    o.head_gates = gates;
+    o.head_gates = heads == LAYERS * KV ? gates : NULL;
     assert_ok(hr_sequence_create(rt, &o, &s));
     return s;
 }
