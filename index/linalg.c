@@ -13,6 +13,10 @@ void dsyevd_(const char *jobz, const char *uplo, const int *n, double *a, const 
 void dsyrk_(const char *uplo, const char *trans, const int *n, const int *k, const double *alpha,
             const double *a, const int *lda, const double *beta, double *c, const int *ldc);
 
+void dgemm_(const char *op_a, const char *op_b, const int *m, const int *n, const int *k,
+            const double *alpha, const double *a, const int *lda, const double *b, const int *ldb,
+            const double *beta, double *c, const int *ldc);
+
 void openblas_set_num_threads(int n);
 
 void hri_linalg_start(void)
@@ -81,6 +85,39 @@ void hri_gram(const float *x, uint32_t n, uint32_t d, double *g, void *work)
     for (uint32_t i = 0; i < d; i++) /* what Fortran calls the upper half is our lower one */
         for (uint32_t j = i + 1; j < d; j++)
             g[(size_t)i * d + j] = g[(size_t)j * d + i];
+}
+
+void hri_multiply(const double *a, uint32_t m, uint32_t k, const double *b, uint32_t n,
+                  bool transposed, double *c)
+{
+    /* Rows of ours are columns of Fortran's, so that it sees c' = b' a'. */
+    int rows = (int)n, columns = (int)m, inner = (int)k, lead = transposed ? inner : rows;
+    double one = 1, zero = 0;
+    dgemm_(transposed ? "T" : "N", "N", &rows, &columns, &inner, &one, b, &lead, a, &inner, &zero,
+           c, &rows);
+}
+
+void hri_row_squares(const float *p, uint32_t d, double *square)
+{
+    for (uint32_t i = 0; i < d; i++) {
+        square[i] = 0;
+        for (uint32_t j = 0; j < d; j++)
+            square[i] += (double)p[(size_t)i * d + j] * (double)p[(size_t)i * d + j];
+    }
+}
+
+size_t hri_congruence_work_bytes(uint32_t d)
+{
+    return 2 * (size_t)d * d * sizeof(double);
+}
+
+void hri_congruence(const float *p, uint32_t d, double *a, void *work)
+{
+    double *wide = work, *half = wide + (size_t)d * d;
+    for (size_t i = 0; i < (size_t)d * d; i++)
+        wide[i] = p[i];
+    hri_multiply(wide, d, d, a, d, false, half);
+    hri_multiply(half, d, d, wide, d, true, a);
 }
 
 void dpotrf_(const char *uplo, const int *n, double *a, const int *lda, int *info);

@@ -1,4 +1,4 @@
-/* Dense linear algebra of the index: eigenvectors, by LAPACK. Sizes are head dimensions. */
+/* Dense linear algebra of the index: products and eigenvectors, by BLAS and LAPACK. Sizes are head dimensions. */
 #ifndef HRI_INDEX_LINALG_H
 #define HRI_INDEX_LINALG_H
 
@@ -23,6 +23,17 @@ hr_status_t hri_eigen(double *a, uint32_t d, double *values, void *work);
 /* g [d][d] = x'x of x [n][d], both halves. work: hri_gram_work_bytes(d), 8-byte aligned. */
 size_t hri_gram_work_bytes(uint32_t d);
 void hri_gram(const float *x, uint32_t n, uint32_t d, double *g, void *work);
+
+/* c [m][n] = a [m][k] times b [k][n], or, transposed, times the transpose of b [n][k]. */
+void hri_multiply(const double *a, uint32_t m, uint32_t k, const double *b, uint32_t n,
+                  bool transposed, double *c);
+
+/* square[i] = |p_i|^2 of the rows of p [d][d]. */
+void hri_row_squares(const float *p, uint32_t d, double *square);
+
+/* a [d][d] becomes p a p'. work: hri_congruence_work_bytes(d), 8-byte aligned. */
+size_t hri_congruence_work_bytes(uint32_t d);
+void hri_congruence(const float *p, uint32_t d, double *a, void *work);
 
 /* Solves a x = b for a [n][n] symmetric and positive definite (only its lower half is read; overwritten), b [n][width] in, x out.
  * False if a is not positive definite: b is then as it was. */

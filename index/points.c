@@ -44,9 +44,9 @@ void hri_points_fini(struct hri_points *points, struct hri_alloc *alloc)
 struct work {
     double *k_cov, *v_cov; /* [d][d]; their eigenvectors after */
     double *k_values, *v_values;
-    double *temporary; /* [k_dim][k_dim] */
-    float *moment;     /* [d][d] */
-    float *chunk;      /* [CHUNK_ROWS][d] */
+    void *congruence;
+    float *moment; /* [d][d] */
+    float *chunk;  /* [CHUNK_ROWS][d] */
     void *metric;
     void *eigen;
 };
@@ -59,8 +59,9 @@ static uint32_t wider(uint32_t k_dim, uint32_t v_dim)
 size_t hri_points_work_bytes(uint32_t k_dim, uint32_t v_dim)
 {
     size_t d = wider(k_dim, v_dim), k = k_dim, v = v_dim;
-    return (2 * k * k + v * v + k + v) * sizeof(double) + (d * d + CHUNK_ROWS * d) * sizeof(float) +
-           hri_qstats_metric_work_bytes(k_dim) + hri_eigen_work_bytes((uint32_t)d) + 10 * 64;
+    return (k * k + v * v + k + v) * sizeof(double) + (d * d + CHUNK_ROWS * d) * sizeof(float) +
+           hri_congruence_work_bytes(k_dim) + hri_qstats_metric_work_bytes(k_dim) +
+           hri_eigen_work_bytes((uint32_t)d) + 10 * 64;
 }
 
 static struct work take_work(uint32_t k_dim, uint32_t v_dim, void *memory)
@@ -71,7 +72,7 @@ static struct work take_work(uint32_t k_dim, uint32_t v_dim, void *memory)
     hri_arena_init_buffer(&arena, memory, hri_points_work_bytes(k_dim, v_dim));
     w.k_cov = hri_arena_array(&arena, k * k, sizeof(double));
     w.v_cov = hri_arena_array(&arena, v * v, sizeof(double));
-    w.temporary = hri_arena_array(&arena, k * k, sizeof(double));
+    w.congruence = hri_arena_array(&arena, hri_congruence_work_bytes(k_dim), 1);
     w.k_values = hri_arena_array(&arena, k, sizeof(double));
     w.v_values = hri_arena_array(&arena, v, sizeof(double));
     w.moment = hri_arena_array(&arena, d * d, sizeof(float));
@@ -103,25 +104,6 @@ static void covariance(const struct hri_kernels *kernels, const float *x, uint32
     }
     for (size_t i = 0; i < (size_t)d * d; i++)
         cov[i] = (double)w->moment[i] / count;
-}
-
-/* a becomes p a p'. */
-static void in_metric(const float *p, uint32_t d, double *a, double *temporary)
-{
-    for (uint32_t i = 0; i < d; i++) {
-        double *row = temporary + (size_t)i * d;
-        memset(row, 0, d * sizeof *row);
-        for (uint32_t l = 0; l < d; l++)
-            for (uint32_t j = 0; j < d; j++)
-                row[j] += p[(size_t)i * d + l] * a[(size_t)l * d + j];
-    }
-    for (uint32_t i = 0; i < d; i++)
-        for (uint32_t j = 0; j < d; j++) {
-            double sum = 0;
-            for (uint32_t l = 0; l < d; l++)
-                sum += temporary[(size_t)i * d + l] * p[(size_t)j * d + l];
-            a[(size_t)i * d + j] = sum;
-        }
 }
 
 /* The longest axes of keys and values together; both lists of values ascend. */
@@ -169,7 +151,7 @@ hr_status_t hri_points_fit(struct hri_points *points, struct hri_qstats *stats, 
     if (status != HR_OK)
         return status;
     covariance(stats->kernels, k, n, dk, &w, w.k_cov);
-    in_metric(points->metric, dk, w.k_cov, w.temporary);
+    hri_congruence(points->metric, dk, w.k_cov, w.congruence);
     covariance(stats->kernels, v, n, dv, &w, w.v_cov);
     double total = 0;
     for (uint32_t j = 0; j < dv; j++)

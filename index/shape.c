@@ -104,6 +104,8 @@ struct work {
     float *turned;    /* [CHUNK_ROWS][k_dim] keys in the metric */
     double *a, *b;    /* [dim][dim] */
     double *values;   /* [dim] */
+    double *products; /* 2 [dim][dim] */
+    double *square;   /* [k_dim] |p_i|^2 */
     void *eigen;
 };
 
@@ -116,7 +118,7 @@ size_t hri_shape_work_bytes(const struct hri_index_options *o)
 {
     size_t dim = work_dim(o);
     return CHUNK_ROWS * ((size_t)3 * o->k_dim + o->v_dim) * sizeof(float) +
-           (2 * dim * dim + dim) * sizeof(double) + hri_eigen_work_bytes(o->k_dim) + 8 * 64;
+           (4 * dim * dim + 2 * dim) * sizeof(double) + hri_eigen_work_bytes(o->k_dim) + 10 * 64;
 }
 
 static struct work take_work(const struct hri_index_options *o, void *memory)
@@ -131,6 +133,8 @@ static struct work take_work(const struct hri_index_options *o, void *memory)
     w.a = hri_arena_array(&arena, dim * dim, sizeof(double));
     w.b = hri_arena_array(&arena, dim * dim, sizeof(double));
     w.values = hri_arena_array(&arena, dim, sizeof(double));
+    w.products = hri_arena_array(&arena, 2 * dim * dim, sizeof(double));
+    w.square = hri_arena_array(&arena, dim, sizeof(double));
     w.eigen = hri_arena_array(&arena, hri_eigen_work_bytes(o->k_dim), 1);
     HRI_ASSERT(w.eigen != NULL);
     return w;
@@ -203,48 +207,27 @@ static float code_column(const double *x, uint32_t d, int8_t *codes)
     return scale;
 }
 
-/* The i-th row of the metric and its inverse have the same direction: rows of p are eigenvectors
- * times root values. */
-static double row_square(const float *p, uint32_t d, uint32_t i)
-{
-    double sum = 0;
-    for (uint32_t j = 0; j < d; j++)
-        sum += (double)p[(size_t)i * d + j] * p[(size_t)i * d + j];
-    return sum;
-}
-
-/* out[j] = sum_i z[i] p_ij / |p_i|^2: takes a direction from the whitened queries' space back to
- * that of queries. */
-static void unwhiten(const float *p, uint32_t d, const double *z, double *out)
+/* out[j] = sum_i z[i] p_ij / |p_i|^2: takes a direction from the whitened queries' space back to that of queries. The i-th row of the
+ * metric and its inverse have the same direction: rows of p are eigenvectors times root values. */
+static void unwhiten(const float *p, uint32_t d, const double *square, const double *z, double *out)
 {
     memset(out, 0, d * sizeof *out);
     for (uint32_t i = 0; i < d; i++) {
-        double t = z[i] / fmax(row_square(p, d, i), 1e-30);
+        double t = z[i] / fmax(square[i], 1e-30);
         for (uint32_t j = 0; j < d; j++)
             out[j] += t * p[(size_t)i * d + j];
     }
 }
 
-/* w.a = P C P' (side = d) from the joint sums. */
+/* w.a = P C P' from the joint sums. */
 static void metric_of_c(const struct hri_index_head *head, const float *p, double scale,
                         struct work *w)
 {
     uint32_t d = head->options.k_dim, width = d + head->options.v_dim;
-    const float *joint = head->shape.joint;
-    for (uint32_t i = 0; i < d; i++) /* b = P C */
-        for (uint32_t j = 0; j < d; j++) {
-            double sum = 0;
-            for (uint32_t l = 0; l < d; l++)
-                sum += (double)p[(size_t)i * d + l] * joint[(size_t)j * width + l];
-            w->b[(size_t)i * d + j] = sum * scale;
-        }
     for (uint32_t i = 0; i < d; i++)
-        for (uint32_t j = 0; j < d; j++) {
-            double sum = 0;
-            for (uint32_t l = 0; l < d; l++)
-                sum += w->b[(size_t)i * d + l] * p[(size_t)j * d + l];
-            w->a[(size_t)i * d + j] = sum;
-        }
+        for (uint32_t j = 0; j < d; j++)
+            w->a[(size_t)i * d + j] = scale * (double)head->shape.joint[(size_t)i * width + j];
+    hri_congruence(p, d, w->a, w->products);
 }
 
 /* F: columns sqrt(value) * direction of the largest eigenvalues of P C P', taken back to queries.
@@ -269,7 +252,7 @@ static hr_status_t refresh_c(struct hri_index_head *head, const float *p, double
     double swell = kept > 0 ? sqrt(all / kept) : 0;
     for (uint32_t r = 0; r < s->rank_c; r++) {
         uint32_t i = d - 1 - r;
-        unwhiten(p, d, w->a + (size_t)i * d, column);
+        unwhiten(p, d, w->square, w->a + (size_t)i * d, column);
         for (uint32_t j = 0; j < d; j++)
             column[j] *= swell * sqrt(fmax(w->values[i], 0));
         s->f_scale[r] = code_column(column, d, s->f + (size_t)r * d);
@@ -282,19 +265,17 @@ static void metric_of_d(const struct hri_index_head *head, const float *p, doubl
                         struct work *w)
 {
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim, width = dk + dv;
+    double *d = w->products, *wide = d + (size_t)dv * dk;
     for (uint32_t i = 0; i < dv; i++)
-        for (uint32_t j = 0; j < dk; j++) {
-            const float *d_row = head->shape.joint + (size_t)(dk + i) * width;
-            double sum = 0;
-            for (uint32_t l = 0; l < dk; l++)
-                sum += (double)d_row[l] * p[(size_t)j * dk + l];
-            w->b[(size_t)i * dk + j] = sum * scale;
-        }
-    memset(w->a, 0, (size_t)dk * dk * sizeof *w->a);
-    for (uint32_t l = 0; l < dv; l++)
-        for (uint32_t i = 0; i < dk; i++)
-            for (uint32_t j = 0; j < dk; j++)
-                w->a[(size_t)i * dk + j] += w->b[(size_t)l * dk + i] * w->b[(size_t)l * dk + j];
+        for (uint32_t j = 0; j < dk; j++)
+            d[(size_t)i * dk + j] = scale * (double)head->shape.joint[(size_t)(dk + i) * width + j];
+    for (size_t i = 0; i < (size_t)dk * dk; i++)
+        wide[i] = p[i];
+    hri_multiply(d, dv, dk, wide, dk, true, w->b);
+    for (uint32_t i = 0; i < dk; i++) /* b' */
+        for (uint32_t j = 0; j < dv; j++)
+            d[(size_t)i * dv + j] = w->b[(size_t)j * dk + i];
+    hri_multiply(d, dk, dv, w->b, dk, false, w->a);
 }
 
 /* D = U W': W from the largest right singular vectors of D P', U = D P' times them. */
@@ -310,7 +291,7 @@ static hr_status_t refresh_d(struct hri_index_head *head, const float *p, double
         return status;
     for (uint32_t r = 0; r < s->rank_d; r++) {
         const double *z = w->a + (size_t)(dk - 1 - r) * dk;
-        unwhiten(p, dk, z, column);
+        unwhiten(p, dk, w->square, z, column);
         s->w_scale[r] = code_column(column, dk, s->w + (size_t)r * dk);
         for (uint32_t i = 0; i < dv; i++) {
             column[i] = 0;
@@ -332,6 +313,7 @@ static hr_status_t refresh(struct hri_index_head *head, const float *p, struct w
         mean_square += (double)s->v_mean[j] * s->v_mean[j];
     }
     s->v_variance = fmax(s->v_square_sum / s->rows - mean_square, 0);
+    hri_row_squares(p, head->options.k_dim, w->square);
     hr_status_t status = refresh_c(head, p, scale, w);
     if (status == HR_OK)
         status = refresh_d(head, p, scale, w);

@@ -12,6 +12,7 @@
 
 #define FIT_ROWS    2048u /* a basis is fitted to about so many rows of a segment */
 #define CHUNK_ROWS  512u
+#define CHECK_ROWS  128u /* rows on which an old basis is compared with a fresh one */
 #define LANES       HRI_LANES
 #define LINE_BYTES  64u
 #define BASIS_ROWS  4096u /* the device has room for a basis per so many rows */
@@ -171,6 +172,8 @@ struct work {
     float *residuals, *values; /* [FIT_ROWS or CHUNK_ROWS][dim] */
     float *turned;             /* [CHUNK_ROWS][k_dim] */
     float *weight;             /* [FIT_ROWS] */
+    float *check;              /* 2 [CHECK_ROWS][k_dim] */
+    float *columns;            /* [k_dim][k_dim] */
     uint8_t *miss, *far; /* [n] of every row: what is missed, and how far it is from its centre */
     void *fit;
 };
@@ -182,8 +185,9 @@ static size_t fit_rows(void)
 
 size_t hri_sketch_work_bytes(const struct hri_index_options *o, uint32_t n)
 {
-    return fit_rows() * ((size_t)2 * o->k_dim + o->v_dim + 1) * sizeof(float) +
-           hri_sketch_fit_bytes(o->k_dim, o->v_dim) + 2 * (size_t)n + 7 * 64;
+    size_t checking = (2 * CHECK_ROWS + (size_t)o->k_dim) * o->k_dim;
+    return (fit_rows() * ((size_t)2 * o->k_dim + o->v_dim + 1) + checking) * sizeof(float) +
+           hri_sketch_fit_bytes(o->k_dim, o->v_dim) + 2 * (size_t)n + 9 * 64;
 }
 
 static struct work take_work(const struct hri_index_options *o, uint32_t n, void *memory)
@@ -195,6 +199,8 @@ static struct work take_work(const struct hri_index_options *o, uint32_t n, void
     w.values = hri_arena_array(&arena, fit_rows() * o->v_dim, sizeof(float));
     w.turned = hri_arena_array(&arena, fit_rows() * o->k_dim, sizeof(float));
     w.weight = hri_arena_array(&arena, fit_rows(), sizeof(float));
+    w.check = hri_arena_array(&arena, 2 * CHECK_ROWS * o->k_dim, sizeof(float));
+    w.columns = hri_arena_array(&arena, (size_t)o->k_dim * o->k_dim, sizeof(float));
     w.miss = hri_arena_array(&arena, n, 1);
     w.far = hri_arena_array(&arena, n, 1);
     w.fit = hri_arena_array(&arena, hri_sketch_fit_bytes(o->k_dim, o->v_dim), 1);
@@ -242,32 +248,30 @@ static const float *gather_weights(const struct hri_segment *g, uint32_t stride,
     return weight;
 }
 
-/* Mean |z - z~|^2 of residuals under a basis, in the metric p: what the sketch would miss of future logits. */
+/* Mean |z - z~|^2 of at most CHECK_ROWS residuals r under a basis, in the metric p: what the sketch, r - A'z~, would miss of future
+ * logits. */
 static double missed_under(const struct hri_index_head *head, const struct hri_basis *basis,
                            const float *p, const float *residuals, uint32_t n, struct work *w)
 {
-    uint32_t d = head->options.k_dim;
+    uint32_t d = head->options.k_dim, coded = basis->n;
     const struct hri_kernels *kernels = head->options.kernels;
-    float rounded[HR_HEAD_DIM_MAX], back[HR_HEAD_DIM_MAX];
+    float *rounded = w->check, *back = rounded + (size_t)CHECK_ROWS * d, *columns = w->columns;
     double sum = 0;
+    for (uint32_t c = 0; c < coded; c++)
+        for (uint32_t j = 0; j < d; j++)
+            columns[(size_t)j * coded + c] =
+                basis->query_scale[c] * (float)basis->query[(size_t)c * d + j];
     kernels->matmul_nt(residuals, n, d, basis->turn, d, w->turned);
-    for (uint32_t i = 0; i < n; i++) {
-        hri_sketch_round(basis, w->turned + (size_t)i * d, rounded);
-        memcpy(back, residuals + (size_t)i * d, d * sizeof(float));
-        for (uint32_t c = 0; c < basis->n; c++) /* r - A'z~ */
-            for (uint32_t j = 0; j < d; j++)
-                back[j] -= rounded[c] * basis->query_scale[c] * basis->query[(size_t)c * d + j];
-        for (uint32_t a = 0; a < d; a++) {
-            double x = 0;
-            for (uint32_t j = 0; j < d; j++)
-                x += (double)p[(size_t)a * d + j] * back[j];
-            sum += x * x;
-        }
-    }
+    for (uint32_t i = 0; i < n; i++)
+        hri_sketch_round(basis, w->turned + (size_t)i * d, rounded + (size_t)i * coded);
+    kernels->matmul_nt(rounded, n, coded, columns, d, back);
+    for (size_t i = 0; i < (size_t)n * d; i++)
+        back[i] = residuals[i] - back[i];
+    kernels->matmul_nt(back, n, d, p, d, w->turned);
+    for (size_t i = 0; i < (size_t)n * d; i++)
+        sum += (double)w->turned[i] * (double)w->turned[i];
     return sum / n;
 }
-
-#define CHECK_ROWS 128u /* rows on which an old basis is compared with a fresh one */
 
 /* The newest basis where it still serves this segment, else a new one. */
 static hr_status_t basis_choose(struct hri_index_head *head, const struct hri_segment *g,

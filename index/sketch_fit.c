@@ -24,6 +24,7 @@ struct fit {
     float *chunk;          /* [CHUNK][width] */
     double *cov, *values;  /* [dk][dk], [dk] */
     double *gram, *target; /* [n][n], [n][dv] */
+    double *product;       /* [dk][dk] */
     void *eigen;
 };
 
@@ -39,7 +40,7 @@ size_t hri_sketch_fit_bytes(uint32_t k_dim, uint32_t v_dim)
 {
     size_t dk = k_dim, dv = v_dim, width = width_of(k_dim, v_dim);
     return ((size_t)ROWS_MAX * dk + width * width + CHUNK * width + dk * dk) * sizeof(float) +
-           (2 * dk * dk + dk + dk * dv) * sizeof(double) + hri_eigen_work_bytes(k_dim) + 8 * 64;
+           (3 * dk * dk + dk + dk * dv) * sizeof(double) + hri_eigen_work_bytes(k_dim) + 9 * 64;
 }
 
 static struct fit take_work(uint32_t k_dim, uint32_t v_dim, void *memory)
@@ -55,6 +56,7 @@ static struct fit take_work(uint32_t k_dim, uint32_t v_dim, void *memory)
     f.values = hri_arena_array(&arena, dk, sizeof(double));
     f.gram = hri_arena_array(&arena, dk * dk, sizeof(double));
     f.target = hri_arena_array(&arena, dk * dv, sizeof(double));
+    f.product = hri_arena_array(&arena, dk * dk, sizeof(double));
     f.eigen = hri_arena_array(&arena, hri_eigen_work_bytes(k_dim), 1);
     HRI_ASSERT(f.eigen != NULL);
     return f;
@@ -111,25 +113,21 @@ static float code_row(const double *x, uint32_t d, int8_t *codes)
 static void write_turns(struct fit *f, struct hri_basis *basis, const float *p)
 {
     uint32_t d = f->dk;
-    double forth[HR_HEAD_DIM_MAX], back[HR_HEAD_DIM_MAX], square[HR_HEAD_DIM_MAX];
-    for (uint32_t i = 0; i < d; i++) {
-        square[i] = 0;
+    double *wide = f->gram, *turn = f->product, square[HR_HEAD_DIM_MAX];
+    for (size_t i = 0; i < (size_t)d * d; i++)
+        wide[i] = p[i];
+    hri_multiply(f->cov, d, d, wide, d, false, turn);
+    for (uint32_t c = 0; c < d; c++)
         for (uint32_t j = 0; j < d; j++)
-            square[i] += (double)p[(size_t)i * d + j] * p[(size_t)i * d + j];
-    }
-    for (uint32_t c = 0; c < d; c++) {
-        const double *u = f->cov + (size_t)(d - 1 - c) * d;
-        memset(forth, 0, sizeof forth);
-        memset(back, 0, sizeof back);
-        for (uint32_t i = 0; i < d; i++)
-            for (uint32_t j = 0; j < d; j++) {
-                forth[j] += u[i] * p[(size_t)i * d + j];
-                back[j] += square[i] > 0 ? u[i] * p[(size_t)i * d + j] / square[i] : 0;
-            }
+            basis->turn[(size_t)c * d + j] = (float)turn[(size_t)(d - 1 - c) * d + j];
+    hri_row_squares(p, d, square);
+    for (uint32_t i = 0; i < d; i++)
         for (uint32_t j = 0; j < d; j++)
-            basis->turn[(size_t)c * d + j] = (float)forth[j];
-        basis->query_scale[c] = code_row(back, d, basis->query + (size_t)c * d);
-    }
+            wide[(size_t)i * d + j] *= square[i] > 0 ? 1 / square[i] : 0;
+    hri_multiply(f->cov, d, d, wide, d, false, turn);
+    for (uint32_t c = 0; c < d; c++)
+        basis->query_scale[c] =
+            code_row(turn + (size_t)(d - 1 - c) * d, d, basis->query + (size_t)c * d);
 }
 
 /* Second moments of (z~ | v), and what z~ misses per coordinate. */
