@@ -304,9 +304,9 @@ int plan_probe_steps(struct plan_probe *p, unsigned n, struct plan_sample *s)
 
 int plan_probe_trace(struct plan_probe *p, unsigned n, double *append_s, double *step_s)
 {
-    hr_status_t status = HR_OK;
+    struct hr_attend_report r;
+    hr_status_t status = attend(p, HR_ATTEND_RECIPE, &r); /* its report has the growing's times */
     for (unsigned i = 0; i < n && status == HR_OK; i++) {
-        struct hr_attend_report r;
         struct hr_tensor k = hr_tensor_make(p->k, HR_DTYPE_BF16, 1, p->heads, p->dim);
         struct hr_tensor v = hr_tensor_make(p->v, HR_DTYPE_BF16, 1, p->heads, p->dim);
         make_rows(p, 1);

@@ -209,7 +209,7 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
                           uint32_t *block_rows, uint32_t *n_blocks_out)
 {
     const struct hri_index_options *o = &head->options;
-    HRI_ASSERT(!hri_index_is_shared(head));
+    HRI_ASSERT(!hri_index_is_shared(head) && head->ahead.n_blocks == 0);
     struct hri_segment segment = {.k = k,
                                   .v = v,
                                   .n = n,
@@ -243,6 +243,15 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
     keep_rows(head, &segment);
     *n_blocks_out = segment.n_blocks;
     return HR_OK;
+}
+
+hr_status_t hri_index_fit(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
+                          uint32_t position_end, void *workspace)
+{
+    struct hri_segment segment = {
+        .k = k, .v = v, .n = n, .position_end = position_end, .workspace = workspace};
+    HRI_ASSERT(!hri_index_is_shared(head));
+    return head->ops->fit ? head->ops->fit(head, &segment) : HR_OK;
 }
 
 bool hri_index_prepares(const struct hri_recipe *recipe)
@@ -361,15 +370,21 @@ void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k
     *v_step = head->v_step[block];
 }
 
-void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
+static void blocks_leave(struct hri_index_head *head, uint32_t n_blocks)
 {
-    HRI_ASSERT(n_blocks == head->n_blocks || !hri_index_is_shared(head));
     while (head->n_blocks > n_blocks) {
         head->n_blocks--;
         head->n_rows -= head->block_rows[head->n_blocks];
     }
     if (head->sketch)
         hri_sketch_truncate(head);
+}
+
+void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
+{
+    HRI_ASSERT(n_blocks == head->n_blocks || !hri_index_is_shared(head));
+    HRI_ASSERT(head->ahead.n_blocks == 0);
+    blocks_leave(head, n_blocks);
     if (head->n_blocks > 0)
         return;
     /* Nothing is left, so nothing is known. */
@@ -377,6 +392,51 @@ void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
     head->points.rows = 0;
     if (head->shape.joint)
         hri_shape_clear(head);
+}
+
+bool hri_index_makes_ahead(const struct hri_recipe *recipe)
+{
+    return recipe->selector->makes_ahead;
+}
+
+void hri_index_hide(struct hri_index_head *head, uint32_t n_blocks)
+{
+    HRI_ASSERT(head->ahead.n_blocks == 0 && n_blocks < head->n_blocks);
+    head->ahead.n_blocks = head->n_blocks;
+    head->ahead.n_rows = head->n_rows;
+    if (head->sketch) {
+        head->ahead.n_bases = head->sketch->n_bases;
+        head->ahead.n_lone = head->sketch->n_lone;
+    }
+    blocks_leave(head, n_blocks);
+}
+
+void hri_index_show(struct hri_index_head *head)
+{
+    if (head->ahead.n_blocks == 0)
+        return;
+    head->n_blocks = head->ahead.n_blocks;
+    head->n_rows = head->ahead.n_rows;
+    if (head->sketch) {
+        head->sketch->n_bases = head->ahead.n_bases;
+        head->sketch->n_lone = head->ahead.n_lone;
+    }
+    hri_index_drop_ahead(head);
+}
+
+void hri_index_drop_ahead(struct hri_index_head *head)
+{
+    memset(&head->ahead, 0, sizeof head->ahead);
+}
+
+uint32_t hri_index_blocks_ahead(const struct hri_index_head *head)
+{
+    return head->ahead.n_blocks > 0 ? head->ahead.n_blocks - head->n_blocks : 0;
+}
+
+uint32_t hri_index_rows_ahead(const struct hri_index_head *head)
+{
+    return head->ahead.n_blocks > 0 ? head->ahead.n_rows - head->n_rows : 0;
 }
 
 void hri_index_forget(struct hri_index_head *head, uint32_t n_tokens)

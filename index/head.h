@@ -21,6 +21,10 @@ struct hri_index_head {
     uint32_t *shared;
 
     uint32_t n_blocks, n_rows;
+    /* What there is together with blocks made ahead (hri_index_hide); n_blocks 0: there are none. */
+    struct {
+        uint32_t n_blocks, n_rows, n_bases, n_lone;
+    } ahead;
     uint32_t parts, part_rows; /* a block is stored in so many parts, of so many rows each */
     uint8_t *block_rows;       /* [blocks_max] device */
     float *k_step, *v_step;    /* [blocks_max] device, codec int8 only */

@@ -101,10 +101,9 @@ bool hri_index_saves(const struct hri_recipe *recipe)
     return ops->create == NULL || ops->image != NULL;
 }
 
-hr_status_t hri_index_image(struct hri_index_head *head, struct hri_image *im)
+static void tables_image(struct hri_index_head *head, struct hri_image *im)
 {
     const struct hri_index_options *o = &head->options;
-    hri_image_u32(im, &head->n_blocks, o->blocks_max, "more blocks than there is room for");
     hri_image_u32(im, &head->n_rows, o->rows_max, "more rows than there is room for");
     blocks_image(head, im);
     if (head->keeps_stats)
@@ -121,6 +120,20 @@ hr_status_t hri_index_image(struct hri_index_head *head, struct hri_image *im)
         hri_sketch_image(head, im);
     if (head->ops->image && hri_image_ok(im))
         head->ops->image(head, im);
+}
+
+hr_status_t hri_index_image(struct hri_index_head *head, struct hri_image *im)
+{
+    const struct hri_index_options *o = &head->options;
+    uint32_t seen = head->n_blocks; /* the others were made ahead */
+    hri_index_show(head);
+    hri_image_u32(im, &head->n_blocks, o->blocks_max, "more blocks than there is room for");
+    hri_image_u32(im, &seen, head->n_blocks, "more blocks are seen than there are");
+    hri_image_check(im, seen == head->n_blocks || o->recipe.selector->makes_ahead,
+                    "blocks were made ahead");
+    tables_image(head, im);
+    if (seen < head->n_blocks)
+        hri_index_hide(head, seen);
     return im->status;
 }
 

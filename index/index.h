@@ -44,6 +44,7 @@ struct hri_selector {
     bool
         drafts; /* of a speculative decoder: its output is a proposal, param "tokens" says how many before they are verified */
     bool splits_clusters; /* clusters have any size; one larger than a block is several blocks */
+    bool makes_ahead;     /* segments may be grouped some steps before they are seen */
     bool shares_budget;   /* unit ROWS: one head may read what the others of its layer leave */
     const struct hri_param *params;     /* ends with name NULL */
     const struct hri_selector_ops *ops; /* index/selector_ops.h */
@@ -122,6 +123,9 @@ size_t hri_index_workspace_bytes(const struct hri_index_options *options, uint32
 hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
                           uint32_t position_end, void *workspace, uint32_t *order,
                           uint32_t *block_rows, uint32_t *n_blocks_out);
+/* Before an add of these rows, for some of its work: what is fitted to them alone, where the last fit does not serve. May be left out. */
+hr_status_t hri_index_fit(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
+                          uint32_t position_end, void *workspace);
 /* For selectors that look at all heads of a layer before they group: called once per segment, before
  * hri_index_add. k, v [n_heads][n][dim]. Nothing to do for the others (hri_index_prepares). */
 bool hri_index_prepares(const struct hri_recipe *recipe);
@@ -153,6 +157,15 @@ void hri_index_steps(const struct hri_index_head *head, uint32_t block, float *k
                      float *v_step);
 /* Drops blocks >= n_blocks (a truncate). */
 void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks);
+/* Blocks made ahead, for recipes whose segments may be (hri_index_makes_ahead): those from n_blocks on are hidden, so that steps, counts and
+ * images' readers see a head without them, until they are shown or dropped. Between that and this the head neither gets nor loses others.
+ * Nothing else of a head's state depends on which rows are seen, but the shape of level 0 has learnt from all. */
+bool hri_index_makes_ahead(const struct hri_recipe *recipe);
+void hri_index_hide(struct hri_index_head *head, uint32_t n_blocks);
+void hri_index_show(struct hri_index_head *head); /* nothing hidden: nothing happens */
+void hri_index_drop_ahead(struct hri_index_head *head);
+uint32_t hri_index_blocks_ahead(const struct hri_index_head *head); /* 0: none are hidden */
+uint32_t hri_index_rows_ahead(const struct hri_index_head *head);
 /* Of a truncate, after the blocks or rows: tokens >= n_tokens are gone, also those that were not grouped yet. */
 void hri_index_forget(struct hri_index_head *head, uint32_t n_tokens);
 

@@ -104,15 +104,27 @@ static uint32_t last_position(const struct hri_index_options *o, uint32_t positi
     return last;
 }
 
+/* Behind the weights and points. */
+static void *rest_of(const struct hri_index_options *o, const struct hri_segment *segment)
+{
+    return (char *)segment->workspace + weights_bytes(segment->n) + points_bytes(o, segment->n);
+}
+
+static hr_status_t fit(struct hri_index_head *head, const struct hri_segment *segment)
+{
+    uint32_t position = segment->position_end, last = last_position(&head->options, position);
+    return hri_points_fit(&head->points, &head->stats, segment->k, segment->v, segment->n, position,
+                          last - position, rest_of(&head->options, segment));
+}
+
 static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
 {
     const struct hri_index_options *o = &head->options;
     float *weight = segment->workspace;
     float *y = (float *)((char *)segment->workspace + weights_bytes(segment->n));
-    void *rest = (char *)y + points_bytes(o, segment->n);
+    void *rest = rest_of(o, segment);
     uint32_t position = segment->position_end, last = last_position(o, position);
-    hr_status_t status = hri_points_fit(&head->points, &head->stats, segment->k, segment->v,
-                                        segment->n, position, last - position, rest);
+    hr_status_t status = fit(head, segment);
     if (status != HR_OK)
         return status;
     hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
@@ -435,6 +447,7 @@ static const struct hri_selector_ops ops = {
     .create = create,
     .destroy = destroy,
     .workspace_bytes = workspace_bytes,
+    .fit = fit,
     .group = group,
     .summarise = summarise,
     .scratch_bytes = step_bytes,
@@ -472,6 +485,7 @@ const struct hri_selector hri_selector_headrace = {
     .unit = HRI_UNIT_BLOCKS,
     .codec = HRI_CODEC_I8,
     .keeps_stats = true,
+    .makes_ahead = true,
     .params = params_headrace,
     .ops = &ops,
 };

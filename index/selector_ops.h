@@ -35,6 +35,8 @@ struct hri_selector_ops {
     void (*destroy)(struct hri_index_head *head);
     /* Bytes add needs for n rows. */
     size_t (*workspace_bytes)(const struct hri_index_options *options, uint32_t n);
+    /* What group would fit first to these rows, so that it finds it made; default: nothing. */
+    hr_status_t (*fit)(struct hri_index_head *head, const struct hri_segment *segment);
     /* Fills order, block_rows, n_blocks; default: consecutive rows, target rows each. */
     hr_status_t (*group)(struct hri_index_head *head, struct hri_segment *segment);
     /* Writes summaries for the segment's blocks, whose first is number head->n_blocks; default

@@ -527,6 +527,11 @@ hr_status_t hri_device_sync(hr_sequence_t *s, struct hri_layer *l, uint32_t end)
     return status;
 }
 
+void hri_device_shape_changed(hr_sequence_t *s, const struct hri_layer *l)
+{
+    s->part->layers[l - s->layers].shape_stale = true;
+}
+
 void hri_device_cut(hr_sequence_t *s)
 {
     struct hri_device_part *p = s->part;

@@ -122,6 +122,8 @@ hr_status_t hri_device_attach(hr_sequence_t *s);
 void hri_device_detach(hr_sequence_t *s);
 /* After a truncate: what is gone on the host is gone there. */
 void hri_device_cut(hr_sequence_t *s);
+/* What the heads of a layer share has changed, though there are no more blocks to be seen. */
+void hri_device_shape_changed(hr_sequence_t *s, const struct hri_layer *layer);
 /* Brings the layer's copy up to date with the host, with the window's rows of tokens below `end`. */
 hr_status_t hri_device_sync(hr_sequence_t *s, struct hri_layer *layer, uint32_t end);
 /* Records the graphs of a layer (device_step.c). */

@@ -22,7 +22,8 @@ static hr_status_t tables_own(hr_sequence_t *s, struct hri_layer *l, struct hri_
 {
     struct hri_alloc *a = &s->runtime->alloc;
     for (uint32_t h = 0; h < s->n_kv; h++) {
-        size_t blocks = hri_index_blocks(l->heads[h]), rows = hri_index_rows(l->heads[h]);
+        size_t blocks = hri_index_blocks(l->heads[h]) + hri_index_blocks_ahead(l->heads[h]);
+        size_t rows = hri_index_rows(l->heads[h]) + hri_index_rows_ahead(l->heads[h]);
         places[h] = copy_of(a, l->places[h], blocks * s->parts * sizeof **places,
                             (size_t)s->blocks_max * s->parts * sizeof **places);
         if (places[h] == NULL) {

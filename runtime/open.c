@@ -262,21 +262,14 @@ static bool block_tokens_fit(const struct hri_layer *l, uint32_t h)
     return true;
 }
 
-static hr_status_t head_load(struct opener *op, uint32_t i, uint32_t h, uint32_t rows)
+/* What the index does not keep itself: where blocks lie, and which tokens they hold. */
+static hr_status_t tables_load(struct opener *op, uint32_t i, uint32_t h)
 {
     hr_sequence_t *s = op->s;
     struct hri_layer *l = &s->layers[i];
-    struct hri_image image = {.move = image_get, .context = op, .loads = true};
-    hr_status_t status =
-        hri_archive_seek(op->in, hri_archive_key(HRI_SAVED_LAYER, i, HRI_SAVED_HEAD, h));
-    if (status == HR_OK) {
-        status = hri_index_image(l->heads[h], &image);
-    }
-    uint32_t blocks = hri_index_blocks(l->heads[h]);
-    if (status == HR_OK && (l->indexed || l->adds_rows) && hri_index_rows(l->heads[h]) != rows) {
-        status = misfit(op, i, "the index holds other rows than the body");
-    }
-    if (status == HR_OK && l->indexed) {
+    uint32_t blocks = hri_index_blocks(l->heads[h]), rows = hri_index_rows(l->heads[h]);
+    hr_status_t status = HR_OK;
+    if (l->indexed) {
         status = hri_archive_get(op->in, l->places[h],
                                  (size_t)blocks * s->parts * sizeof(struct hri_block_at));
         status = status == HR_OK && !places_fit(s, l, h)
@@ -291,6 +284,43 @@ static hr_status_t head_load(struct opener *op, uint32_t i, uint32_t h, uint32_t
         status = status == HR_OK && !block_tokens_fit(l, h)
                      ? misfit(op, i, "a block holds tokens that are not there")
                      : status;
+    }
+    return status;
+}
+
+/* Heads are made ahead in their order, all of the same rows. */
+static bool ahead_fits(const struct hri_layer *l, uint32_t h, uint32_t body_end)
+{
+    uint32_t rows = hri_index_rows_ahead(l->heads[h]);
+    return rows == 0 || (l->indexed && rows <= l->n_tokens - body_end &&
+                         (h == 0 || rows == hri_index_rows_ahead(l->heads[h - 1])));
+}
+
+static hr_status_t head_load(struct opener *op, uint32_t i, uint32_t h,
+                             const struct hri_saved_layer *state)
+{
+    hr_sequence_t *s = op->s;
+    struct hri_layer *l = &s->layers[i];
+    struct hri_image image = {.move = image_get, .context = op, .loads = true};
+    uint32_t rows = state->body_end > s->n_sink ? state->body_end - s->n_sink : 0;
+    hr_status_t status =
+        hri_archive_seek(op->in, hri_archive_key(HRI_SAVED_LAYER, i, HRI_SAVED_HEAD, h));
+    if (status == HR_OK) {
+        status = hri_index_image(l->heads[h], &image);
+    }
+    if (status == HR_OK && (l->indexed || l->adds_rows) && hri_index_rows(l->heads[h]) != rows) {
+        status = misfit(op, i, "the index holds other rows than the body");
+    }
+    if (status == HR_OK && !ahead_fits(l, h, state->body_end)) {
+        status = misfit(op, i, "blocks were made ahead of other rows than there are");
+    }
+    if (status == HR_OK) {
+        uint32_t seen = hri_index_blocks(l->heads[h]);
+        hri_index_show(l->heads[h]);
+        status = tables_load(op, i, h);
+        if (hri_index_blocks(l->heads[h]) > seen) {
+            hri_index_hide(l->heads[h], seen);
+        }
     }
     return status == HR_OK && hri_archive_left(op->in) > 0
                ? misfit(op, i, "its index is longer than it should be")
@@ -343,7 +373,6 @@ static hr_status_t derived_load(struct opener *op, uint32_t i, const struct hri_
 {
     hr_sequence_t *s = op->s;
     struct hri_layer *l = &s->layers[i];
-    uint32_t rows = state->body_end > s->n_sink ? state->body_end - s->n_sink : 0;
     hr_status_t status = settled_load(op, i, state);
     if (status == HR_OK && l->indexed) {
         status = cells_load(op, hri_archive_key(HRI_SAVED_LAYER, i, HRI_SAVED_BLOCKS, 0),
@@ -351,7 +380,7 @@ static hr_status_t derived_load(struct opener *op, uint32_t i, const struct hri_
     }
     bool saved = hri_index_saves(&s->recipe);
     for (uint32_t h = 0; l->heads != NULL && saved && h < s->n_kv && status == HR_OK; h++) {
-        status = head_load(op, i, h, rows);
+        status = head_load(op, i, h, state);
     }
     if (status != HR_OK) {
         return status;

@@ -138,7 +138,8 @@ static hr_status_t head_save(struct saver *sv, struct hri_layer *l, uint32_t h)
     const hr_sequence_t *s = sv->s;
     struct hri_image image = {.move = image_put, .context = sv};
     hr_status_t status = hri_index_image(l->heads[h], &image);
-    uint32_t blocks = hri_index_blocks(l->heads[h]), rows = hri_index_rows(l->heads[h]);
+    uint32_t blocks = hri_index_blocks(l->heads[h]) + hri_index_blocks_ahead(l->heads[h]);
+    uint32_t rows = hri_index_rows(l->heads[h]) + hri_index_rows_ahead(l->heads[h]);
     if (status == HR_OK && l->indexed) {
         status = hri_archive_put(sv->out, l->places[h],
                                  (size_t)blocks * s->parts * sizeof(struct hri_block_at));

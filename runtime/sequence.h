@@ -252,6 +252,9 @@ hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer);
 /* Groups pending rows into blocks, in segments: while at least `least` wait and, with near, while the tail lacks any of them. */
 hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least, bool near);
 
+/* Tokens after the body that heads were grouped ahead for, 0: none. */
+uint32_t hri_layer_ahead(const struct hri_layer *layer);
+
 /* The first n segments of l->settled, grouped as they were; the body is empty. */
 hr_status_t hri_settle_ends(hr_sequence_t *s, struct hri_layer *layer, uint32_t n);
 /* A layer whose log is whole and whose tail has the rows after it: sink and tail as the recipe wants them, from the log. */

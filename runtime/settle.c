@@ -1,5 +1,5 @@
 /* Move 3 of a step: pending rows leave as a segment, are grouped, summarised, encoded and stored as blocks. */
-#include "runtime/sequence.h"
+#include "runtime/device_part.h"
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -26,7 +26,9 @@ struct segment {
     uint32_t first, n;   /* tokens */
     unsigned char *rows; /* [n_kv][n][row_bytes] */
     struct group_slot *slots;
-    uint32_t head0; /* of the wave */
+    uint32_t head_first, head_end; /* those to be grouped */
+    uint32_t head0;                /* of the wave */
+    bool fits;                     /* some of the work only (hri_index_fit) */
 };
 
 static void copy_visit(void *context, const struct hri_tiles *tiles)
@@ -34,7 +36,7 @@ static void copy_visit(void *context, const struct hri_tiles *tiles)
     struct segment *g = context;
     hr_sequence_t *s = g->s;
     for (uint32_t i = 0; i < tiles->n; i++) {
-        for (uint32_t h = 0; h < s->n_kv; h++) {
+        for (uint32_t h = g->head_first; h < g->head_end; h++) {
             unsigned char *dst =
                 g->rows + ((size_t)h * g->n + (tiles->token[i] - g->first)) * s->row_bytes;
             memcpy(dst, tiles->base[i * s->n_kv + h], (size_t)tiles->rows[i] * s->row_bytes);
@@ -198,20 +200,39 @@ static void group_task(void *context, unsigned task, unsigned worker)
     }
 }
 
+static void fit_task(void *context, unsigned task, unsigned worker)
+{
+    (void)worker;
+    struct segment *g = context;
+    struct group_slot *slot = &g->slots[task];
+    uint32_t head = g->head0 + task;
+    rows_to_float(g, head, slot);
+    slot->status = hri_index_fit(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
+                                 slot->workspace);
+    if (slot->status != HR_OK) {
+        hri_error_get(slot->message, sizeof slot->message);
+    }
+}
+
+static hri_task_fn task_of(const struct segment *g)
+{
+    return g->fits ? fit_task : g->layer->indexed ? group_task : rows_task;
+}
+
 /* Heads are grouped side by side, one per worker; their cells are appended by the owner of the store. */
 static hr_status_t segment_group(struct segment *g)
 {
     hr_sequence_t *s = g->s;
     uint32_t wave = s->runtime->n_workers;
-    for (g->head0 = 0; g->head0 < s->n_kv; g->head0 += wave) {
-        uint32_t n = s->n_kv - g->head0 < wave ? s->n_kv - g->head0 : wave;
-        hri_pool_run(s->runtime->pool, g->layer->indexed ? group_task : rows_task, g, n);
+    for (g->head0 = g->head_first; g->head0 < g->head_end; g->head0 += wave) {
+        uint32_t n = g->head_end - g->head0 < wave ? g->head_end - g->head0 : wave;
+        hri_pool_run(s->runtime->pool, task_of(g), g, n);
         for (uint32_t i = 0; i < n; i++) {
             struct group_slot *slot = &g->slots[i];
             if (slot->status != HR_OK) {
                 return hri_error_set(slot->status, "%s", slot->message);
             }
-            if (!g->layer->indexed) {
+            if (g->fits || !g->layer->indexed) {
                 continue;
             }
             uint32_t first_cell, head = g->head0 + i;
@@ -318,28 +339,50 @@ static void body_grow(struct hri_layer *layer, uint32_t n)
     }
 }
 
-static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t n)
+/* What a failed attempt did to the heads goes. */
+static void segment_undo(const struct segment *g, const uint32_t *blocks, uint32_t rows,
+                         uint32_t cells)
 {
-    if (!layer->indexed &&
-        !layer->adds_rows) { /* nothing to group, but the window is everybody's */
-        body_grow(layer, n);
-        return HR_OK;
+    struct hri_layer *layer = g->layer;
+    for (uint32_t h = g->head_first; h < g->head_end; h++) {
+        if (layer->indexed) {
+            hri_index_truncate(layer->heads[h], blocks[h]);
+        } else if (hri_index_rows(layer->heads[h]) > rows) {
+            hri_index_truncate_rows(layer->heads[h], rows);
+        }
     }
+    if (layer->indexed) {
+        (void)hri_lane_truncate(layer->block_lane, cells);
+    }
+}
+
+/* Groups heads [head_first, head_end) of the n tokens after the body, or fits what that needs. blocks_out[h]: how many there were. */
+static hr_status_t segment_make(hr_sequence_t *s, struct hri_layer *layer, uint32_t n,
+                                uint32_t head_first, uint32_t head_end, bool fits,
+                                uint32_t *blocks_out)
+{
     hr_status_t status = hri_layer_own(s, layer);
     if (status != HR_OK) {
         return status;
     }
-    struct segment g = {.s = s, .layer = layer, .first = layer->body_end, .n = n};
+    struct segment g = {.s = s,
+                        .layer = layer,
+                        .first = layer->body_end,
+                        .n = n,
+                        .head_first = head_first,
+                        .head_end = head_end,
+                        .fits = fits};
     struct hr_attend_report unseen = {0};
     uint32_t cells = layer->indexed ? hri_lane_cells(layer->block_lane) : 0;
     uint32_t rows = hri_index_rows(layer->heads[0]);
-    uint32_t before[HR_HEADS_MAX] = {0};
-    for (uint32_t h = 0; h < s->n_kv; h++) {
-        before[h] = hri_index_blocks(layer->heads[h]);
+    uint8_t only[HR_HEADS_MAX] = {0};
+    for (uint32_t h = head_first; h < head_end; h++) {
+        only[h] = 1;
+        blocks_out[h] = hri_index_blocks(layer->heads[h]);
     }
     status = segment_memory(&g);
     if (status == HR_OK) {
-        status = hri_stream_rows(s, layer, g.first, g.first + n, copy_visit, &g, &unseen);
+        status = hri_stream_heads(s, layer, g.first, g.first + n, only, copy_visit, &g, &unseen);
     }
     if (status == HR_OK) {
         status = segment_prepare(&g);
@@ -350,18 +393,101 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
     if (status != HR_OK) {
         char message[HRI_ERROR_BYTES_MAX];
         hri_error_get(message, sizeof message);
-        for (uint32_t h = 0; h < s->n_kv; h++) {
-            if (layer->indexed) {
-                hri_index_truncate(layer->heads[h], before[h]);
-            } else if (hri_index_rows(layer->heads[h]) > rows) {
-                hri_index_truncate_rows(layer->heads[h], rows);
-            }
-        }
-        if (layer->indexed) {
-            (void)hri_lane_truncate(layer->block_lane, cells);
-        }
+        segment_undo(&g, blocks_out, rows, cells);
         return hri_error_set(status, "layer %u: tokens %u to %u not indexed: %s",
                              (unsigned)(layer - s->layers), g.first, g.first + n - 1, message);
+    }
+    return HR_OK;
+}
+
+/* -- a segment whose heads are grouped in turn, before it leaves the window -- */
+
+static uint32_t heads_ahead(const hr_sequence_t *s, const struct hri_layer *layer)
+{
+    uint32_t n = 0;
+    while (layer->indexed && n < s->n_kv && hri_index_rows_ahead(layer->heads[n]) > 0) {
+        n++;
+    }
+    return n;
+}
+
+uint32_t hri_layer_ahead(const struct hri_layer *layer)
+{
+    return layer->indexed ? hri_index_rows_ahead(layer->heads[0]) : 0;
+}
+
+/* A step's share of the work on the next segment: heads [first, end) are grouped, or only fitted. */
+struct ahead {
+    uint32_t first, end;
+    bool fits;
+};
+
+/* How many heads had their turn `passed` tokens after the first head's, all of them having theirs within `lead` tokens. */
+static uint32_t turns(uint32_t n_heads, int64_t passed, uint32_t lead)
+{
+    int64_t n = passed < 0 ? 0 : 1 + passed * n_heads / lead;
+    return n < n_heads ? (uint32_t)n : n_heads;
+}
+
+/* What a layer has to do `passed` tokens after the first of `lead` at which that may begin, `made` heads being grouped: heads take turns,
+ * first with their fits, half way to the next turn with the rest, and layers begin at different tokens. A fit whose token no step had is
+ * made when its head is grouped. */
+static struct ahead ahead_of(uint32_t n_heads, uint32_t layer, uint32_t made, int64_t passed,
+                             uint32_t lead)
+{
+    uint32_t gap = lead > n_heads ? lead / n_heads : 1, half = gap / 2;
+    passed -= layer % (gap - half);
+    uint32_t grouped = turns(n_heads, passed - half, lead);
+    if (grouped > made) {
+        return (struct ahead){.first = made, .end = grouped};
+    }
+    bool now = turns(n_heads, passed, lead) > made && turns(n_heads, passed - 1, lead) <= made;
+    return (struct ahead){.first = made, .end = made + now, .fits = true};
+}
+
+/* Rows of the next segment that are still in the window, where steps attend them exactly, can be grouped already; all its blocks are
+ * hidden until the segment is full, as if it had been grouped then, but no step has to group all heads. */
+static hr_status_t segment_ahead(hr_sequence_t *s, struct hri_layer *layer, uint32_t n,
+                                 bool *any_out)
+{
+    uint32_t lead = s->n_window < n ? s->n_window : n, blocks[HR_HEADS_MAX];
+    uint32_t begin = layer->body_end + n + s->n_window - lead; /* tokens of the layer then */
+    if (!layer->indexed || !hri_index_makes_ahead(&s->recipe) || lead == 0 || n > s->segment ||
+        layer->body_end < s->n_sink || layer->n_tokens < begin) {
+        return HR_OK;
+    }
+    struct ahead a = ahead_of(s->n_kv, (uint32_t)(layer - s->layers), heads_ahead(s, layer),
+                              layer->n_tokens - begin, lead);
+    if (a.first >= a.end) {
+        return HR_OK;
+    }
+    *any_out = true;
+    hr_status_t status = segment_make(s, layer, n, a.first, a.end, a.fits, blocks);
+    for (uint32_t h = a.first; h < a.end && status == HR_OK && !a.fits; h++) {
+        hri_index_hide(layer->heads[h], blocks[h]);
+    }
+    if (status == HR_OK && s->part != NULL && !a.fits) {
+        hri_device_shape_changed(s, layer);
+    }
+    return status;
+}
+
+static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t n)
+{
+    /* Where there is nothing to group, the window is everybody's all the same. */
+    bool grouped = layer->indexed || layer->adds_rows;
+    uint32_t made = heads_ahead(s, layer), blocks[HR_HEADS_MAX];
+    hr_status_t status = HR_OK;
+    if (grouped && made < s->n_kv) {
+        status = segment_make(s, layer, n, made, s->n_kv, false, blocks);
+    } else if (grouped) {
+        status = hri_layer_own(s, layer);
+    }
+    if (status != HR_OK) {
+        return status;
+    }
+    for (uint32_t h = 0; h < made; h++) {
+        hri_index_show(layer->heads[h]);
     }
     body_grow(layer, n);
     return HR_OK;
@@ -391,7 +517,17 @@ hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least
         if (hri_canceled(s)) {
             return hri_error_set(HR_ERR_CANCELED, "indexing: canceled");
         }
-        hr_status_t status = segment_settle(s, layer, waiting < s->segment ? waiting : s->segment);
+        uint32_t n = hri_layer_ahead(layer);
+        if (n == 0) {
+            n = waiting < s->segment ? waiting : s->segment;
+        }
+        hr_status_t status = segment_settle(s, layer, n);
+        if (status != HR_OK) {
+            return status;
+        }
+    }
+    if (near) {
+        hr_status_t status = segment_ahead(s, layer, least, &any);
         if (status != HR_OK) {
             return status;
         }

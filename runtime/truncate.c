@@ -12,6 +12,7 @@
 struct cut {
     uint32_t n_tokens, n_logged, body_end, n_settled;
     uint32_t tail_first;
+    bool drops_ahead; /* rows of the segment that is being made ahead go */
     unsigned char
         *rows; /* [n_kv][n_tokens - tail_first][row_bytes] of the tail, NULL: it has them */
 };
@@ -37,6 +38,8 @@ static struct cut cut_plan(const hr_sequence_t *s, const struct hri_layer *l, ui
     } else {
         c.body_end = min_u32(l->body_end, outside > sink ? outside : sink);
     }
+    uint32_t ahead = hri_layer_ahead(l);
+    c.drops_ahead = ahead > 0 && (c.body_end < l->body_end || ahead > n - l->body_end);
     bool steps = !l->exact && (c.body_end < l->tail_first || l->tail_first > outside);
     if (steps || l->tail_first > c.n_logged) {
         uint32_t keep = s->n_window + s->decode_segment + HRI_LOG_ROWS;
@@ -71,7 +74,8 @@ static hr_status_t cuts_make(hr_sequence_t *s, uint32_t n_tokens, struct cut *cu
     for (uint32_t i = 0; i < s->n_layers; i++) {
         struct hri_layer *l = &s->layers[i];
         cuts[i] = cut_plan(s, l, n_tokens);
-        hr_status_t status = cuts[i].body_end < l->body_end ? hri_layer_own(s, l) : HR_OK;
+        bool loses = cuts[i].body_end < l->body_end || cuts[i].drops_ahead;
+        hr_status_t status = loses ? hri_layer_own(s, l) : HR_OK;
         if (status != HR_OK) {
             return status;
         }
@@ -116,7 +120,8 @@ static uint32_t blocks_of_rows(const struct hri_index_head *head, uint32_t n)
 static uint32_t first_cell_of(const hr_sequence_t *s, const struct hri_layer *l, uint32_t head,
                               uint32_t kept, uint32_t cells)
 {
-    uint32_t end = hri_index_blocks(l->heads[head]) * s->parts;
+    const struct hri_index_head *index = l->heads[head];
+    uint32_t end = (hri_index_blocks(index) + hri_index_blocks_ahead(index)) * s->parts;
     for (uint32_t i = kept * s->parts; i < end; i++) {
         cells = min_u32(cells, l->places[head][i].cell); /* HRI_NO_CELL is the largest */
     }
@@ -130,9 +135,10 @@ static void index_cut(hr_sequence_t *s, struct hri_layer *l, const struct cut *c
     uint32_t cells = l->block_lane != NULL ? hri_lane_cells(l->block_lane) : 0;
     for (uint32_t h = 0; h < s->n_kv; h++) {
         struct hri_index_head *head = l->heads[h];
-        if (l->indexed && hri_index_rows(head) > rows) {
+        if (l->indexed && (c->drops_ahead || hri_index_rows(head) > rows)) {
             uint32_t blocks = blocks_of_rows(head, rows);
             cells = first_cell_of(s, l, h, blocks, cells);
+            hri_index_drop_ahead(head);
             if (s->frames != NULL) {
                 hri_frames_truncate(s->frames, first_lane + h, blocks * s->parts);
             }

@@ -366,6 +366,69 @@ static void test_full_and_truncate(void **state)
     synth_free(&rows);
 }
 
+/* Hidden blocks are as if they were not there, and shown as if they had never been hidden: bit for bit. */
+static void made_ahead(const char *recipe, uint64_t budget)
+{
+    enum { ALL = 1100, SEEN = 600, G = 2, D = 64 };
+    static struct test_part hidden, cut, shown, whole;
+    struct hri_rng rng;
+    struct hri_select_out out;
+    struct bench_head a, b, c;
+    hri_rng_seed(&rng, 17);
+    struct synth rows = synth_make(&rng, ALL, D, D);
+    float *q = synth_queries(&rng, &rows, 20, G);
+    struct bench_geometry geometry = {
+        .recipe = recipe, .g = G, .k_dim = D, .v_dim = D, .horizon_tokens = 64};
+    bench_head_init(&a, &geometry, rows.k, rows.v, ALL, q, 20, 0, ALL, SEEN);
+    bench_head_init(&b, &geometry, rows.k, rows.v, ALL, q, 20, 0, ALL, SEEN);
+    bench_head_init(&c, &geometry, rows.k, rows.v, ALL, q, 20, 0, ALL, SEEN);
+    assert_true(hri_index_makes_ahead(&a.options.recipe));
+    uint32_t blocks = 0, all = hri_index_blocks(a.head);
+    for (uint32_t n = 0; n < SEEN; n += hri_index_block_rows(a.head, blocks++))
+        ;
+    hri_index_hide(a.head, blocks);
+    hri_index_truncate(b.head, blocks);
+    assert_int_equal(hri_index_rows(a.head), SEEN);
+    assert_int_equal(hri_index_rows_ahead(a.head), ALL - SEEN);
+    assert_int_equal(hri_index_blocks_ahead(a.head), all - blocks);
+    assert_int_equal(hri_index_sketch_bytes(a.head), hri_index_sketch_bytes(b.head));
+    for (uint32_t i = 0; i < 20; i++) {
+        const float *one = q + (size_t)i * G * D;
+        test_part_clear(&hidden, G, D);
+        test_part_clear(&cut, G, D);
+        bench_head_step(&a, one, budget, 0, NULL, &hidden.part, &out);
+        bench_head_step(&b, one, budget, 0, NULL, &cut.part, &out);
+        assert_memory_equal(hidden.o, cut.o, G * D * sizeof(float));
+    }
+    hri_index_show(a.head);
+    assert_int_equal(hri_index_rows(a.head), ALL);
+    assert_int_equal(hri_index_blocks_ahead(a.head), 0);
+    for (uint32_t i = 0; i < 20; i++) {
+        const float *one = q + (size_t)i * G * D;
+        test_part_clear(&shown, G, D);
+        test_part_clear(&whole, G, D);
+        bench_head_step(&a, one, budget, 0, NULL, &shown.part, &out);
+        bench_head_step(&c, one, budget, 0, NULL, &whole.part, &out);
+        assert_memory_equal(shown.o, whole.o, G * D * sizeof(float));
+    }
+    bench_head_fini(&a);
+    bench_head_fini(&b);
+    bench_head_fini(&c);
+    synth_free(&rows);
+    free(q);
+}
+
+static void test_made_ahead(void **state)
+{
+    static const char *const recipes[] = {"headrace", "headrace:sketch=0", "headrace:sketch=1"};
+    (void)state;
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        made_ahead(recipes[i], 0);
+        made_ahead(recipes[i], 4000);
+        made_ahead(recipes[i], UINT64_MAX / 4);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -373,6 +436,7 @@ int main(void)
         cmocka_unit_test(test_heavy_sink),  cmocka_unit_test(test_late_blocks),
         cmocka_unit_test(test_memory),      cmocka_unit_test(test_refused_memory),
         cmocka_unit_test(test_bad_options), cmocka_unit_test(test_full_and_truncate),
+        cmocka_unit_test(test_made_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

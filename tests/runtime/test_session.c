@@ -185,6 +185,29 @@ static void test_lengths(void **state)
     }
 }
 
+/* Saved while some of the heads have grouped the segment that is next, before its time. */
+static void test_made_ahead(void **state)
+{
+    static const uint32_t lengths[] = {260, 261, 292, 300, 323, 324};
+    static const char *const names[] = {"headrace", "headrace:sketch=0",
+                                        "headrace:decode_segment=48"};
+    hr_runtime_t *rt = runtime_for(false);
+    hr_sequence_t *s = sequence_make(rt, "headrace");
+    struct hr_sequence_stats st = {.struct_size = sizeof st};
+    (void)state;
+    prompt(s, 250);
+    steps(s, 250, 23, want);
+    assert_ok(hr_sequence_stats_get(s, &st));
+    assert_true(st.index_ns > 0 && st.body_rows == 0);
+    hr_sequence_destroy(s);
+    assert_ok(hr_runtime_destroy(rt));
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        for (size_t j = 0; j < sizeof names / sizeof *names; j++) {
+            round_trip(names[j], lengths[i] - 15, 15);
+        }
+    }
+}
+
 /* After cuts, and after many decode segments. */
 static void test_long_histories(void **state)
 {
@@ -799,6 +822,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_recipe_goes_on),
         cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_made_ahead),
         cmocka_unit_test(test_long_histories),
         cmocka_unit_test(test_tiers_and_recipes),
         cmocka_unit_test(test_save_again),

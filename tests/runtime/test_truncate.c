@@ -296,6 +296,54 @@ static void test_headrace_on_disk(void **state)
     }
 }
 
+static struct hr_runtime_stats stats_of(const hr_runtime_t *rt)
+{
+    struct hr_runtime_stats st = {.struct_size = sizeof st};
+    assert_ok(hr_runtime_stats_get(rt, &st));
+    return st;
+}
+
+/* Cuts while some heads have grouped the next segment before its time: with rows of it, and without. */
+static void test_made_ahead(void **state)
+{
+    static const uint32_t cuts[] = {255, 279, 319};
+    enum { LAST = 320, GO_ON = 70 };
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof cuts / sizeof *cuts; i++) {
+        uint32_t cut = cuts[i / 2];
+        hr_runtime_t *rt = runtime_for(i % 2 ? DISK : MEMORY);
+        hr_sequence_t *a = sequence_for(rt, &shape, "headrace"),
+                      *b = sequence_for(rt, &shape, "headrace");
+        struct hr_sequence_stats st = {.struct_size = sizeof st};
+        double error_a, error_b;
+        prompt(a, 200);
+        prompt(b, cut);
+        append(a, k, v, 200, cut - 200);
+        for (uint32_t t = cut; t < LAST; t++) {
+            append(a, k_other, v_other, t, 1);
+            for (uint32_t layer = 0; layer < LAYERS; layer++) {
+                assert_ok(hr_sequence_settle(a, layer));
+            }
+        }
+        assert_ok(hr_sequence_stats_get(a, &st));
+        assert_true(st.index_ns > 0 && st.body_rows == 0);
+        assert_ok(hr_sequence_truncate(a, cut));
+        static float all[GO_ON * LAYERS * HEADS * D];
+        steps(a, cut, cut + GO_ON, all, &error_a);
+        steps(b, cut, cut + GO_ON, all, &error_b);
+        if (!(error_a <= 1.5 * error_b + 0.02)) {
+            fail_msg("cut at %u: error %g; without the rows %g", cut, error_a, error_b);
+        }
+        assert_ok(hr_sequence_truncate(a, 0));
+        assert_ok(hr_sequence_truncate(b, 0));
+        assert_int_equal(stats_of(rt).tier[HR_TIER_HOST].bytes_held, 0);
+        assert_int_equal(stats_of(rt).tier[HR_TIER_FILE].bytes_held, 0);
+        hr_sequence_destroy(a);
+        hr_sequence_destroy(b);
+        assert_ok(hr_runtime_destroy(rt));
+    }
+}
+
 /* Draft and take back, again and again, as a speculative decoder does. */
 static void test_speculation(void **state)
 {
@@ -402,13 +450,6 @@ static void test_idle_cancel(void **state)
     assert_ok(hr_runtime_destroy(rt));
 }
 
-static struct hr_runtime_stats stats_of(const hr_runtime_t *rt)
-{
-    struct hr_runtime_stats st = {.struct_size = sizeof st};
-    assert_ok(hr_runtime_stats_get(rt, &st));
-    return st;
-}
-
 /* Space comes back, and what is read does not grow with what stays. */
 static void test_costs(void **state)
 {
@@ -443,6 +484,7 @@ int main(void)
         cmocka_unit_test(test_segments_coincide),
         cmocka_unit_test(test_recipes_anywhere),
         cmocka_unit_test(test_headrace_on_disk),
+        cmocka_unit_test(test_made_ahead),
         cmocka_unit_test(test_speculation),
         cmocka_unit_test(test_sliding),
         cmocka_unit_test(test_arguments),
