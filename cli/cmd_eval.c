@@ -38,6 +38,9 @@ static int parse(int argc, char **argv, struct cli_eval_options *o)
                    "file with the text, UTF-8; - is standard input; tiny makes its own without it"),
         CLI_RANGE("tokens-context", CLI_COUNT, &o->tokens_context, "N", 2, 1u << 30,
                   "tokens read before the first scored one"),
+        CLI_RANGE("tokens-decoded", CLI_COUNT, &o->tokens_decoded, "D", 0, 1u << 30,
+                  "of these, the last D come one by one: every recipe decodes them with its budget, "
+                  "as a text that grows"),
         CLI_RANGE("tokens-scored", CLI_COUNT, &o->tokens_scored, "M", 1, 1u << 24,
                   "tokens scored after them"),
         CLI_SWITCH("allow-longer", &o->allow_longer,
@@ -72,6 +75,12 @@ static int check(struct cli_eval_options *o)
     int code = cli_place_check(command.name, &o->place);
     if (code >= 0)
         return code;
+    if (o->tokens_decoded > o->tokens_context - 2)
+        return cli_usage_error(command.name,
+                               "--tokens-decoded %llu: at most --tokens-context less 2, which is "
+                               "%llu",
+                               (unsigned long long)o->tokens_decoded,
+                               (unsigned long long)o->tokens_context - 2);
     if (!o->file && strcmp(o->model, "tiny") != 0)
         return cli_usage_error(command.name, "--file is missing: there is nothing to read");
     for (size_t i = 0; i < o->recipes.n && code < 0; i++)

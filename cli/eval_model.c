@@ -22,7 +22,7 @@ static uint32_t prefill_tokens(const struct cli_eval *eval)
 {
     /* The first scored token must be predicted by the recipe, so the last token of the context
      * is decoded. */
-    return (uint32_t)eval->options->tokens_context - 1;
+    return (uint32_t)(eval->options->tokens_context - eval->options->tokens_decoded) - 1;
 }
 
 static int open_caches(struct pass *pass)
@@ -142,10 +142,30 @@ static int score_token(struct pass *pass, uint32_t t)
     return code;
 }
 
+/* The end of the context, one by one: what sequence 0 does densely the others do with their recipes. */
+static int grow(struct pass *pass)
+{
+    uint32_t first = prefill_tokens(pass->eval), n = (uint32_t)pass->eval->options->tokens_decoded;
+    struct hre_decode_options options;
+    hr_status_t status = HR_OK;
+    cli_progress_begin(&pass->progress, "decode", "tokens", n);
+    for (uint32_t t = first; t < first + n && status == HR_OK && !cli_stop_signal(); t++) {
+        for (uint32_t i = 0; i <= pass->n && status == HR_OK; i++) {
+            hre_decode_options_init(&options);
+            options.mode = i == 0 ? HR_ATTEND_EXACT : options.mode;
+            status = hre_session_decode(pass->session, i, pass->eval->ids[t], &options,
+                                        pass->logits, NULL);
+        }
+        cli_progress_update(&pass->progress, t + 1 - first);
+    }
+    cli_progress_end(&pass->progress, n);
+    return status == HR_OK ? 0 : cli_fail_engine("decode", status);
+}
+
 static int score(struct pass *pass)
 {
     const struct cli_eval_options *o = pass->eval->options;
-    uint32_t first = prefill_tokens(pass->eval), done = 0;
+    uint32_t first = (uint32_t)o->tokens_context - 1, done = 0;
     int code = 0;
     cli_progress_begin(&pass->progress, "score", "tokens", o->tokens_scored);
     for (; done < o->tokens_scored && code == 0 && !cli_stop_signal(); done += code == 0) {
@@ -173,6 +193,8 @@ int cli_eval_pass(struct cli_eval *eval, size_t first, size_t n)
     int code = open_pass(&pass);
     if (code == 0)
         code = prefill(&pass);
+    if (code == 0 && eval->options->tokens_decoded > 0)
+        code = grow(&pass);
     if (code == 0)
         code = score(&pass);
     if (code == 0)

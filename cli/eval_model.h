@@ -15,7 +15,7 @@
 
 struct cli_eval_options {
     const char *model, *file;
-    uint64_t tokens_context, tokens_scored;
+    uint64_t tokens_context, tokens_decoded, tokens_scored;
     struct cli_names recipes;
     struct cli_shares moved;
     struct cli_recipe recipe; /* dtype, tolerance, seed for all */

@@ -119,6 +119,7 @@ cJSON *cli_eval_json(const struct cli_eval *eval)
     cJSON_AddItemToObject(json, "model", cli_model_json(&eval->model));
     cJSON_AddStringToObject(json, "file", o->file);
     cli_json_u64(json, "tokens_context", o->tokens_context);
+    cli_json_u64(json, "tokens_decoded", o->tokens_decoded);
     cli_json_u64(json, "tokens_scored", o->tokens_scored);
     cJSON_AddStringToObject(json, "dtype", o->recipe.dtype);
     cJSON_AddBoolToObject(json, "interrupted", cli_stop_signal() != 0);

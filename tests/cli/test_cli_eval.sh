@@ -28,6 +28,17 @@ run eval model --tokens-context 4096 --tokens-scored 8 --recipes full,window --m
 has "$err" "pass 2 of 2"
 check "passes change the figures" test "$(json one.json results.1.kl)" = "$(json two.json results.1.kl)"
 
+# a cache that grew by decoding: two segments of it, the same text and tokens
+run eval model --tokens-context 2048 --tokens-scored 32 --recipes full,headrace --json once.json; expect 0
+run eval model --tokens-context 2048 --tokens-decoded 1200 --tokens-scored 32 --recipes full,headrace --json grown.json; expect 0
+number '$1 == 0' once.json tokens_decoded
+number '$1 == 1200' grown.json tokens_decoded
+number '$1 < 1e-6 && $2 < 0.05' grown.json results.0.kl results.1.kl
+once=$(json once.json results.0.nll)
+number "\$1 > 0.999 * $once && \$1 < 1.001 * $once" grown.json results.0.nll
+fails 2 "headrace eval model: --tokens-decoded 4000: at most --tokens-context less 2, which is 3998" \
+    eval model --tokens-context 4000 --tokens-decoded 4000
+
 printf 'f01 f02 f03\n' > short.txt
 fails 1 "headrace: 'short.txt' has 3 tokens; --tokens-context 4000 and --tokens-scored 128 need 4128" \
     eval model --file short.txt
