@@ -72,14 +72,15 @@ hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_d
     return HR_OK;
 }
 
-void hri_disk_destroy(struct hri_disk *disk)
+bool hri_disk_destroy(struct hri_disk *disk)
 {
     if (disk == NULL)
-        return;
+        return false;
     while (disk->n_in_flight > 0)
         hri_disk_reap(disk, disk->timeout_ns); /* ends: what gets no answer is given up */
-    disk->engine->destroy(disk, disk->state);
+    bool stuck = disk->engine->destroy(disk, disk->state);
     free_tables(disk);
+    return stuck;
 }
 
 const char *hri_disk_name(const struct hri_disk *disk)

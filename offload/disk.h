@@ -52,7 +52,9 @@ struct hri_disk_options {
 };
 /* HR_ERR_UNSUPPORTED where the kernel refuses the mode, HR_ERR_NOMEM. */
 hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_disk **disk_out);
-void hri_disk_destroy(struct hri_disk *disk); /* waits for what is under way; NULL is legal */
+/* Waits for what is under way; NULL is legal. True: a thread that was given up may still be inside of a transfer, so that fd has to
+ * stay open for good: its number could become another file's. */
+bool hri_disk_destroy(struct hri_disk *disk);
 const char *hri_disk_name(const struct hri_disk *disk);
 
 /* False when depth requests are under way. On a broken disk the request is taken and comes back

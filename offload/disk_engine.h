@@ -17,7 +17,7 @@ struct hri_disk_engine {
     const char *name;
     hr_io_mode_t mode;
     hr_status_t (*create)(struct hri_disk *disk, void **state_out);
-    void (*destroy)(struct hri_disk *disk, void *state);
+    bool (*destroy)(struct hri_disk *disk, void *state); /* true: fd is still in use */
     /* 0, or minus an errno value; op lives until its result. */
     int (*push)(void *state, const struct hri_ring_op *op);
     int (*flush)(void *state);

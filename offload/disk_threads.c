@@ -137,7 +137,7 @@ static hr_status_t threads_create(struct hri_disk *disk, void **state_out)
     return HR_OK;
 }
 
-static void threads_destroy(struct hri_disk *disk, void *state)
+static bool threads_destroy(struct hri_disk *disk, void *state)
 {
     (void)disk;
     struct threads *threads = state;
@@ -151,10 +151,11 @@ static void threads_destroy(struct hri_disk *disk, void *state)
         pthread_detach(threads->ids[i]);
     pthread_mutex_unlock(&threads->mutex);
     if (stuck)
-        return;
+        return true;
     for (uint32_t i = 0; i < n; i++)
         pthread_join(threads->ids[i], NULL);
     free_state(threads);
+    return false;
 }
 
 static int threads_push(void *state, const struct hri_ring_op *op)

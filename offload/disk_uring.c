@@ -54,11 +54,12 @@ static hr_status_t plain_create(struct hri_disk *disk, void **state_out)
     return uring_create(disk, true, state_out);
 }
 
-static void uring_destroy(struct hri_disk *disk, void *state)
+static bool uring_destroy(struct hri_disk *disk, void *state)
 {
     struct uring *uring = state;
     uring->io->ring_destroy(uring->io->ctx, uring->ring);
     hri_free(disk->options.alloc, uring);
+    return false; /* the kernel has the file itself, not its number */
 }
 
 static int uring_push(void *state, const struct hri_ring_op *op)

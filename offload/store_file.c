@@ -39,7 +39,7 @@ static hr_status_t make_disks(struct hri_store *store, const struct hri_store_op
     disk.depth = HRI_WRITE_OPS;
     hr_status_t status = hri_disk_create(&disk, &store->write_disk);
     if (status != HR_OK) {
-        hri_disk_destroy(store->read_disk);
+        (void)hri_disk_destroy(store->read_disk); /* nothing was asked of it yet */
         store->read_disk = NULL;
         return status;
     }
@@ -50,8 +50,8 @@ static hr_status_t make_disks(struct hri_store *store, const struct hri_store_op
 
 static void drop_disks(struct hri_store *store)
 {
-    hri_disk_destroy(store->read_disk);
-    hri_disk_destroy(store->write_disk);
+    bool reads = hri_disk_destroy(store->read_disk), writes = hri_disk_destroy(store->write_disk);
+    store->file.in_use |= reads || writes;
     store->read_disk = NULL;
     store->write_disk = NULL;
 }
@@ -154,7 +154,7 @@ static hr_status_t open_file(struct hri_store *store, const char *dir, bool dire
 
 static void close_file(struct hri_store *store)
 {
-    if (store->file.fd >= 0)
+    if (store->file.fd >= 0 && !store->file.in_use)
         store->io->close_file(store->io->ctx, store->file.fd);
     store->file.fd = -1;
 }

@@ -112,7 +112,8 @@ struct hri_host {
 };
 
 struct hri_file {
-    int fd; /* -1: no file tier */
+    int fd;      /* -1: no file tier */
+    bool in_use; /* by a thread that was given up: fd is never closed */
     bool direct;
     uint32_t memory_align, offset_align;
     uint64_t cap_bytes;

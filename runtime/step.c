@@ -14,7 +14,7 @@
 #include <string.h>
 
 #define PARALLEL_WORK                                                                              \
-    (2u << 20) /* multiply-adds of scoring below which waking workers costs more than it saves */
+    (1u << 17) /* multiply-adds of a move below which waking workers costs more than it saves */
 
 struct step {
     hr_sequence_t *s;
@@ -27,12 +27,23 @@ struct step {
     struct hr_attend_report *report;
 };
 
+/* Rows of a kv-head that a step multiplies with at the most: keys and values of sink and window, summaries, sketches. */
+static uint64_t rows_read(const struct step *st)
+{
+    const struct hri_layer *l = st->layer;
+    if (!l->indexed) {
+        return 2 * (uint64_t)l->n_tokens;
+    }
+    uint32_t body = hri_body_tokens(st->s, l);
+    bool sketched = hri_index_sketch_bytes(l->heads[0]) > 0;
+    return 2 * (uint64_t)(l->n_tokens - body) + hri_index_blocks(l->heads[0]) +
+           (sketched ? body : 0);
+}
+
 static void heads_run(struct step *st, hri_task_fn task)
 {
     hr_sequence_t *s = st->s;
-    uint64_t blocks =
-        st->layer->indexed ? hri_index_blocks(st->layer->heads[0]) : st->layer->n_tokens;
-    bool parallel = s->n_kv > 1 && blocks * s->dk * s->g * s->n_kv > PARALLEL_WORK;
+    bool parallel = s->n_kv > 1 && rows_read(st) * s->dk * s->g * s->n_kv > PARALLEL_WORK;
     hri_pool_run(parallel ? s->runtime->pool : NULL, task, st, s->n_kv);
 }
 
