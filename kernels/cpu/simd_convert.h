@@ -2,6 +2,9 @@
 #ifndef HRI_SIMD_CONVERT_H
 #define HRI_SIMD_CONVERT_H
 
+/* Asked for while converting: what follows, also beyond the page at which the processor itself stops. */
+#define CONVERT_AHEAD 4096
+
 void HRI_OP(to_f32)(float *dst, const void *src, hr_dtype_t dtype, size_t n)
 {
     const uint16_t *half = src;
@@ -16,6 +19,11 @@ void HRI_OP(to_f32)(float *dst, const void *src, hr_dtype_t dtype, size_t n)
         for (; i < n; i++)
             dst[i] = hri_f32_from_f16(half[i]);
     } else {
+        for (; i + 2 * VN <= n; i += 2 * VN) {
+            _mm_prefetch((const char *)(half + i) + CONVERT_AHEAD, _MM_HINT_T0);
+            vf_store(dst + i, vf_load_element(half, ELEMENT_BF16, i));
+            vf_store(dst + i + VN, vf_load_element(half, ELEMENT_BF16, i + VN));
+        }
         for (; i + VN <= n; i += VN)
             vf_store(dst + i, vf_load_element(half, ELEMENT_BF16, i));
         for (; i < n; i++)
@@ -37,8 +45,10 @@ void HRI_OP(from_f32)(void *dst, const float *src, hr_dtype_t dtype, size_t n)
         for (; i < n; i++)
             half[i] = hri_f16_from_f32(src[i]);
     } else {
-        for (; i + VN <= n; i += VN)
+        for (; i + VN <= n; i += VN) {
+            _mm_prefetch((const char *)(src + i) + CONVERT_AHEAD, _MM_HINT_T0);
             vf_store_bf16(half + i, vf_load(src + i));
+        }
         for (; i < n; i++)
             half[i] = hri_bf16_from_f32(src[i]);
     }
@@ -85,8 +95,10 @@ HRI_INLINE float largest_difference(const float *x, const float *center, uint32_
     vf largest = vf_zero();
     uint32_t j = 0;
 
-    for (; j + VN <= d; j += VN)
+    for (; j + VN <= d; j += VN) {
+        _mm_prefetch((const char *)(x + j) + CONVERT_AHEAD, _MM_HINT_T0);
         largest = vf_max(vf_abs(vf_sub(vf_load(x + j), vf_load(center + j))), largest);
+    }
     if (j < d)
         largest =
             vf_max(vf_abs(vf_sub(vf_load_n(x + j, d - j), vf_load_n(center + j, d - j))), largest);
