@@ -366,13 +366,27 @@ static void test_full_and_truncate(void **state)
     synth_free(&rows);
 }
 
+/* Steps of two heads give the same output, bit for bit. q [n][g][k_dim]. */
+static void steps_equal(struct bench_head *a, struct bench_head *b, const float *q, uint32_t n,
+                        uint64_t budget)
+{
+    static struct test_part one, other;
+    const struct hri_index_options *o = &a->options;
+    struct hri_select_out out;
+    for (uint32_t i = 0; i < n; i++, q += (size_t)o->g * o->k_dim) {
+        test_part_clear(&one, o->g, o->v_dim);
+        test_part_clear(&other, o->g, o->v_dim);
+        bench_head_step(a, q, budget, 0, NULL, &one.part, &out);
+        bench_head_step(b, q, budget, 0, NULL, &other.part, &out);
+        assert_memory_equal(one.o, other.o, o->g * o->v_dim * sizeof(float));
+    }
+}
+
 /* Hidden blocks are as if they were not there, and shown as if they had never been hidden: bit for bit. */
 static void made_ahead(const char *recipe, uint64_t budget)
 {
     enum { ALL = 1100, SEEN = 600, G = 2, D = 64 };
-    static struct test_part hidden, cut, shown, whole;
     struct hri_rng rng;
-    struct hri_select_out out;
     struct bench_head a, b, c;
     hri_rng_seed(&rng, 17);
     struct synth rows = synth_make(&rng, ALL, D, D);
@@ -392,25 +406,11 @@ static void made_ahead(const char *recipe, uint64_t budget)
     assert_int_equal(hri_index_rows_ahead(a.head), ALL - SEEN);
     assert_int_equal(hri_index_blocks_ahead(a.head), all - blocks);
     assert_int_equal(hri_index_sketch_bytes(a.head), hri_index_sketch_bytes(b.head));
-    for (uint32_t i = 0; i < 20; i++) {
-        const float *one = q + (size_t)i * G * D;
-        test_part_clear(&hidden, G, D);
-        test_part_clear(&cut, G, D);
-        bench_head_step(&a, one, budget, 0, NULL, &hidden.part, &out);
-        bench_head_step(&b, one, budget, 0, NULL, &cut.part, &out);
-        assert_memory_equal(hidden.o, cut.o, G * D * sizeof(float));
-    }
+    steps_equal(&a, &b, q, 20, budget);
     hri_index_show(a.head);
     assert_int_equal(hri_index_rows(a.head), ALL);
     assert_int_equal(hri_index_blocks_ahead(a.head), 0);
-    for (uint32_t i = 0; i < 20; i++) {
-        const float *one = q + (size_t)i * G * D;
-        test_part_clear(&shown, G, D);
-        test_part_clear(&whole, G, D);
-        bench_head_step(&a, one, budget, 0, NULL, &shown.part, &out);
-        bench_head_step(&c, one, budget, 0, NULL, &whole.part, &out);
-        assert_memory_equal(shown.o, whole.o, G * D * sizeof(float));
-    }
+    steps_equal(&a, &c, q, 20, budget);
     bench_head_fini(&a);
     bench_head_fini(&b);
     bench_head_fini(&c);
