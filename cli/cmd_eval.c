@@ -38,9 +38,10 @@ static int parse(int argc, char **argv, struct cli_eval_options *o)
                    "file with the text, UTF-8; - is standard input; tiny makes its own without it"),
         CLI_RANGE("tokens-context", CLI_COUNT, &o->tokens_context, "N", 2, 1u << 30,
                   "tokens read before the first scored one"),
-        CLI_RANGE("tokens-decoded", CLI_COUNT, &o->tokens_decoded, "D", 0, 1u << 30,
-                  "of these, the last D come one by one: every recipe decodes them with its budget, "
-                  "as a text that grows"),
+        CLI_RANGE(
+            "tokens-decoded", CLI_COUNT, &o->tokens_decoded, "D", 0, 1u << 30,
+            "of these, the last D come one by one: every recipe decodes them with its budget, "
+            "as a text that grows"),
         CLI_RANGE("tokens-scored", CLI_COUNT, &o->tokens_scored, "M", 1, 1u << 24,
                   "tokens scored after them"),
         CLI_SWITCH("allow-longer", &o->allow_longer,

@@ -145,20 +145,21 @@ static int score_token(struct pass *pass, uint32_t t)
 /* The end of the context, one by one: what sequence 0 does densely the others do with their recipes. */
 static int grow(struct pass *pass)
 {
-    uint32_t first = prefill_tokens(pass->eval), n = (uint32_t)pass->eval->options->tokens_decoded;
+    uint32_t first = prefill_tokens(pass->eval), done = 0;
+    uint32_t n = (uint32_t)pass->eval->options->tokens_decoded;
     struct hre_decode_options options;
     hr_status_t status = HR_OK;
     cli_progress_begin(&pass->progress, "decode", "tokens", n);
-    for (uint32_t t = first; t < first + n && status == HR_OK && !cli_stop_signal(); t++) {
+    for (; done < n && status == HR_OK && !cli_stop_signal(); done += status == HR_OK) {
         for (uint32_t i = 0; i <= pass->n && status == HR_OK; i++) {
             hre_decode_options_init(&options);
             options.mode = i == 0 ? HR_ATTEND_EXACT : options.mode;
-            status = hre_session_decode(pass->session, i, pass->eval->ids[t], &options,
+            status = hre_session_decode(pass->session, i, pass->eval->ids[first + done], &options,
                                         pass->logits, NULL);
         }
-        cli_progress_update(&pass->progress, t + 1 - first);
+        cli_progress_update(&pass->progress, done + 1);
     }
-    cli_progress_end(&pass->progress, n);
+    cli_progress_end(&pass->progress, done);
     return status == HR_OK ? 0 : cli_fail_engine("decode", status);
 }
 
