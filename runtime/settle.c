@@ -20,6 +20,11 @@ struct group_slot {
     char message[HRI_ERROR_BYTES_MAX];
 };
 
+struct segment;
+/* One head's part of a segment, on a worker; its rows are in the slot. */
+typedef hr_status_t (*head_work_fn)(const struct segment *g, uint32_t head,
+                                    struct group_slot *slot);
+
 struct segment {
     hr_sequence_t *s;
     struct hri_layer *layer;
@@ -28,7 +33,7 @@ struct segment {
     struct group_slot *slots;
     uint32_t head_first, head_end; /* those to be grouped */
     uint32_t head0;                /* of the wave */
-    bool fits;                     /* some of the work only (hri_index_fit) */
+    head_work_fn work;
 };
 
 static void copy_visit(void *context, const struct hri_tiles *tiles)
@@ -151,18 +156,10 @@ static void blocks_encode(const struct segment *g, struct group_slot *slot, uint
 }
 
 /* Selectors of rows keep an index of their own: no blocks, nothing to store. */
-static void rows_task(void *context, unsigned task, unsigned worker)
+static hr_status_t rows_add(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
-    (void)worker;
-    struct segment *g = context;
-    struct group_slot *slot = &g->slots[task];
-    uint32_t head = g->head0 + task;
-    rows_to_float(g, head, slot);
-    slot->status = hri_index_add_rows(g->layer->heads[head], slot->k, slot->v, g->n,
-                                      g->first - g->s->n_sink, g->layer->n_tokens);
-    if (slot->status != HR_OK) {
-        hri_error_get(slot->message, sizeof slot->message);
-    }
+    return hri_index_add_rows(g->layer->heads[head], slot->k, slot->v, g->n,
+                              g->first - g->s->n_sink, g->layer->n_tokens);
 }
 
 static void block_tokens_note(const struct segment *g, const struct group_slot *slot,
@@ -178,19 +175,15 @@ static void block_tokens_note(const struct segment *g, const struct group_slot *
     }
 }
 
-static void group_task(void *context, unsigned task, unsigned worker)
+static hr_status_t blocks_make(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
-    (void)worker;
-    struct segment *g = context;
     hr_sequence_t *s = g->s;
-    struct group_slot *slot = &g->slots[task];
-    uint32_t head = g->head0 + task, first_block = hri_index_blocks(g->layer->heads[head]);
-    rows_to_float(g, head, slot);
-    slot->status = hri_index_add(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
-                                 slot->workspace, slot->order, slot->block_rows, &slot->n_blocks);
-    if (slot->status != HR_OK) {
-        hri_error_get(slot->message, sizeof slot->message);
-        return;
+    uint32_t first_block = hri_index_blocks(g->layer->heads[head]);
+    hr_status_t status =
+        hri_index_add(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
+                      slot->workspace, slot->order, slot->block_rows, &slot->n_blocks);
+    if (status != HR_OK) {
+        return status;
     }
     struct hri_block_at *places = g->layer->places[head] + (size_t)first_block * s->parts;
     parts_pack(s, slot, places);
@@ -198,25 +191,27 @@ static void group_task(void *context, unsigned task, unsigned worker)
     if (g->layer->block_tokens != NULL) {
         block_tokens_note(g, slot, &g->layer->block_tokens[head], first_block);
     }
+    return HR_OK;
 }
 
-static void fit_task(void *context, unsigned task, unsigned worker)
+/* What grouping needs, ahead of it. */
+static hr_status_t fit_make(const struct segment *g, uint32_t head, struct group_slot *slot)
+{
+    return hri_index_fit(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
+                         slot->workspace);
+}
+
+static void head_task(void *context, unsigned task, unsigned worker)
 {
     (void)worker;
     struct segment *g = context;
     struct group_slot *slot = &g->slots[task];
     uint32_t head = g->head0 + task;
     rows_to_float(g, head, slot);
-    slot->status = hri_index_fit(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
-                                 slot->workspace);
+    slot->status = g->work(g, head, slot);
     if (slot->status != HR_OK) {
         hri_error_get(slot->message, sizeof slot->message);
     }
-}
-
-static hri_task_fn task_of(const struct segment *g)
-{
-    return g->fits ? fit_task : g->layer->indexed ? group_task : rows_task;
 }
 
 /* Heads are grouped side by side, one per worker; their cells are appended by the owner of the store. */
@@ -226,13 +221,13 @@ static hr_status_t segment_group(struct segment *g)
     uint32_t wave = s->runtime->n_workers;
     for (g->head0 = g->head_first; g->head0 < g->head_end; g->head0 += wave) {
         uint32_t n = g->head_end - g->head0 < wave ? g->head_end - g->head0 : wave;
-        hri_pool_run(s->runtime->pool, task_of(g), g, n);
+        hri_pool_run(s->runtime->pool, head_task, g, n);
         for (uint32_t i = 0; i < n; i++) {
             struct group_slot *slot = &g->slots[i];
             if (slot->status != HR_OK) {
                 return hri_error_set(slot->status, "%s", slot->message);
             }
-            if (g->fits || !g->layer->indexed) {
+            if (g->work != blocks_make) {
                 continue;
             }
             uint32_t first_cell, head = g->head0 + i;
@@ -356,9 +351,9 @@ static void segment_undo(const struct segment *g, const uint32_t *blocks, uint32
     }
 }
 
-/* Groups heads [head_first, head_end) of the n tokens after the body, or fits what that needs. blocks_out[h]: how many there were. */
+/* Does the work of heads [head_first, head_end) on the n tokens after the body. blocks_out[h]: how many there were. */
 static hr_status_t segment_make(hr_sequence_t *s, struct hri_layer *layer, uint32_t n,
-                                uint32_t head_first, uint32_t head_end, bool fits,
+                                uint32_t head_first, uint32_t head_end, head_work_fn work,
                                 uint32_t *blocks_out)
 {
     hr_status_t status = hri_layer_own(s, layer);
@@ -371,7 +366,7 @@ static hr_status_t segment_make(hr_sequence_t *s, struct hri_layer *layer, uint3
                         .n = n,
                         .head_first = head_first,
                         .head_end = head_end,
-                        .fits = fits};
+                        .work = work};
     struct hr_attend_report unseen = {0};
     uint32_t cells = layer->indexed ? hri_lane_cells(layer->block_lane) : 0;
     uint32_t rows = hri_index_rows(layer->heads[0]);
@@ -462,7 +457,8 @@ static hr_status_t segment_ahead(hr_sequence_t *s, struct hri_layer *layer, uint
         return HR_OK;
     }
     *any_out = true;
-    hr_status_t status = segment_make(s, layer, n, a.first, a.end, a.fits, blocks);
+    hr_status_t status =
+        segment_make(s, layer, n, a.first, a.end, a.fits ? fit_make : blocks_make, blocks);
     for (uint32_t h = a.first; h < a.end && status == HR_OK && !a.fits; h++) {
         hri_index_hide(layer->heads[h], blocks[h]);
     }
@@ -479,7 +475,8 @@ static hr_status_t segment_settle(hr_sequence_t *s, struct hri_layer *layer, uin
     uint32_t made = heads_ahead(s, layer), blocks[HR_HEADS_MAX];
     hr_status_t status = HR_OK;
     if (grouped && made < s->n_kv) {
-        status = segment_make(s, layer, n, made, s->n_kv, false, blocks);
+        status = segment_make(s, layer, n, made, s->n_kv, layer->indexed ? blocks_make : rows_add,
+                              blocks);
     } else if (grouped) {
         status = hri_layer_own(s, layer);
     }
