@@ -47,10 +47,14 @@ struct fault_io {
     bool direct;
     struct hri_rng rng;
     pthread_mutex_t mutex; /* of the rules: threads read them */
+    struct fault_io *next; /* of fault_io_make's */
 };
 
 /* Zeroes it and fills ops. */
 void fault_io_init(struct fault_io *io);
+
+/* One that is never freed: a thread given up while it waited for the disk uses it after the store is gone. */
+struct fault_io *fault_io_make(void);
 
 /* Of the reads or writes from now on, the ones numbered after .. after + count - 1 get the fault. */
 void fault_io_arm(struct fault_io *io, bool write, int kind, int error, long after, long count);

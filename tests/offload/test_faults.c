@@ -17,7 +17,7 @@
 static const hr_io_mode_t modes[] = {HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS};
 
 struct bed {
-    struct fault_io io;
+    struct fault_io *io;
     struct hri_store *store;
     struct model_lane lane;
     struct hri_rng rng;
@@ -29,15 +29,15 @@ static bool bed_make_for(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes
                          uint64_t timeout_ns)
 {
     memset(bed, 0, sizeof *bed);
-    fault_io_init(&bed->io);
-    bed->io.ops.timeout_ns = timeout_ns;
+    bed->io = fault_io_make();
+    bed->io->ops.timeout_ns = timeout_ns;
     hri_rng_seed(&bed->rng, test_seed(5));
     struct hri_store_options options = {
         .host_bytes = host_bytes,
         .file_dir = model_dir(false),
         .file_bytes = 16 * MIB,
         .io_mode = mode,
-        .io = &bed->io.ops,
+        .io = &bed->io->ops,
     };
     hr_status_t status = hri_store_create(&options, &bed->store);
     if (status == HR_ERR_UNSUPPORTED)
@@ -106,7 +106,7 @@ static void run_read_case(const struct fault_case *test, hr_io_mode_t mode)
     if (!bed_make(&bed, mode, 0))
         return;
     bed_fill(&bed);
-    fault_io_arm(&bed.io, false, test->kind, test->error, 2, test->count);
+    fault_io_arm(bed.io, false, test->kind, test->error, 2, test->count);
     uint32_t n_failed = 0;
     for (int i = 0; i < 3; i++) {
         struct model_batch batch;
@@ -116,11 +116,11 @@ static void run_read_case(const struct fault_case *test, hr_io_mode_t mode)
             check_lost_message();
         n_failed += n;
     }
-    if (bed.io.n_faults == 0)
+    if (bed.io->n_faults == 0)
         fail_msg("%s: no fault happened", test->name);
     if ((n_failed > 0) != (test->outcome == LOST))
         fail_msg("%s: %u reads failed", test->name, n_failed);
-    fault_io_disarm(&bed.io);
+    fault_io_disarm(bed.io);
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
     hri_store_destroy(bed.store);
 }
@@ -151,7 +151,7 @@ static void run_write_case(const struct fault_case *test, hr_io_mode_t mode, uin
     if (!bed_make(&bed, mode, host_bytes))
         return;
     bed_fill(&bed);
-    fault_io_arm(&bed.io, true, test->kind, test->error, 1, test->count);
+    fault_io_arm(bed.io, true, test->kind, test->error, 1, test->count);
     hr_status_t status = HR_OK;
     for (int i = 0; i < 6 && status == HR_OK; i++)
         status = model_append(&bed.lane, &bed.rng, 5);
@@ -166,7 +166,7 @@ static void run_write_case(const struct fault_case *test, hr_io_mode_t mode, uin
     }
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
     model_truncate(&bed.lane, bed.lane.n_cells - 3);
-    fault_io_disarm(&bed.io);
+    fault_io_disarm(bed.io);
     assert_ok(hri_store_flush(bed.store));
     assert_ok(model_append(&bed.lane, &bed.rng, 5));
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
@@ -191,14 +191,14 @@ static void test_destroy_after_failed_writes(void **state)
         struct bed bed;
         if (!bed_make(&bed, modes[m], 64 * KIB))
             continue;
-        fault_io_arm(&bed.io, true, FAULT_ERROR, EIO, 0, 1000000);
+        fault_io_arm(bed.io, true, FAULT_ERROR, EIO, 0, 1000000);
         assert_ok(model_append(&bed.lane, &bed.rng, 20));
         assert_int_equal(hri_store_flush(bed.store), HR_ERR_IO);
         struct model_lane other;
         model_create(bed.store, &other, 16 * KIB, HRI_LANE_LOG, 0xdef);
         assert_fails(model_append(&other, &bed.rng, 1), HR_ERR_IO, "lane abc");
         model_destroy(&bed.lane);
-        fault_io_disarm(&bed.io);
+        fault_io_disarm(bed.io);
         assert_ok(model_append(&other, &bed.rng, 30));
         assert_int_equal(model_verify(bed.store, &other), 0);
         hri_store_destroy(bed.store);
@@ -215,7 +215,7 @@ static void test_shuffled_completions(void **state)
         if (!bed_make(&bed, modes[m], 0))
             continue;
         n_modes++;
-        bed.io.shuffle = true;
+        bed.io->shuffle = true;
         for (int turn = 0; turn < 12; turn++) {
             assert_ok(model_append(&bed.lane, &bed.rng, 20));
             struct model_batch batch;
@@ -256,7 +256,7 @@ static void test_lost_completion(void **state)
         if (!bed_make_impatient(bed, modes[m], 0))
             continue;
         bed_fill(bed);
-        fault_io_arm(&bed->io, false, FAULT_LOST, 0, 0, 1);
+        fault_io_arm(bed->io, false, FAULT_LOST, 0, 0, 1);
         static _Alignas(4096) unsigned char memory[16 * KIB];
         struct hri_read read = {.lane = bed->lane.lane,
                                 .cell = 7,
@@ -287,7 +287,7 @@ static void test_busy_caller(void **state)
         model_batch_begin(bed.store, &batch, &bed.lane, 1, &bed.rng, 5);
         assert_int_equal(usleep(999999), 0);
         assert_int_equal(usleep(400000), 0);
-        bed.io.hide_reaps = 2;
+        bed.io->hide_reaps = 2;
         hri_store_read_poll(bed.store, &batch.batch);
         assert_ok(model_batch_end(bed.store, &batch, &n_failed));
         hri_store_destroy(bed.store);
@@ -302,7 +302,7 @@ static void test_lost_write(void **state)
         if (!bed_make_impatient(bed, modes[m], 0))
             continue;
         bed_fill(bed);
-        fault_io_arm(&bed->io, true, FAULT_LOST, 0, 0, 1);
+        fault_io_arm(bed->io, true, FAULT_LOST, 0, 0, 1);
         assert_ok(model_append(&bed->lane, &bed->rng, 3));
         assert_fails(hri_store_flush(bed->store), HR_ERR_IO, "cells 40 to 42");
         assert_int_equal(model_append(&bed->lane, &bed->rng, 1), HR_ERR_IO);
@@ -405,8 +405,8 @@ static void test_allocate_faults(void **state)
     for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++) {
         struct bed bed;
         bed_make(&bed, HR_IO_AUTO, 128 * KIB);
-        bed.io.allocate_error = errors[i];
-        bed.io.allocate_after = 1;
+        bed.io->allocate_error = errors[i];
+        bed.io->allocate_after = 1;
         assert_ok(model_append(&bed.lane, &bed.rng, 10));
         hr_status_t status = HR_OK;
         for (int turn = 0; turn < 50 && status == HR_OK; turn++)
@@ -414,14 +414,14 @@ static void test_allocate_faults(void **state)
         assert_int_equal(status, HR_ERR_IO);
         assert_non_null(strstr(hr_last_error(), strerror(errors[i])));
         assert_int_equal(model_verify(bed.store, &bed.lane), 0);
-        bed.io.allocate_error = 0;
+        bed.io->allocate_error = 0;
         assert_ok(model_append(&bed.lane, &bed.rng, 10));
         assert_int_equal(model_verify(bed.store, &bed.lane), 0);
         hri_store_destroy(bed.store);
     }
     struct bed bed;
     bed_make(&bed, HR_IO_AUTO, 0);
-    bed.io.allocate_error = EOPNOTSUPP;
+    bed.io->allocate_error = EOPNOTSUPP;
     bed_fill(&bed);
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
     hri_store_destroy(bed.store);
@@ -436,9 +436,9 @@ static void flip_in_file(const struct bed *bed, uint32_t cell, uint32_t at)
     uint64_t position = hri_lane_position(bed->lane.lane, cell) + at;
     static _Alignas(4096) unsigned char page[4096];
     off_t base = (off_t)(position / 4096 * 4096);
-    assert_int_equal(pread(bed->io.fd, page, 4096, base), 4096);
+    assert_int_equal(pread(bed->io->fd, page, 4096, base), 4096);
     page[position % 4096] ^= 0x10;
-    assert_int_equal(pwrite(bed->io.fd, page, 4096, base), 4096);
+    assert_int_equal(pwrite(bed->io->fd, page, 4096, base), 4096);
 }
 
 static void test_corruption(void **state)
@@ -498,12 +498,12 @@ static void test_random_damage(void **state)
                             4096 * hri_rng_below(&bed.rng, 4));
         if (at[0] == at[1])
             continue;
-        assert_int_equal(pread(bed.io.fd, a, 4096, at[0]), 4096);
-        assert_int_equal(pread(bed.io.fd, b, 4096, at[1]), 4096);
+        assert_int_equal(pread(bed.io->fd, a, 4096, at[0]), 4096);
+        assert_int_equal(pread(bed.io->fd, b, 4096, at[1]), 4096);
         unsigned char *wrong = i % 4 == 0 ? b : a;
         uint32_t byte = (uint32_t)hri_rng_below(&bed.rng, 4096), bit = 1u << (i & 7);
         a[byte] ^= (unsigned char)(i % 4 == 0 ? 0 : bit);
-        assert_int_equal(pwrite(bed.io.fd, wrong, 4096, at[0]), 4096);
+        assert_int_equal(pwrite(bed.io->fd, wrong, 4096, at[0]), 4096);
         for (int j = 0; j < 2; j++) {
             static _Alignas(4096) unsigned char memory[16 * KIB];
             struct hri_read read = {
@@ -517,7 +517,7 @@ static void test_random_damage(void **state)
                         model_equal(bed.lane.seeds[cells[j]], 0, memory, sizeof memory));
         }
         a[byte] ^= (unsigned char)(i % 4 == 0 ? 0 : bit);
-        assert_int_equal(pwrite(bed.io.fd, a, 4096, at[0]), 4096);
+        assert_int_equal(pwrite(bed.io->fd, a, 4096, at[0]), 4096);
     }
     assert_true(n_lost >= 1900);
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
@@ -533,10 +533,10 @@ static void run_chaos(hr_io_mode_t mode, uint64_t host_bytes, uint64_t seed)
     if (!bed_make(&bed, mode, host_bytes))
         return;
     hri_rng_seed(&bed.rng, seed);
-    bed.io.shuffle = true;
+    bed.io->shuffle = true;
     for (int step = 0; step < 80; step++) {
         bool write = hri_rng_below(&bed.rng, 2) == 0;
-        fault_io_arm(&bed.io, write, kinds[hri_rng_below(&bed.rng, write ? 4 : 5)],
+        fault_io_arm(bed.io, write, kinds[hri_rng_below(&bed.rng, write ? 4 : 5)],
                      errors[hri_rng_below(&bed.rng, 4)], (long)hri_rng_below(&bed.rng, 10),
                      1 + (long)hri_rng_below(&bed.rng, 3));
         if (bed.lane.n_cells > 300)
@@ -552,8 +552,8 @@ static void run_chaos(hr_io_mode_t mode, uint64_t host_bytes, uint64_t seed)
             (void)model_batch_end(bed.store, &batch, &n_failed);
         }
     }
-    assert_true(bed.io.n_faults > 10);
-    fault_io_disarm(&bed.io);
+    assert_true(bed.io->n_faults > 10);
+    fault_io_disarm(bed.io);
     assert_ok(hri_store_flush(bed.store));
     assert_int_equal(model_verify(bed.store, &bed.lane), 0);
     hri_store_destroy(bed.store);
@@ -594,9 +594,9 @@ static void run_out_of_service(hr_io_mode_t mode, int error, bool allocate)
     n_log_lines = 0;
     bed_fill(&bed);
     if (allocate)
-        bed.io.allocate_error = error;
+        bed.io->allocate_error = error;
     else
-        fault_io_arm(&bed.io, true, FAULT_ERROR, error, 0, 1000000);
+        fault_io_arm(bed.io, true, FAULT_ERROR, error, 0, 1000000);
     for (int i = 0; i < 40; i++) {
         assert_ok(model_append(&bed.lane, &bed.rng, 8));
         if (i % 8 == 7)
@@ -614,8 +614,8 @@ static void run_out_of_service(hr_io_mode_t mode, int error, bool allocate)
     model_create(bed.store, &other, 8 * KIB, HRI_LANE_BLOCKS, 0xdef);
     assert_ok(model_append(&other, &bed.rng, 30));
     assert_int_equal(hri_store_flush(bed.store), HR_ERR_IO);
-    bed.io.allocate_error = 0;
-    fault_io_disarm(&bed.io);
+    bed.io->allocate_error = 0;
+    fault_io_disarm(bed.io);
     bed.store->retry_ns = 0; /* a second has passed */
     for (int i = 0; i < 20 && bed.store->out; i++) {
         assert_ok(model_append(&bed.lane, &bed.rng, 1));
@@ -654,7 +654,7 @@ static void test_dead_file(void **state)
         for (uint32_t i = 0; i < CELLS; i++)
             in_memory += hri_lane_run_of(bed.lane.lane, i).in_memory[i];
         assert_true(in_memory > 0 && in_memory < CELLS);
-        fault_io_arm(&bed.io, false, FAULT_LOST, 0, 0, 1000000);
+        fault_io_arm(bed.io, false, FAULT_LOST, 0, 0, 1000000);
         assert_int_equal(model_verify(bed.store, &bed.lane), CELLS - in_memory);
         assert_non_null(strstr(hr_last_error(), "lane abc"));
         for (int i = 0; i < 20 && model_append(&bed.lane, &bed.rng, 1) == HR_OK; i++)
@@ -676,7 +676,7 @@ static void test_wipe(void **state)
         bed_make(&bed, HR_IO_AUTO, 0);
         bed.store->file.wipe = wipe;
         bed_fill(&bed);
-        int fd = dup(bed.io.fd);
+        int fd = dup(bed.io->fd);
         struct stat info;
         hri_store_destroy(bed.store);
         assert_int_equal(fstat(fd, &info), 0);

@@ -20,7 +20,7 @@ static const hr_io_mode_t modes[] = {HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREA
 
 /* A sequence on a faulty disk and one that never sees it. */
 struct bed {
-    struct fault_io io;
+    struct fault_io *io;
     hr_runtime_t *rt, *twin_rt;
     hr_sequence_t *seq, *twin;
     float *k, *v, *q, *out;
@@ -79,7 +79,7 @@ static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes,
     struct hr_runtime_options o;
     struct hr_sequence_options so;
     memset(bed, 0, sizeof *bed);
-    fault_io_init(&bed->io);
+    bed->io = fault_io_make();
     hr_runtime_options_init(&o);
     o.device_bytes = 32u << 20;
     o.host_bytes = host_bytes;
@@ -88,7 +88,7 @@ static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes,
     o.io_mode = mode;
     o.io_timeout_ns = io_timeout_ns;
     o.n_threads = 2;
-    hr_status_t status = hri_runtime_create(&o, &bed->io.ops, &bed->rt);
+    hr_status_t status = hri_runtime_create(&o, &bed->io->ops, &bed->rt);
     if (status == HR_ERR_UNSUPPORTED)
         return false;
     assert_ok(status);
@@ -174,7 +174,7 @@ static void test_stall(void **state)
         }
         uint64_t allocated = allocations(&bed), late = 0, longest_ns = 0, over = 0, n = 0;
         uint64_t begin_ns = hri_now_ns();
-        bed.io.stalled = 1;
+        bed.io->stalled = 1;
         while (hri_now_ns() - begin_ns < stall_ns) {
             uint64_t t0 = hri_now_ns();
             assert_ok(step(&bed, deadline_ns, 0, &report));
@@ -187,7 +187,7 @@ static void test_stall(void **state)
             if (bed.n < PREFILL + 60) /* rows go on to be written behind */
                 append(&bed, 1);
         }
-        bed.io.stalled = 0;
+        bed.io->stalled = 0;
         print_message(
             "mode %zu: %llu steps in a stall of %.1f s, the longest %.1f ms, %llu more than "
             "10 ms over 20 ms; %llu blocks late\n",
@@ -219,10 +219,10 @@ static void test_late_serves_the_next_step(void **state)
         bed_free(&bed);
         bed_make(&bed, modes[m], 256u << 10, 0, "headrace");
         for (int turn = 0; turn < 40; turn++) {
-            bed.io.stalled = 1;
+            bed.io->stalled = 1;
             append(&bed, 1);
             assert_ok(step(&bed, 1, 0, &report));
-            bed.io.stalled = 0;
+            bed.io->stalled = 0;
             if (report.blocks_late == 0)
                 continue;
             first += report.blocks_late;
@@ -249,7 +249,7 @@ static void test_strict(void **state)
         if (!bed_make(&bed, modes[m], 0, 300000000, "headrace"))
             continue;
         hr_status_t status = HR_OK;
-        bed.io.stalled = 1;
+        bed.io->stalled = 1;
         for (int i = 0; i < 20 && status == HR_OK; i++) {
             uint64_t t0 = hri_now_ns();
             append(&bed, 1);
@@ -258,7 +258,7 @@ static void test_strict(void **state)
         }
         assert_int_equal(status, HR_ERR_TIMEOUT);
         assert_non_null(strstr(hr_last_error(), "layer 0, kv-head"));
-        bed.io.stalled = 0;
+        bed.io->stalled = 0;
         assert_ok(step(&bed, 1000000, 1, &report));
         assert_int_equal(report.blocks_late, 0);
         check_rows(&bed);
@@ -275,10 +275,10 @@ static void test_no_deadline(void **state)
         struct bed bed;
         struct hr_attend_report report;
         bed_make(&bed, HR_IO_AUTO, 0, 200000000, recipes[i]);
-        bed.io.stalled = 1;
+        bed.io->stalled = 1;
         append(&bed, 1);
         assert_int_equal(step(&bed, i == 1 ? 1000000 : 0, 0, &report), HR_ERR_TIMEOUT);
-        bed.io.stalled = 0;
+        bed.io->stalled = 0;
         if (i !=
             1) { /* exact rows are read straight to where they are used: the tier was given up with them */
             assert_ok(step(&bed, 0, 0, &report));
@@ -299,7 +299,7 @@ static void test_lost(void **state)
             struct hr_attend_report report = {0};
             if (!bed_make(&bed, modes[m], 0, 0, recipes[kind]))
                 continue;
-            fault_io_arm(&bed.io, false, kind ? FAULT_ERROR : FAULT_FLIP, EIO, 0, 1000000);
+            fault_io_arm(bed.io, false, kind ? FAULT_ERROR : FAULT_FLIP, EIO, 0, 1000000);
             for (int i = 0; i < 20 && report.blocks_lost == 0; i++) {
                 append(&bed, 1);
                 assert_ok(step(&bed, 0, 0, &report));
@@ -308,7 +308,7 @@ static void test_lost(void **state)
             assert_true(report.blocks_lost > 0);
             assert_fails(step(&bed, 0, 1, &report), kind ? HR_ERR_IO : HR_ERR_CORRUPT,
                          "layer 0, kv-head");
-            fault_io_disarm(&bed.io);
+            fault_io_disarm(bed.io);
             assert_ok(step(&bed, 0, 1, &report));
             assert_int_equal(report.blocks_late, 0);
             check_rows(&bed);
@@ -342,10 +342,10 @@ static void test_truncate(void **state)
             struct bed bed;
             if (!bed_make(&bed, modes[m], 0, 0, "headrace"))
                 continue;
-            fault_io_arm(&bed.io, false, faults[f].kind, faults[f].error, 0, 1000000);
+            fault_io_arm(bed.io, false, faults[f].kind, faults[f].error, 0, 1000000);
             assert_fails(hr_sequence_truncate(bed.seq, 1000), faults[f].status, "tokens");
             assert_int_equal(hr_sequence_length(bed.seq, 0), PREFILL);
-            fault_io_disarm(&bed.io);
+            fault_io_disarm(bed.io);
             check_rows(&bed);
             check_cut(&bed, 1000);
             bed_free(&bed);
@@ -358,12 +358,12 @@ static void test_truncate_stalled(void **state)
     struct bed bed;
     (void)state;
     bed_make(&bed, HR_IO_AUTO, 0, 300000000, "headrace");
-    bed.io.stalled = 1;
+    bed.io->stalled = 1;
     uint64_t begin_ns = hri_now_ns();
     assert_int_equal(hr_sequence_truncate(bed.seq, 1000), HR_ERR_TIMEOUT);
     assert_true(hri_now_ns() - begin_ns < 10000000000u);
     assert_int_equal(hr_sequence_length(bed.seq, 0), PREFILL);
-    bed.io.stalled = 0;
+    bed.io->stalled = 0;
     bed_free(&bed);
 }
 
@@ -378,7 +378,7 @@ static void *cancel_later(void *argument)
     nap_ms(50);
     hr_sequence_cancel(c->bed->seq);
     nap_ms(c->unstall_ms);
-    c->bed->io.stalled = 0;
+    c->bed->io->stalled = 0;
     return NULL;
 }
 
@@ -397,7 +397,7 @@ static void test_cancel_stalled(void **state)
             struct canceler canceler = {&bed, dead ? 4000 : 100};
             hr_attend_options_init(&options);
             options.mode = HR_ATTEND_EXACT;
-            bed.io.stalled = 1;
+            bed.io->stalled = 1;
             assert_int_equal(pthread_create(&thread, NULL, cancel_later, &canceler), 0);
             uint64_t begin_ns = hri_now_ns();
             hr_status_t status = attend(bed.seq, &bed, PREFILL, &options, bed.out, NULL);
@@ -420,11 +420,11 @@ static void test_prefetch_stalled(void **state)
     (void)state;
     bed_make(&bed, HR_IO_AUTO, 0, 0, "infinigen");
     struct hr_tensor q = hr_tensor_make(bed.q, HR_DTYPE_F32, 1, HEADS, D);
-    long reads = bed.io.n_reads;
-    bed.io.stalled = 1;
+    long reads = bed.io->n_reads;
+    bed.io->stalled = 1;
     assert_ok(hr_sequence_prefetch(bed.seq, 0, &q, NULL));
-    assert_int_equal(bed.io.n_reads, reads);
-    bed.io.stalled = 0;
+    assert_int_equal(bed.io->n_reads, reads);
+    bed.io->stalled = 0;
     check_rows(&bed);
     bed_free(&bed);
 }
@@ -459,9 +459,9 @@ static void test_late_error_is_honest(void **state)
     for (int i = 0; i < 40; i++) {
         struct hr_attend_report late, in_time;
         append(&bed, 1);
-        bed.io.stalled = 1;
+        bed.io->stalled = 1;
         assert_ok(step(&bed, 1, 0, &late));
-        bed.io.stalled = 0;
+        bed.io->stalled = 0;
         memcpy(late_out, bed.out, sizeof late_out);
         assert_ok(step(&bed, 0, 0, &in_time));
         assert_ok(attend(bed.twin, &bed, 1, &options, exact, NULL));
