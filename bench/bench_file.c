@@ -185,7 +185,7 @@ int hrb_file_read(const struct hrb_benchmark *self, const struct hrb_options *op
                   struct hrb_result *result)
 {
     if (!hrb_program_exists("fio"))
-        return hrb_skip(result, "fio is not installed (Debian package fio)");
+        return hrb_skip(result, HRB_FIO_MISSING);
     struct file_bench b = {.options = options,
                            .cell_bytes = (uint32_t)self->variant % 1000 * 1024,
                            .depth = (uint32_t)self->variant / 1000};

@@ -183,7 +183,7 @@ int hrb_file_write(const struct hrb_benchmark *self, const struct hrb_options *o
     struct hri_rng rng;
     bool save = self->variant == 1;
     if (!hrb_program_exists("fio"))
-        return hrb_skip(result, "fio is not installed (Debian package fio)");
+        return hrb_skip(result, HRB_FIO_MISSING);
     b.noise = malloc(NOISE_BYTES + CELL_BYTES);
     if (b.noise == NULL)
         return hrb_failed(result, "no memory");

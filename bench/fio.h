@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define HRB_FIO_MISSING "fio is not installed ('sh tools/deps.sh bench'; Debian's package fio)"
+
 struct hrb_fio_job {
     const char *path; /* of its file */
     const char *rw;   /* "randread", "write", ... */

@@ -2,13 +2,15 @@
 # Installs the Debian packages that building, testing and the demo need, and only those that are
 # missing.
 #
-#   usage: deps.sh [build|test|check|cuda]
+#   usage: deps.sh [build|test|check|cuda|bench]
 #
 # build: what the library and the tool need. test (the default): and what the tests use, with a
 # virtual environment that holds the Python packages the reference tests compare with. check: and
 # the linters. cuda: and NVIDIA's compiler from PyPI, about 300 MB into the cache folder, where no
-# nvcc is in the path; nothing needs it but the CUDA kernels. On a system that is not Debian's nothing is installed: what is missing is named,
-# and the script fails only where a build cannot work without it.
+# nvcc is in the path; nothing needs it but the CUDA kernels. bench: what building needs, and the
+# programs that benchmarks compare with (fio). On a system that is not Debian's nothing is
+# installed: what is missing is named, and the script fails only where a build cannot work without
+# it.
 set -eu
 # shellcheck source=tools/common.sh
 . "$(dirname -- "$0")/common.sh"
@@ -23,6 +25,7 @@ optional='ccache=ccache libhwloc-dev=pc:hwloc libisal-dev=pc:libisal libxxhash-d
     python3=python3 python3-pip=pip3 unzip=unzip bible-kjv=bible'
 case $what in
 build) ;;
+bench) optional="$optional fio=fio" ;;
 test | check | cuda)
     required="$required libcmocka-dev=pc:cmocka"
     optional="$optional python3-numpy= python3-venv= valgrind=valgrind wamerican="
@@ -142,7 +145,7 @@ if command -v dpkg-query > /dev/null && command -v apt-get > /dev/null; then
     install_debian || true
 fi
 name_missing || die "install what is missing and run this again"
-if [ "$what" != build ]; then
+if [ "$what" != build ] && [ "$what" != bench ]; then
     make_venv
 fi
 if [ "$what" = cuda ]; then
