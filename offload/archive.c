@@ -7,7 +7,7 @@
 #include "base/checksum.h"
 #include "base/error.h"
 
-#define GROUP_BYTES (4u << 20) /* written at once */
+#define PIECE_BYTES (64u << 10) /* copied, then summed while it is near */
 
 /* -- folders -- */
 
@@ -98,11 +98,14 @@ int hri_archive_read_all(const struct hri_io_ops *io, int fd, void *data, size_t
 
 struct hri_archive_out {
     struct hri_archive_out_options options;
-    unsigned char *group;   /* [GROUP_BYTES] blocks that wait to be written */
-    size_t group_bytes;     /* of finished blocks in it */
+    struct hri_archive_flow *flow;
+    unsigned char
+        *group;         /* [HRI_ARCHIVE_GROUP_BYTES] of the flow: blocks that wait to be written */
+    size_t group_bytes; /* of finished blocks in it */
     uint64_t group_address; /* in the file */
     size_t payload_bytes;   /* of the block being filled, behind the finished ones */
-    uint64_t key;           /* its key; 0: no stream was begun */
+    uint32_t payload_crc;
+    uint64_t key; /* its key; 0: no stream was begun */
     struct hri_archive_entry *entries;
     uint64_t n_entries, entries_max;
 };
@@ -115,40 +118,38 @@ hr_status_t hri_archive_begin(const struct hri_archive_out_options *options,
         return hri_alloc_status();
     out->options = *options;
     out->group_address = 2 * HRI_ARCHIVE_PAGE;
-    out->group = hri_aligned(options->alloc, HRI_ARCHIVE_PAGE, GROUP_BYTES);
-    if (out->group == NULL) {
-        hri_archive_out_free(out);
-        return hri_alloc_status();
+    hr_status_t status = hri_archive_flow_begin(options, &out->flow);
+    if (status != HR_OK) {
+        hri_free(options->alloc, out);
+        return status;
     }
+    out->group = hri_archive_flow_group(out->flow);
     *out_out = out;
     return HR_OK;
 }
 
-void hri_archive_out_free(struct hri_archive_out *out)
+bool hri_archive_out_free(struct hri_archive_out *out)
 {
     if (out == NULL)
-        return;
+        return false;
     struct hri_alloc *alloc = out->options.alloc;
-    hri_free(alloc, out->group);
+    bool stuck = hri_archive_flow_end(out->flow);
     hri_free(alloc, out->entries);
     hri_free(alloc, out);
+    return stuck;
 }
 
-static hr_status_t write_at(const struct hri_archive_out *out, const void *data, size_t bytes,
-                            uint64_t address)
+static hr_status_t group_write(struct hri_archive_out *out, uint64_t address, size_t bytes)
 {
-    int error = hri_archive_write_all(out->options.io, out->options.fd, data, bytes, address);
-    return error == 0 ? HR_OK
-                      : hri_error_set(HR_ERR_IO, "session %s: writing: %s", out->options.path,
-                                      strerror(-error));
+    if (bytes > 0)
+        HRI_TRY(hri_archive_flow_send(out->flow, bytes, address));
+    out->group = hri_archive_flow_group(out->flow);
+    return HR_OK;
 }
 
-static hr_status_t group_write(struct hri_archive_out *out)
+static hr_status_t blocks_write(struct hri_archive_out *out)
 {
-    const struct hri_io_ops *io = out->options.io;
-    HRI_TRY(write_at(out, out->group, out->group_bytes, out->group_address));
-    if (out->options.syncs && io->write_back != NULL)
-        io->write_back(io->ctx, out->options.fd, out->group_address, out->group_bytes);
+    HRI_TRY(group_write(out, out->group_address, out->group_bytes));
     out->group_address += out->group_bytes;
     out->group_bytes = 0;
     return HR_OK;
@@ -179,7 +180,7 @@ static hr_status_t block_end(struct hri_archive_out *out)
     size_t used = HRI_ARCHIVE_HEADER_BYTES + out->payload_bytes, whole = hri_archive_round(used);
     struct hri_archive_header h = {
         .magic = HRI_ARCHIVE_BLOCK_MAGIC,
-        .crc = hri_crc32c(0, block + HRI_ARCHIVE_HEADER_BYTES, out->payload_bytes),
+        .crc = out->payload_crc,
         .key = out->key,
         .address = out->group_address + out->group_bytes,
         .generation = out->options.generation,
@@ -191,9 +192,10 @@ static hr_status_t block_end(struct hri_archive_out *out)
     HRI_TRY(entry_add(out, &h));
     out->group_bytes += whole;
     out->payload_bytes = 0;
+    out->payload_crc = 0;
     out->key++;
-    if (GROUP_BYTES - out->group_bytes < HRI_ARCHIVE_BLOCK_BYTES)
-        return group_write(out);
+    if (HRI_ARCHIVE_GROUP_BYTES - out->group_bytes < HRI_ARCHIVE_BLOCK_BYTES)
+        return blocks_write(out);
     return HR_OK;
 }
 
@@ -215,8 +217,10 @@ hr_status_t hri_archive_put(struct hri_archive_out *out, const void *data, size_
     while (bytes > 0) {
         size_t room = HRI_ARCHIVE_PAYLOAD_BYTES - out->payload_bytes;
         size_t now = bytes < room ? bytes : room;
+        now = now < PIECE_BYTES ? now : PIECE_BYTES;
         memcpy(out->group + out->group_bytes + HRI_ARCHIVE_HEADER_BYTES + out->payload_bytes, at,
                now);
+        out->payload_crc = hri_crc32c(out->payload_crc, at, now);
         out->payload_bytes += now;
         at += now;
         bytes -= now;
@@ -226,16 +230,21 @@ hr_status_t hri_archive_put(struct hri_archive_out *out, const void *data, size_
     return HR_OK;
 }
 
+/* Whole pages, the last one with zeros at its end. */
 static hr_status_t index_write(struct hri_archive_out *out, uint32_t *crc_out,
                                uint64_t *file_bytes_out)
 {
-    static const unsigned char zeros[HRI_ARCHIVE_PAGE];
-    size_t bytes = out->n_entries * sizeof *out->entries, whole = hri_archive_round(bytes);
+    size_t bytes = out->n_entries * sizeof *out->entries;
     *crc_out = hri_crc32c(0, out->entries, bytes);
-    *file_bytes_out = out->group_address + whole;
-    if (bytes > 0)
-        HRI_TRY(write_at(out, out->entries, bytes, out->group_address));
-    return whole > bytes ? write_at(out, zeros, whole - bytes, out->group_address + bytes) : HR_OK;
+    *file_bytes_out = out->group_address + hri_archive_round(bytes);
+    for (size_t at = 0; at < bytes; at += HRI_ARCHIVE_GROUP_BYTES) {
+        size_t now = bytes - at < HRI_ARCHIVE_GROUP_BYTES ? bytes - at : HRI_ARCHIVE_GROUP_BYTES;
+        size_t whole = hri_archive_round(now);
+        memcpy(out->group, (const unsigned char *)out->entries + at, now);
+        memset(out->group + now, 0, whole - now);
+        HRI_TRY(group_write(out, out->group_address + at, whole));
+    }
+    return HR_OK;
 }
 
 hr_status_t hri_archive_finish(struct hri_archive_out *out)
@@ -245,10 +254,9 @@ hr_status_t hri_archive_finish(struct hri_archive_out *out)
         .page_bytes = HRI_ARCHIVE_PAGE,
         .generation = out->options.generation,
         .saved_unix_s = out->options.saved_unix_s,
-        .n_blocks = out->n_entries,
     };
     HRI_TRY(stream_end(out));
-    HRI_TRY(group_write(out));
+    HRI_TRY(blocks_write(out));
     super.n_blocks = out->n_entries;
     super.index_address = out->group_address;
     HRI_TRY(index_write(out, &super.index_crc, &super.file_bytes));
@@ -256,7 +264,8 @@ hr_status_t hri_archive_finish(struct hri_archive_out *out)
     for (uint32_t i = 0; i < 2; i++) {
         super.copy = i;
         super.crc = hri_crc32c(0, &super, offsetof(struct hri_archive_superblock, crc));
-        HRI_TRY(write_at(out, &super, sizeof super, (uint64_t)i * HRI_ARCHIVE_PAGE));
+        memcpy(out->group + (size_t)i * HRI_ARCHIVE_PAGE, &super, sizeof super);
     }
-    return HR_OK;
+    HRI_TRY(group_write(out, 0, 2 * sizeof super));
+    return hri_archive_flow_wait(out->flow);
 }

@@ -59,16 +59,19 @@ struct hri_archive_out_options {
     const char *path;    /* of messages */
     uint64_t generation; /* sequence number of this save */
     uint64_t saved_unix_s;
-    bool syncs; /* the caller will sync the file: the disk begins with what is there at once */
+    bool syncs; /* the caller will sync the file: the disk begins at once, past the page cache */
+    hr_io_mode_t mode;   /* of such writes */
+    uint64_t timeout_ns; /* a write that gets no answer for so long fails; 0: HRI_DISK_TIMEOUT_NS */
 };
 hr_status_t hri_archive_begin(const struct hri_archive_out_options *options,
                               struct hri_archive_out **out_out);
 /* What is put from here on belongs to this stream; keys ascend. */
 hr_status_t hri_archive_stream(struct hri_archive_out *out, uint64_t key);
 hr_status_t hri_archive_put(struct hri_archive_out *out, const void *data, size_t bytes);
-/* Writes the index and the superblocks; nothing is synced. */
+/* Writes the index and the superblocks and waits for all writes; nothing is synced. */
 hr_status_t hri_archive_finish(struct hri_archive_out *out);
-void hri_archive_out_free(struct hri_archive_out *out); /* NULL is legal */
+/* True: a thread that was given up may still be writing, so that fd has to stay open for good. NULL is legal. */
+bool hri_archive_out_free(struct hri_archive_out *out);
 
 /* -- reading -- */
 

@@ -4,7 +4,8 @@
 
 #include "offload/archive.h"
 
-#define HRI_ARCHIVE_TRIES 32 /* of one transfer that the kernel asks to repeat */
+#define HRI_ARCHIVE_TRIES       32         /* of one transfer that the kernel asks to repeat */
+#define HRI_ARCHIVE_GROUP_BYTES (4u << 20) /* blocks that are written at once */
 
 static const char hri_archive_magic[8] = {'H', 'R', 'S', 'E', 'S', 'S', '\r', '\n'};
 #define HRI_ARCHIVE_BLOCK_MAGIC 0x6b6c4248u /* "HBlk" */
@@ -50,5 +51,19 @@ int hri_archive_write_all(const struct hri_io_ops *io, int fd, const void *data,
                           uint64_t offset);
 int hri_archive_read_all(const struct hri_io_ops *io, int fd, void *data, size_t bytes,
                          uint64_t offset);
+
+/* -- the way to the file (archive_flow.c) -- */
+
+struct hri_archive_flow;
+hr_status_t hri_archive_flow_begin(const struct hri_archive_out_options *options,
+                                   struct hri_archive_flow **flow_out);
+/* The group to be filled, [HRI_ARCHIVE_GROUP_BYTES]; another one after each send. */
+unsigned char *hri_archive_flow_group(struct hri_archive_flow *flow);
+/* Its first bytes go to that place in the file, both whole pages. HR_ERR_IO, HR_ERR_TIMEOUT: this write or an earlier one failed. */
+hr_status_t hri_archive_flow_send(struct hri_archive_flow *flow, size_t bytes, uint64_t address);
+/* Until all that was sent is written; the same errors. */
+hr_status_t hri_archive_flow_wait(struct hri_archive_flow *flow);
+/* Waits, too. True: a thread that was given up may still use the file, so that it has to stay open for good. NULL is legal. */
+bool hri_archive_flow_end(struct hri_archive_flow *flow);
 
 #endif

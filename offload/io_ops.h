@@ -68,6 +68,9 @@ struct hri_io_ops {
     int (*file_remove)(void *ctx, int folder, const char *name);
     /* What was written to the file, or done to names in the folder, is on the disk when this returns. */
     int (*sync_file)(void *ctx, int fd);
+    /* May be NULL: never. Transfers of this file go past the page cache from now on, or no longer; they are whole pages then. -EINVAL
+     * where the file system cannot. */
+    int (*set_direct)(void *ctx, int fd, bool direct);
     /* May be NULL. A hint without a result: what was written there will be synced soon, so the disk may begin with it. */
     void (*write_back)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
     /* Opens and locks a file until it is closed, also against this process; it says who we are. -EBUSY: somebody has it;

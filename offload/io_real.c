@@ -144,6 +144,16 @@ static int real_sync_file(void *ctx, int fd)
     return fsync(fd) == 0 ? 0 : -errno;
 }
 
+static int real_set_direct(void *ctx, int fd, bool direct)
+{
+    (void)ctx;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    flags = direct ? flags | O_DIRECT : flags & ~O_DIRECT;
+    return fcntl(fd, F_SETFL, flags) == 0 ? 0 : -errno;
+}
+
 static void real_write_back(void *ctx, int fd, uint64_t offset, uint64_t bytes)
 {
     (void)ctx;
@@ -204,6 +214,7 @@ static const struct hri_io_ops real_ops = {
     .file_rename = real_file_rename,
     .file_remove = real_file_remove,
     .sync_file = real_sync_file,
+    .set_direct = real_set_direct,
     .write_back = real_write_back,
     .file_lock = real_file_lock,
     .ring_create = hri_io_ring_create,

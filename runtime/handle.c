@@ -202,6 +202,7 @@ hr_status_t hri_runtime_create_on(const struct hr_runtime_options *options,
     }
     memset(rt, 0, sizeof *rt);
     rt->io = io;
+    rt->io_mode = options->io_mode;
     rt->user_alloc = options->alloc;
     rt->user_free = options->free;
     rt->user_context = options->alloc_context;

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-#define CELLS_BYTES (4u << 20) /* cells read at a time */
+#define WINDOW_BYTES (2u << 20) /* cells read at a time, while the ones before them are written */
 
 void hr_save_options_init(struct hr_save_options *options)
 {
@@ -80,35 +80,81 @@ void hri_saved_meta_fill(const hr_sequence_t *s, struct hri_saved_meta *m)
     snprintf(m->recipe, sizeof m->recipe, "%s", s->recipe_text);
 }
 
+/* Some neighbouring cells of a lane. Those that lie in host memory are taken from there; where one does not, all are read. */
+struct window {
+    uint32_t cell, n_cells;
+    bool read_begun;
+    struct hri_read read;
+    struct hri_read_batch batch;
+    unsigned char *buffer; /* [WINDOW_BYTES], or one cell if that is more */
+};
+
+static hr_status_t window_begin(struct saver *sv, struct hri_lane *lane, struct window *w)
+{
+    w->read_begun = false;
+    for (uint32_t i = 0; i < w->n_cells && !w->read_begun; i++) {
+        w->read_begun = hri_lane_peek(lane, w->cell + i) == NULL;
+    }
+    if (!w->read_begun) {
+        return HR_OK;
+    }
+    w->read =
+        (struct hri_read){.lane = lane, .cell = w->cell, .n_cells = w->n_cells, .dst = w->buffer};
+    w->batch = (struct hri_read_batch){.reads = &w->read, .n_reads = 1};
+    hr_status_t status = hri_store_read_begin(sv->s->runtime->store, &w->batch);
+    w->read_begun = status == HR_OK;
+    return status;
+}
+
+static hr_status_t window_put(struct saver *sv, struct hri_lane *lane, uint32_t cell_bytes,
+                              struct window *w)
+{
+    struct hri_store *store = sv->s->runtime->store;
+    hr_status_t status = HR_OK;
+    if (w->read_begun) {
+        status = hri_store_read_wait(store, &w->batch, 0);
+        if (status == HR_ERR_TIMEOUT) { /* it is still under way */
+            hri_store_read_cancel(store, &w->batch);
+        }
+        w->read_begun = false;
+        return status == HR_OK
+                   ? hri_archive_put(sv->out, w->buffer, (size_t)w->n_cells * cell_bytes)
+                   : status;
+    }
+    for (uint32_t i = 0; i < w->n_cells && status == HR_OK; i++) {
+        status = hri_archive_put(sv->out, hri_lane_peek(lane, w->cell + i), cell_bytes);
+    }
+    return status;
+}
+
 static hr_status_t cells_save(struct saver *sv, struct hri_lane *lane, uint32_t cell_bytes)
 {
     hr_sequence_t *s = sv->s;
-    uint32_t n = hri_lane_cells(lane), group = CELLS_BYTES / cell_bytes;
-    unsigned char *buffer = hri_scratch_get(&s->runtime->rows, (size_t)group * cell_bytes);
-    if (buffer == NULL) {
-        return hri_alloc_status();
-    }
-    for (uint32_t cell = 0; cell < n; cell += group) {
-        struct hri_read read = {.lane = lane,
-                                .cell = cell,
-                                .n_cells = n - cell < group ? n - cell : group,
-                                .dst = buffer};
-        struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
-        hr_status_t status = canceled(s);
+    uint32_t n = hri_lane_cells(lane);
+    uint32_t group = WINDOW_BYTES > cell_bytes ? WINDOW_BYTES / cell_bytes : 1;
+    size_t bytes = (size_t)group * cell_bytes;
+    unsigned char *buffer = hri_scratch_get(&s->runtime->rows, 2 * bytes);
+    struct window windows[2] = {{.buffer = buffer}, {.buffer = buffer + bytes}};
+    hr_status_t status = buffer != NULL ? HR_OK : hri_alloc_status();
+    /* Round i begins window i and writes window i - 1. */
+    for (uint32_t cell = 0, i = 0; status == HR_OK && cell < n + group; cell += group, i++) {
+        struct window *next = &windows[i % 2], *last = &windows[(i + 1) % 2];
+        next->cell = cell;
+        next->n_cells = cell >= n ? 0 : n - cell < group ? n - cell : group;
+        status = canceled(s);
         if (status == HR_OK) {
-            status = hri_store_read_begin(s->runtime->store, &batch);
+            status = window_begin(sv, lane, next);
         }
         if (status == HR_OK) {
-            status = hri_store_read_wait(s->runtime->store, &batch, 0);
-        }
-        if (status == HR_OK) {
-            status = hri_archive_put(sv->out, buffer, (size_t)read.n_cells * cell_bytes);
-        }
-        if (status != HR_OK) {
-            return status;
+            status = window_put(sv, lane, cell_bytes, last);
         }
     }
-    return HR_OK;
+    for (int i = 0; i < 2; i++) {
+        if (windows[i].read_begun) {
+            hri_store_read_cancel(s->runtime->store, &windows[i].batch);
+        }
+    }
+    return status;
 }
 
 static hr_status_t near_save(struct saver *sv, const struct hri_layer *l)
@@ -277,8 +323,9 @@ static uint64_t generation_of(hr_sequence_t *s, int folder, const char *dir)
     return generation;
 }
 
+/* *stuck_out: see hri_archive_out_free. */
 static hr_status_t file_write(hr_sequence_t *s, int fd, const char *dir, uint64_t generation,
-                              const struct hr_save_options *o)
+                              const struct hr_save_options *o, bool *stuck_out)
 {
     struct saver sv = {.s = s};
     struct hri_archive_out_options oo = {.io = s->runtime->io,
@@ -287,12 +334,14 @@ static hr_status_t file_write(hr_sequence_t *s, int fd, const char *dir, uint64_
                                          .path = dir,
                                          .generation = generation,
                                          .syncs = o->durability != HR_DURABILITY_NONE,
+                                         .mode = s->runtime->io_mode,
+                                         .timeout_ns = 2 * hri_store_timeout_ns(s->runtime->store),
                                          .saved_unix_s = (uint64_t)time(NULL)};
     hr_status_t status = hri_archive_begin(&oo, &sv.out);
     if (status == HR_OK) {
         status = all_save(&sv, o);
     }
-    hri_archive_out_free(sv.out);
+    *stuck_out = hri_archive_out_free(sv.out);
     return status;
 }
 
@@ -310,12 +359,13 @@ static hr_status_t new_file(hr_sequence_t *s, int folder, const char *dir,
     if (fd < 0) {
         return hri_folder_status(fd, "making " HRI_SESSION_FILE_NEW, dir);
     }
-    hr_status_t status = file_write(s, fd, dir, generation, o);
+    bool stuck = false;
+    hr_status_t status = file_write(s, fd, dir, generation, o, &stuck);
     if (status == HR_OK && o->durability != HR_DURABILITY_NONE) {
         error = io->sync_file(io->ctx, fd);
         status = error < 0 ? hri_folder_status(error, "syncing " HRI_SESSION_FILE_NEW, dir) : HR_OK;
     }
-    error = io->close_file(io->ctx, fd);
+    error = stuck ? 0 : io->close_file(io->ctx, fd);
     if (status == HR_OK && error < 0) {
         status = hri_folder_status(error, "closing " HRI_SESSION_FILE_NEW, dir);
     }

@@ -58,6 +58,7 @@ struct hr_runtime {
     struct hri_store *store;
     struct hri_alloc_hooks hooks;
     const struct hri_io_ops *io; /* of the file tier and of saved sessions */
+    hr_io_mode_t io_mode;        /* the same */
     uint32_t n_sequences;
     uint64_t host_bytes, file_bytes;
     struct hri_device *gpu; /* a device with memory of its own, or NULL: the CPU is the device */

@@ -357,7 +357,8 @@ HR_API void hr_save_options_init(struct hr_save_options *options);
 /* Saves all tokens, with everything derived from them, to the folder `dir`, which is made (0700) if it is missing; its parent must
  * exist. The sequence goes on afterwards. options may be NULL.
  * HR_ERR_STATE: layers of different lengths (a token under way). HR_ERR_BUSY: the folder is in use (the message names the process).
- * HR_ERR_INVALID (no folder, a link, not ours), HR_ERR_IO, HR_ERR_CORRUPT (rows lost), HR_ERR_CANCELED: the old session is as it was. */
+ * HR_ERR_INVALID (no folder, a link, not ours), HR_ERR_IO, HR_ERR_TIMEOUT (a write had no answer for twice io_timeout_ns), HR_ERR_CORRUPT
+ * (rows lost), HR_ERR_CANCELED: the old session is as it was. Takes 16 MiB of memory while it runs. */
 HR_API hr_status_t hr_sequence_save(hr_sequence_t *sequence, const char *dir,
                                     const struct hr_save_options *options);
 

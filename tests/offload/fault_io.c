@@ -101,6 +101,15 @@ static int fault_open_temp(void *ctx, const char *dir, bool direct)
     return io->fd;
 }
 
+static int fault_set_direct(void *ctx, int fd, bool direct)
+{
+    struct fault_io *io = ctx;
+    if (direct && io->no_direct)
+        return -EINVAL;
+    io->direct = direct;
+    return hri_io_real()->set_direct(NULL, fd, direct);
+}
+
 static int fault_close_file(void *ctx, int fd)
 {
     (void)ctx;
@@ -317,8 +326,17 @@ void fault_io_init(struct fault_io *io)
     memset(io, 0, sizeof *io);
     pthread_mutex_init(&io->mutex, NULL);
     hri_rng_seed(&io->rng, 99);
+    const struct hri_io_ops *real = hri_io_real();
     io->ops = (struct hri_io_ops){
         .ctx = io,
+        .folder_open = real->folder_open, /* they take any ctx */
+        .file_open = real->file_open,
+        .file_rename = real->file_rename,
+        .file_remove = real->file_remove,
+        .file_lock = real->file_lock,
+        .sync_file = real->sync_file,
+        .write_back = real->write_back,
+        .set_direct = fault_set_direct,
         .open_temp = fault_open_temp,
         .close_file = fault_close_file,
         .stat_file = fault_stat_file,

@@ -43,8 +43,8 @@ struct fault_io {
     /* counted */
     _Atomic long n_reads, n_writes, n_faults;
     long n_allocates;
-    int fd; /* of the last open */
-    bool direct;
+    int fd;      /* of the last open */
+    bool direct; /* the last file that was opened for a tier, or told to be */
     struct hri_rng rng;
     pthread_mutex_t mutex; /* of the rules: threads read them */
     struct fault_io *next; /* of fault_io_make's */

@@ -286,6 +286,8 @@ bool history_begin(struct history *h, uint64_t seed)
     static const char *const recipes[] = {"full", "headrace", "quest"};
     memset(h, 0, sizeof *h);
     sim_init(&h->disk, seed);
+    if (seed % 2 == 0)
+        sim_add_rings(&h->disk);
     hri_rng_seed(&h->rng, seed * 31 + 7);
     history_options(h, &h->disk.ops, recipes[seed % 3]);
     for (uint32_t i = 0; i < HISTORY_DIRS; i++)

@@ -176,6 +176,7 @@ static const char *prove_allocations(uint64_t *n_out)
         for (*n_out = 0; wrong == NULL; ++*n_out) {
             memset(&h, 0, sizeof h);
             sim_init(&h.disk, 1);
+            sim_add_rings(&h.disk);
             history_options(&h, &h.disk.ops, recipes[r]);
             h.options.alloc = hook_alloc;
             h.options.free = hook_free;
@@ -195,7 +196,7 @@ static const char *prove_allocations(uint64_t *n_out)
     return wrong;
 }
 
-static const char *prove_io(uint64_t *n_out, const char **how_out)
+static const char *prove_io(bool rings, uint64_t *n_out, const char **how_out)
 {
     static const char *const names[SIM_FAULTS] = {"",    "a short transfer", "EINTR", "EAGAIN",
                                                   "EIO", "ENOSPC",           "EDQUOT"};
@@ -206,6 +207,8 @@ static const char *prove_io(uint64_t *n_out, const char **how_out)
             *how_out = names[fault];
             memset(&h, 0, sizeof h);
             sim_init(&h.disk, 1);
+            if (rings)
+                sim_add_rings(&h.disk);
             history_options(&h, &h.disk.ops, "headrace");
             h.disk.fault = (enum sim_fault)fault;
             h.disk.fault_at = *n_out;
@@ -220,8 +223,8 @@ static const char *prove_io(uint64_t *n_out, const char **how_out)
                 break;
         }
     if (wrong == NULL)
-        printf("%llu calls of the disk failed, one at a time\n",
-               (unsigned long long)total - (SIM_FAULTS - 1));
+        printf("%llu calls of the disk failed, one at a time%s\n",
+               (unsigned long long)total - (SIM_FAULTS - 1), rings ? ", through rings" : "");
     return wrong;
 }
 
@@ -266,7 +269,9 @@ int main(int argc, char **argv)
     uint64_t n = 0;
     if (argc > 1)
         script_tokens = (uint32_t)atol(argv[1]);
-    const char *wrong = prove_io(&n, &how);
+    const char *wrong = prove_io(false, &n, &how);
+    if (wrong == NULL)
+        wrong = prove_io(true, &n, &how);
     if (wrong != NULL)
         return report("call of the disk", n, how, wrong, caught);
     if (caught)

@@ -77,6 +77,15 @@ static void put(unsigned char **bytes, uint64_t *n, uint64_t *capacity, uint64_t
     memcpy(*bytes + offset, data, n_data);
 }
 
+#define DIRECT_BYTES 4096u
+
+static void check_direct(const struct sim_file *file, const struct iovec *iov, uint64_t offset)
+{
+    if (file->direct && ((uintptr_t)iov->iov_base % DIRECT_BYTES != 0 ||
+                         iov->iov_len % DIRECT_BYTES != 0 || offset % DIRECT_BYTES != 0))
+        die("a direct transfer that is not aligned");
+}
+
 static ssize_t sim_writev(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset)
 {
     struct sim_disk *disk = ctx;
@@ -85,8 +94,10 @@ static ssize_t sim_writev(void *ctx, int fd, const struct iovec *iov, int n_iov,
     int error;
     if (!call_begins(disk, &error))
         return error;
-    for (int i = 0; i < n_iov; i++)
+    for (int i = 0; i < n_iov; i++) {
         bytes += iov[i].iov_len;
+        check_direct(file, &iov[i], offset);
+    }
     uint64_t most = is_short(disk) && bytes > 1 ? bytes / 2 : bytes, at = 0;
     struct sim_write *write = malloc(sizeof *write + most);
     if (write == NULL)
@@ -304,6 +315,88 @@ static int sim_stat_file(void *ctx, int fd, struct hri_io_stat *stat_out)
     return disk->off ? -EIO : 0;
 }
 
+static int sim_set_direct(void *ctx, int fd, bool direct)
+{
+    struct sim_disk *disk = ctx;
+    file_of(disk, fd)->direct = direct;
+    return disk->off ? -EIO : 0;
+}
+
+/* ---------------------------------------------------------------------------------------- rings */
+
+#define RING_OPS 64
+
+struct sim_ring {
+    int fd;
+    uint32_t n_ops, n_results;
+    struct hri_ring_op ops[RING_OPS];
+    struct hri_ring_result results[RING_OPS];
+};
+
+static int sim_ring_create(void *ctx, const struct hri_ring_options *options, void **ring_out)
+{
+    (void)ctx;
+    struct sim_ring *ring = calloc(1, sizeof *ring);
+    if (ring == NULL || options->depth > RING_OPS)
+        die("a ring");
+    ring->fd = options->fd;
+    *ring_out = ring;
+    return 0;
+}
+
+static void sim_ring_destroy(void *ctx, void *ring)
+{
+    (void)ctx;
+    free(ring);
+}
+
+static int sim_ring_register(void *ctx, void *ring, uint32_t slot, void *base, size_t bytes)
+{
+    (void)ctx, (void)ring, (void)slot, (void)base, (void)bytes;
+    return -ENOMEM;
+}
+
+static int sim_ring_push(void *ctx, void *state, const struct hri_ring_op *op)
+{
+    struct sim_ring *ring = state;
+    (void)ctx;
+    if (ring->n_ops + ring->n_results == RING_OPS)
+        return -EBUSY;
+    ring->ops[ring->n_ops++] = *op;
+    return 0;
+}
+
+static int sim_ring_enter(void *ctx, void *state, bool wait, uint64_t timeout_ns)
+{
+    struct sim_disk *disk = ctx;
+    struct sim_ring *ring = state;
+    (void)timeout_ns;
+    while (ring->n_ops > 0 && (wait || hri_rng_below(&disk->rng, 2))) {
+        wait = false;
+        uint32_t at = (uint32_t)hri_rng_below(&disk->rng, ring->n_ops);
+        struct hri_ring_op op = ring->ops[at];
+        ring->ops[at] = ring->ops[--ring->n_ops];
+        ssize_t n = op.write ? sim_writev(disk, ring->fd, op.iov, (int)op.n_iov, op.offset)
+                             : sim_readv(disk, ring->fd, op.iov, (int)op.n_iov, op.offset);
+        ring->results[ring->n_results++] =
+            (struct hri_ring_result){.user = op.user, .result = (int32_t)n};
+    }
+    return 0;
+}
+
+static int sim_ring_reap(void *ctx, void *state, struct hri_ring_result *results, uint32_t n_max)
+{
+    struct sim_disk *disk = ctx;
+    struct sim_ring *ring = state;
+    uint32_t n = 0;
+    while (n < n_max && ring->n_results > 0) {
+        uint32_t at = (uint32_t)hri_rng_below(&disk->rng, ring->n_results);
+        results[n++] = ring->results[at];
+        ring->results[at] = ring->results[--ring->n_results];
+    }
+    return (int)n;
+}
+
 /* ------------------------------------------------------------------------------------------ cut */
 
 /* One unsynced write as the disk has it: whole, not at all, or some of its sectors. */
@@ -398,6 +491,17 @@ void sim_init(struct sim_disk *disk, uint64_t seed)
         .sync_file = sim_sync_file,
         .file_lock = sim_file_lock,
     };
+}
+
+void sim_add_rings(struct sim_disk *disk)
+{
+    disk->ops.set_direct = sim_set_direct;
+    disk->ops.ring_create = sim_ring_create;
+    disk->ops.ring_destroy = sim_ring_destroy;
+    disk->ops.ring_register = sim_ring_register;
+    disk->ops.ring_push = sim_ring_push;
+    disk->ops.ring_enter = sim_ring_enter;
+    disk->ops.ring_reap = sim_ring_reap;
 }
 
 void sim_fini(struct sim_disk *disk)

@@ -29,6 +29,7 @@ struct sim_file {
     unsigned char *live, *stable;
     uint64_t bytes, capacity, stable_bytes;
     struct sim_write *unsynced;
+    bool direct; /* transfers are whole pages in aligned memory, or the rig stops */
 };
 struct sim_name {
     char name[24]; /* "": free */
@@ -77,6 +78,8 @@ struct sim_disk {
 };
 
 void sim_init(struct sim_disk *disk, uint64_t seed);
+/* Rings and direct files, too. Whenever a ring is entered some of what was pushed is done, in any order, and the results come in another. */
+void sim_add_rings(struct sim_disk *disk);
 void sim_fini(struct sim_disk *disk);
 /* Power is lost and comes back: what is on the disk is all there is. Open descriptors are gone. */
 void sim_power_cut(struct sim_disk *disk);
