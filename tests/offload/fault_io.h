@@ -33,18 +33,18 @@ struct fault_io {
         long after, count;
     } read, write;
     int open_error, stat_error, allocate_error, ring_create_error, ring_register_error;
-    long allocate_after;   /* allocate_error from this call on */
-    bool no_direct;        /* open with O_DIRECT is EINVAL */
-    bool refuse_direct_io; /* transfers on a direct descriptor are EINVAL */
-    uint64_t free_bytes;   /* 0: the truth */
-    bool shuffle;          /* ring results come late, out of order, and some twice */
-    int hide_reaps;        /* so many looks at a ring see nothing */
-    _Atomic int stalled;   /* no I/O gets an answer while it is set */
+    long allocate_after;           /* allocate_error from this call on */
+    bool no_direct;                /* open with O_DIRECT is EINVAL */
+    _Atomic bool refuse_direct_io; /* transfers on a direct descriptor are EINVAL */
+    uint64_t free_bytes;           /* 0: the truth */
+    bool shuffle;                  /* ring results come late, out of order, and some twice */
+    int hide_reaps;                /* so many looks at a ring see nothing */
+    _Atomic int stalled;           /* no I/O gets an answer while it is set */
     /* counted */
     _Atomic long n_reads, n_writes, n_faults;
     long n_allocates;
-    int fd;      /* of the last open */
-    bool direct; /* the last file that was opened for a tier, or told to be */
+    int fd;              /* of the last open */
+    _Atomic bool direct; /* the last file that was opened for a tier, or told to be */
     struct hri_rng rng;
     pthread_mutex_t mutex; /* of the rules: threads read them */
     struct fault_io *next; /* of fault_io_make's */
