@@ -18,7 +18,7 @@
 #define WARM_STEPS   4u
 #define STEPS_MAX    128u
 #define DEEP         0.35f /* a row's distance from its cluster's centre, in deviations of the centres */
-#define SEGMENT_ROWS 256u /* decode_segment of the recipe */
+#define SEGMENT_ROWS 512u /* decode_segment of the recipe */
 
 struct plan_probe {
     struct plan_probe_options o;

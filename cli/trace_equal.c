@@ -9,11 +9,12 @@
 #include "cli/out.h"
 #include "cli/text_file.h"
 
-/* Set where a recipe has the parameter and its text does not say otherwise: the same sink and window; no
- * blocks used beyond the budget because they happen to lie in frames; no layer left out. */
+/* Set where a recipe has the parameter and its text does not say otherwise: the same sink and window,
+ * and as many rows that wait behind the window; no blocks used beyond the budget because they happen to lie in frames; no layer left out. */
 static const struct {
     const char *key, *value;
-} settings[] = {{"sink", "4"}, {"window", "64"}, {"reuse", "0"}, {"dense", "0"}};
+} settings[] = {
+    {"sink", "4"}, {"window", "64"}, {"decode_segment", "256"}, {"reuse", "0"}, {"dense", "0"}};
 #define SETTINGS (sizeof settings / sizeof settings[0])
 
 static bool find_recipe(const char *text, size_t *index_out, struct hr_recipe_info *info_out)

@@ -197,7 +197,7 @@ static const struct hri_param params_a2ats[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"codes", "centroids", "", 512, 1, 65536},
     {"iterations", "k-means iterations", "", 10, 1, 100},

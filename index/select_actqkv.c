@@ -210,7 +210,7 @@ static const struct hri_param params_actqkv[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"page", "consecutive tokens per block (also: block)", "", 32, 4, 64},
     {"queries", "newest queries among which the probe is sought", "ActQKV, section 3.2", 16, 1,

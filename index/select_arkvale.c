@@ -66,7 +66,7 @@ static const struct hri_selector_ops ops = {
 static const struct hri_param params_arkvale[] = {PARAM_SINK(64),
                                                   PARAM_WINDOW(64),
                                                   PARAM_SEGMENT(8192),
-                                                  PARAM_DECODE_SEGMENT(256),
+                                                  PARAM_DECODE_SEGMENT(512),
                                                   PARAM_DENSE(""),
                                                   {"page",
                                                    "consecutive tokens per block (also: block)",

@@ -417,7 +417,7 @@ static const struct hri_param params_faiss[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"train", "rows to train on at least; until then all rows are compared", "", 1024, 9, 1048576},
     {"nprobe", "lists that a search visits; 0: as FAISS has it", "FAISS, IndexIVF", 0, 0, 1048576},

@@ -106,7 +106,7 @@ static const struct hri_param params_freekv[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"page", "consecutive tokens per block (also: block)", "FreeKV, section 5.1", 32, 4, 64},
     {"tau", "mean cosine of two steps' queries below which a head chooses anew",

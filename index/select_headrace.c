@@ -461,7 +461,7 @@ static const struct hri_param params_headrace[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"block", "mean tokens per block [48 with sketches, 36 without]", "docs/algorithm.md", 0, 4,
      64},

@@ -237,7 +237,7 @@ static const struct hri_param params_infinigen[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"columns", "share of the key's turned columns that stay on the device",
      "InfiniGen, section 5.1", 0.3, 0.01, 1},

@@ -15,7 +15,7 @@ static hr_status_t select_all(struct hri_index_head *head, const struct hri_sele
 static const struct hri_selector_ops ops = {.select = select_all};
 
 static const struct hri_param params_instinfer[] = {PARAM_SINK(4),       PARAM_WINDOW(64),
-                                                    PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(256),
+                                                    PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(512),
                                                     PARAM_DENSE(""),     PARAM_END};
 
 const struct hri_selector hri_selector_instinfer = {

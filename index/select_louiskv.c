@@ -195,7 +195,7 @@ static const struct hri_param params_louiskv[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"block", "mean tokens per cluster of the prompt, fewest of a segment of the output",
      "LouisKV, section 4.2", 16, 4, 64},

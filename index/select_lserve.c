@@ -240,7 +240,7 @@ static const struct hri_param params_lserve[] = {
     {"sink", "first tokens that stay on the device", "LServe, section 4.1", 64, 0, 4096},
     {"window", "newest tokens that stay on the device", "LServe, section 4.1", 256, 1, 65536},
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"page", "consecutive tokens per block (also: block)", "LServe, section 4.1", 64, 4, 64},
     {"logical", "tokens of a logical page, which has bounds of its own", "LServe, section 3.5.2",

@@ -238,7 +238,7 @@ static const struct hri_param params_magicpig[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE("MagicPIG attends the first of every 16 layers densely"),
     {"bits", "of a hash", "MagicPIG, section 5 (K)", 10, 1, 16},
     {"tables", "hash tables", "MagicPIG, section 5 (L)", 150, 8, 1024},

@@ -321,7 +321,7 @@ static const struct hri_param params_pariskv[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"candidates", "share of the rows that are ranked again; 0: by their number, 50 % to 10 %",
      "ParisKV, its published code", 0, 0, 1},

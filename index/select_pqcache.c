@@ -85,7 +85,7 @@ static const struct hri_param params_pqcache[] = {
     {"sink", "first tokens that stay on the device", "PQCache, section 4", 32, 0, 4096},
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"parts", "sub-vectors of a key", "PQCache, section 4", 2, 1, 32},
     {"bits", "of a sub-vector's code", "PQCache, section 4", 6, 1, 12},

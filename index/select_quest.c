@@ -37,7 +37,7 @@ static const struct hri_selector_ops ops = {
 static const struct hri_param params_quest[] = {PARAM_SINK(4),
                                                 PARAM_WINDOW(64),
                                                 PARAM_SEGMENT(8192),
-                                                PARAM_DECODE_SEGMENT(256),
+                                                PARAM_DECODE_SEGMENT(512),
                                                 PARAM_DENSE("Quest, section 4.1 (there: 2)"),
                                                 {"page",
                                                  "consecutive tokens per block (also: block)",

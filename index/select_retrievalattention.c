@@ -165,7 +165,7 @@ static const struct hri_param params_retrievalattention[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"queries", "queries of the prompt that the graph is made from, per kv-head and segment", "",
      2048, 0, 1048576},

@@ -149,7 +149,7 @@ static const struct hri_param params_retroinfer[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"block", "mean tokens per cluster", "RetroInfer, arXiv 2505.02922, section 4", 16, 4, 64},
     {"estimate", "share of the clusters that is estimated; the rest is dropped",

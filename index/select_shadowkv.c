@@ -577,7 +577,7 @@ static const struct hri_param params_shadowkv[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(32),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"block", "consecutive tokens per chunk (also: page)", "ShadowKV, section 4.1", 8, 4, 32},
     {"outliers", "chunks kept exact on the device, per kv-head", "ShadowKV, section 4.1", 48, 0,

@@ -61,14 +61,14 @@ static const struct hri_selector_ops topk_ops = {.scratch_bytes = topk_scratch_b
                                                  .select = topk_select};
 
 static const struct hri_param params_full[] = {PARAM_SINK(4), PARAM_WINDOW(64), PARAM_SEGMENT(8192),
-                                               PARAM_DECODE_SEGMENT(256), PARAM_END};
+                                               PARAM_DECODE_SEGMENT(512), PARAM_END};
 
 static const struct hri_param params_window[] = {PARAM_SINK(4),       PARAM_WINDOW(64),
-                                                 PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(256),
+                                                 PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(512),
                                                  PARAM_DENSE(""),     PARAM_END};
 
 static const struct hri_param params_topk[] = {PARAM_SINK(4),       PARAM_WINDOW(64),
-                                               PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(256),
+                                               PARAM_SEGMENT(8192), PARAM_DECODE_SEGMENT(512),
                                                PARAM_DENSE(""),     PARAM_END};
 
 const struct hri_selector hri_selector_full = {

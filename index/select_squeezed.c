@@ -250,7 +250,7 @@ static const struct hri_param params_squeezed[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"cluster", "mean tokens per cluster", "Squeezed Attention, section 3.1", 20, 9, 4096},
     {"iterations", "k-means iterations", "", 10, 1, 100},

@@ -197,7 +197,7 @@ static const struct hri_param params_tokenselect[] = {
     {"sink", "first tokens that stay on the device", "TokenSelect, section 5.1", 128, 0, 4096},
     {"window", "newest tokens that stay on the device", "TokenSelect, section 5.1", 512, 1, 65536},
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"reuse_cosine", "mean cosine of the queries above which a choice is used again",
      "TokenSelect, section 4.3", 0.9, -1, 1},

@@ -92,7 +92,7 @@ static const struct hri_param params_triforce[] = {
     PARAM_SINK(4),
     PARAM_WINDOW(64),
     PARAM_SEGMENT(8192),
-    PARAM_DECODE_SEGMENT(256),
+    PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
     {"page", "consecutive tokens per chunk (also: block)", "TriForce, section 5.1", 8, 4, 64},
     {"draft", "share of the body that a step of the draft reads; 0: as --moved says", "", 0, 0, 1},

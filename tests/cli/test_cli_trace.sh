@@ -91,7 +91,7 @@ number '$1 == 2' stdout.json results#
 # settings that are the same for all, unless the recipe says otherwise
 run eval trace traces/tiny_l1 --recipes quest:window=128,sink=8,headrace:reuse=1 --moved 4% --json used.json --quiet; expect 0
 check "settings" test "$(json used.json results.0.recipe_used) $(json used.json results.1.recipe_used)" = \
-    "quest:window=128,sink=8,dense=0 headrace:reuse=1,sink=4,window=64,dense=0"
+    "quest:window=128,sink=8,decode_segment=256,dense=0 headrace:reuse=1,sink=4,window=64,decode_segment=256,dense=0"
 number '$1 == 136' used.json results.0.near_rows_min
 # names that clash, in two folders
 mkdir other && cp -r traces/tiny_l1 other/

@@ -22,7 +22,7 @@ static void test_names(void **state)
         assert_true(hri_recipe_value(&recipe, "sink") == 4);
         assert_true(hri_recipe_value(&recipe, "window") == 64);
         assert_true(hri_recipe_value(&recipe, "segment") == 8192);
-        assert_true(hri_recipe_value(&recipe, "decode_segment") == 256);
+        assert_true(hri_recipe_value(&recipe, "decode_segment") == 512);
     }
     size_t n = 0;
     while (hri_selector_at(n)) {

@@ -189,10 +189,11 @@ static void test_lengths(void **state)
 static void test_made_ahead(void **state)
 {
     static const uint32_t lengths[] = {260, 261, 292, 300, 323, 324};
-    static const char *const names[] = {"headrace", "headrace:sketch=0",
+    static const char *const names[] = {"headrace:decode_segment=256",
+                                        "headrace:sketch=0,decode_segment=256",
                                         "headrace:decode_segment=48"};
     hr_runtime_t *rt = runtime_for(false);
-    hr_sequence_t *s = sequence_make(rt, "headrace");
+    hr_sequence_t *s = sequence_make(rt, "headrace:decode_segment=256");
     struct hr_sequence_stats st = {.struct_size = sizeof st};
     (void)state;
     prompt(s, 250);

@@ -308,12 +308,12 @@ static void test_made_ahead(void **state)
 {
     static const uint32_t cuts[] = {255, 279, 319};
     enum { LAST = 320, GO_ON = 70 };
+    static const char recipe[] = "headrace:decode_segment=256";
     (void)state;
     for (size_t i = 0; i < 2 * sizeof cuts / sizeof *cuts; i++) {
         uint32_t cut = cuts[i / 2];
         hr_runtime_t *rt = runtime_for(i % 2 ? DISK : MEMORY);
-        hr_sequence_t *a = sequence_for(rt, &shape, "headrace"),
-                      *b = sequence_for(rt, &shape, "headrace");
+        hr_sequence_t *a = sequence_for(rt, &shape, recipe), *b = sequence_for(rt, &shape, recipe);
         struct hr_sequence_stats st = {.struct_size = sizeof st};
         double error_a, error_b;
         prompt(a, 200);
@@ -462,7 +462,7 @@ static void test_costs(void **state)
     (void)state;
     for (int i = 0; i < 2; i++) {
         hr_runtime_t *rt = runtime_for(DISK);
-        hr_sequence_t *s = sequence_for(rt, &shape, "headrace");
+        hr_sequence_t *s = sequence_for(rt, &shape, "headrace:decode_segment=256");
         prompt(s, lengths[i]);
         for (uint32_t layer = 0; layer < LAYERS; layer++) {
             assert_ok(hr_sequence_settle(s, layer));
