@@ -16,7 +16,7 @@ struct hrb_options {
     const char *file_dir; /* folder for the file benchmarks */
     const char *model;    /* GGUF file for the engine benchmarks, NULL: they are skipped */
     const char *tool;     /* path of this program, for benchmarks that run it as a user would */
-    const char *recipe;   /* of the decode step's benchmarks */
+    const char *recipe;   /* of the decode step's benchmarks, NULL: theirs */
     double moved, tolerance;
     void (*note)(const char *format, ...)
         __attribute__((format(printf, 1, 2))); /* progress, one line */

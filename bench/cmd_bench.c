@@ -202,8 +202,7 @@ int cli_bench(int argc, char **argv)
 {
     const struct hrb_benchmark *chosen[BENCHMARKS_MAX];
     struct cli_operands names;
-    struct hrb_options o = {
-        .file_dir = "/var/tmp", .recipe = "headrace", .moved = 0.01, .note = note, .stop = stop};
+    struct hrb_options o = {.file_dir = "/var/tmp", .moved = 0.01, .note = note, .stop = stop};
     const char *path = NULL, *html = NULL;
     char tool[PATH_MAX];
     uint64_t threads = 0;
