@@ -407,6 +407,7 @@ void hri_index_hide(struct hri_index_head *head, uint32_t n_blocks)
     if (head->sketch) {
         head->ahead.n_bases = head->sketch->n_bases;
         head->ahead.n_lone = head->sketch->n_lone;
+        head->ahead.n_strays = head->sketch->strays.n;
     }
     blocks_leave(head, n_blocks);
 }
@@ -420,6 +421,7 @@ void hri_index_show(struct hri_index_head *head)
     if (head->sketch) {
         head->sketch->n_bases = head->ahead.n_bases;
         head->sketch->n_lone = head->ahead.n_lone;
+        head->sketch->strays.n = head->ahead.n_strays;
     }
     hri_index_drop_ahead(head);
 }

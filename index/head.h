@@ -23,7 +23,7 @@ struct hri_index_head {
     uint32_t n_blocks, n_rows;
     /* What there is together with blocks made ahead (hri_index_hide); n_blocks 0: there are none. */
     struct {
-        uint32_t n_blocks, n_rows, n_bases, n_lone;
+        uint32_t n_blocks, n_rows, n_bases, n_lone, n_strays;
     } ahead;
     uint32_t parts, part_rows; /* a block is stored in so many parts, of so many rows each */
     uint8_t *block_rows;       /* [blocks_max] device */

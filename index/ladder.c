@@ -462,7 +462,8 @@ static double unread_enough(const struct hri_ladder *l)
 static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select_out *out)
 {
     double enough = unread_enough(l);
-    uint32_t fresh = hri_ladder_mark_clamped(l);
+    hri_ladder_strays_score(l);
+    uint32_t fresh = hri_ladder_mark_clamped(l) + hri_ladder_strays_mark(l);
     if (!l->everything)
         out->bytes_sketched += hri_ladder_audit(l);
     double unread = hri_ladder_unread(l);
@@ -475,13 +476,16 @@ static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select
             break;
         out->bytes_sketched += hri_ladder_read(l);
         unread = hri_ladder_unread(l);
-        worth_known = unread > enough;
+        fresh = hri_ladder_strays_mark(l);
+        worth_known = false;
+        if (fresh > 0)
+            continue;
         if (unread <= enough)
             break;
+        worth_known = true;
         worth_fill(l);
         if (unread <= UNREAD_LAST * left_after(l, want))
             break;
-        fresh = 0;
     }
     if (worth_known)
         return;

@@ -48,6 +48,7 @@ static bool take(struct hri_arena *arena, const struct hri_index_options *o, str
     l->audits = hri_arena_array(arena, hri_ladder_audits_max(o), sizeof(uint32_t));
     l->audit = hri_arena_array(arena, g * hri_ladder_audits_max(o), sizeof(struct hri_audit));
     l->lone = hri_arena_array(arena, hri_sketch_lone_max(o), sizeof(struct hri_lone));
+    l->stray = hri_arena_array(arena, g * hri_strays_max(o), sizeof(float));
     l->corrected = hri_arena_array(arena, g, sizeof(float));
     l->left = hri_arena_array(arena, g, sizeof(double));
     return l->left != NULL;
@@ -64,7 +65,8 @@ size_t hri_ladder_bytes(const struct hri_index_options *o)
     return floats * sizeof(float) + (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks +
            bases + lanes * sizeof(struct hri_ranked) + sizeof(struct hri_sketch_query) +
            hri_ladder_audits_max(o) * (sizeof(uint32_t) + g * sizeof(struct hri_audit)) +
-           g * sizeof(double) + hri_sketch_lone_max(o) * sizeof(struct hri_lone) + 31 * 64;
+           g * sizeof(double) + hri_sketch_lone_max(o) * sizeof(struct hri_lone) +
+           g * hri_strays_max(o) * sizeof(float) + 32 * 64;
 }
 
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -268,11 +270,11 @@ uint32_t hri_ladder_mark_clamped(struct hri_ladder *l)
 
 /* ------------------------------------------------------------------------------ what it says */
 
-/* What is added to the sketched part of the logits of block b: its centre's, and half the variance that is missed. */
-static float block_base(const struct hri_ladder *l, uint32_t g, uint32_t b, uint32_t basis)
+/* What is added to the sketched part of the logits of block b beside its centre's: half the variance that is missed. */
+static float half_missed(const struct hri_ladder *l, uint32_t g, uint32_t b, uint32_t basis)
 {
     float half = 0.5f * hri_sketch_miss(l->head, b) * l->rest[basis * l->head->options.g + g];
-    return l->step->dots[g * l->step->stride + b] + hri_smaller(half, HALF_MISSED_MAX);
+    return hri_smaller(half, HALF_MISSED_MAX);
 }
 
 /* With a soft cap the sum of centre and sketch is bent. */
@@ -339,11 +341,15 @@ static void block_weigh(struct hri_ladder *l, uint32_t basis, uint32_t b, float 
     struct hri_step *step = l->step;
     uint32_t lane = head->sketch->first_lane[b], n_g = head->options.g;
     float shift[HR_GROUP_MAX] = {0}, sum[HR_GROUP_MAX], square[HR_GROUP_MAX], most[HR_GROUP_MAX];
+    float half[HR_GROUP_MAX] = {0};
     for (uint32_t g = 0; head->options.soft_cap > 0 && g < n_g; g++)
         block_bend(l, g, b, score + g * HRI_LADDER_CHUNK);
+    for (uint32_t g = 0; g < n_g; g++)
+        half[g] = half_missed(l, g, b, basis);
+    hri_ladder_strays_put(l, b, half, score);
     for (bool again = true; again;) {
         for (uint32_t g = 0; g < n_g; g++)
-            shift[g] = step->top[g] - block_base(l, g, b, basis);
+            shift[g] = step->top[g] - (step->dots[g * step->stride + b] + half[g]);
         head->options.kernels->weigh_rows(score, HRI_LADDER_CHUNK, shift, n_g, head->block_rows[b],
                                           l->weight + lane, l->stride, sum, square, most);
         again = false;
@@ -438,6 +444,7 @@ static uint64_t basis_read(struct hri_ladder *l, uint32_t i)
 uint64_t hri_ladder_read_pending(struct hri_ladder *l)
 {
     uint64_t bytes = 0;
+    l->stray_at = 0;
     for (uint32_t i = 0; i < l->head->sketch->n_bases; i++)
         bytes += basis_read(l, i);
     return bytes;

@@ -88,6 +88,8 @@ struct hri_ladder {
     struct hri_audit *audit;    /* [g][audits_max] */
     struct hri_lone *lone;      /* [sketch->lone_max] */
     uint32_t n_lone;
+    float *stray;      /* [g][strays.max] their logits */
+    uint32_t stray_at; /* the next one, while blocks are read in their order */
     float light; /* all light blocks together, as worth of single rows at most: relative, squared */
     float *corrected; /* [g] factor on what level 0 has of unread blocks */
     double *left;     /* [g] relative squared error that is left */
@@ -160,6 +162,11 @@ uint32_t hri_ladder_groups_add(struct hri_ladder *l, uint32_t b, uint32_t n);
 void hri_ladder_values_add(struct hri_ladder *l, uint32_t i, uint32_t n, float *sum);
 /* Lanes [first, end) weigh nothing. */
 void hri_ladder_lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end);
+/* Stray rows: scores them all; marks the blocks that weigh more by theirs than level 0 has, returns how many are new; puts the scores of
+ * block b's over those of their sketches (blocks ascend from stray_at 0 on), so that with half[g] added they are their logits less the dot. */
+void hri_ladder_strays_score(struct hri_ladder *l);
+uint32_t hri_ladder_strays_mark(struct hri_ladder *l);
+void hri_ladder_strays_put(struct hri_ladder *l, uint32_t b, const float *half, float *score);
 /* Reads the sketches of all marked blocks; weights and totals follow. Returns the bytes read. */
 uint64_t hri_ladder_read(struct hri_ladder *l);
 /* What unread blocks leave: left[g] set to it; far and size measured. Returns the sum of the group. */

@@ -22,6 +22,10 @@
 #define MISS_ZERO   128
 /* Twice as far, squared, as rows are on the mean. */
 #define LONE_FAR_MIN 16
+/* Five times as much is missed of a stray's length, squared, as of other rows'; with one bit, where all are missed more, four times. Logs in
+ * steps. */
+#define STRAY_MISSED     37
+#define STRAY_MISSED_ONE 32
 
 static uint32_t lines_of(const struct hri_index_options *o)
 {
@@ -76,7 +80,8 @@ uint64_t hri_sketch_bytes(const struct hri_index_options *o)
     if (hri_sketch_bits(o) == 0)
         return 0;
     return hri_sketch_bases_max(o) * basis_bytes(o) + code_bytes(o, hri_sketch_lanes_max(o)) +
-           o->blocks_max * (sizeof(uint32_t) + 1) + hri_sketch_lone_max(o) * LONE_BYTES;
+           o->blocks_max * (sizeof(uint32_t) + 1) + hri_sketch_lone_max(o) * LONE_BYTES +
+           hri_strays_bytes(o, hri_strays_max(o));
 }
 
 static uint32_t next_lane(const struct hri_index_head *head)
@@ -91,7 +96,8 @@ uint64_t hri_sketch_held(const struct hri_index_head *head)
         return 0;
     return head->sketch->n_bases * basis_bytes(&head->options) +
            code_bytes(&head->options, hri_lanes_up(next_lane(head))) +
-           head->n_blocks * (sizeof(uint32_t) + 1) + head->sketch->n_lone * LONE_BYTES;
+           head->n_blocks * (sizeof(uint32_t) + 1) + head->sketch->n_lone * LONE_BYTES +
+           hri_strays_bytes(&head->options, head->sketch->strays.n);
 }
 
 static bool basis_create(const struct hri_index_options *o, struct hri_basis *basis)
@@ -139,7 +145,8 @@ hr_status_t hri_sketch_create(struct hri_index_head *head)
     s->lone_max = hri_sketch_lone_max(o);
     s->lone_lane = hri_array(o->device, s->lone_max, sizeof *s->lone_lane);
     s->lone_miss = hri_array(o->device, s->lone_max, 1);
-    bool all = s->codes && s->first_lane && s->miss && s->lone_lane && s->lone_miss;
+    bool all = hri_strays_create(o, &s->strays) && s->codes && s->first_lane && s->miss &&
+               s->lone_lane && s->lone_miss;
     for (uint32_t i = 0; all && i < s->bases_max; i++)
         all = basis_create(o, &s->bases[i]);
     if (all)
@@ -162,6 +169,7 @@ void hri_sketch_destroy(struct hri_index_head *head)
     hri_free(o->device, s->miss);
     hri_free(o->device, s->lone_lane);
     hri_free(o->device, s->lone_miss);
+    hri_strays_destroy(o, &s->strays);
     hri_free(o->scratch, s);
     head->sketch = NULL;
 }
@@ -174,7 +182,9 @@ struct work {
     float *weight;             /* [FIT_ROWS] */
     float *check;              /* 2 [CHECK_ROWS][k_dim] */
     float *columns;            /* [k_dim][k_dim] */
-    uint8_t *miss, *far; /* [n] of every row: what is missed, and how far it is from its centre */
+    /* [n] of every row: what is missed, how far it is from its centre, and what is missed of its length, whatever queries make of it */
+    uint8_t *miss, *far, *plain;
+    float *length; /* [k_dim] square of what a coordinate of 1 is long */
     void *fit;
 };
 
@@ -187,7 +197,8 @@ size_t hri_sketch_work_bytes(const struct hri_index_options *o, uint32_t n)
 {
     size_t checking = (2 * CHECK_ROWS + (size_t)o->k_dim) * o->k_dim;
     return (fit_rows() * ((size_t)2 * o->k_dim + o->v_dim + 1) + checking) * sizeof(float) +
-           hri_sketch_fit_bytes(o->k_dim, o->v_dim) + 2 * (size_t)n + 9 * 64;
+           hri_sketch_fit_bytes(o->k_dim, o->v_dim) + 3 * (size_t)n + o->k_dim * sizeof(float) +
+           11 * 64;
 }
 
 static struct work take_work(const struct hri_index_options *o, uint32_t n, void *memory)
@@ -203,6 +214,8 @@ static struct work take_work(const struct hri_index_options *o, uint32_t n, void
     w.columns = hri_arena_array(&arena, (size_t)o->k_dim * o->k_dim, sizeof(float));
     w.miss = hri_arena_array(&arena, n, 1);
     w.far = hri_arena_array(&arena, n, 1);
+    w.plain = hri_arena_array(&arena, n, 1);
+    w.length = hri_arena_array(&arena, o->k_dim, sizeof(float));
     w.fit = hri_arena_array(&arena, hri_sketch_fit_bytes(o->k_dim, o->v_dim), 1);
     HRI_ASSERT(w.fit != NULL);
     return w;
@@ -332,25 +345,43 @@ static void lone_list(struct hri_sketch *s, const struct work *w, uint32_t n, ui
         }
 }
 
+/* Coordinates are along the rows of A: seen as if they stood upright on each other. */
+static void lengths_fill(const struct hri_basis *basis, uint32_t d, float *length)
+{
+    for (uint32_t c = 0; c < d; c++) {
+        float sum = 0, scale = basis->query_scale[c];
+        for (uint32_t j = 0; j < d; j++)
+            sum += (float)basis->query[(size_t)c * d + j] * (float)basis->query[(size_t)c * d + j];
+        length[c] = sum * scale * scale;
+    }
+}
+
 static void blocks_miss(struct hri_index_head *head, const struct hri_basis *basis,
                         const struct hri_segment *g, uint32_t begin, uint32_t end, const float *z,
-                        uint8_t *miss, uint8_t *far)
+                        struct work *w, uint32_t row)
 {
+    uint8_t *miss = w->miss + row, *far = w->far + row, *plain = w->plain + row;
+    double plain_mean = 0;
+    for (uint32_t j = 0; j < head->options.k_dim; j++)
+        plain_mean += (double)w->length[j] * (double)basis->missed[j];
+
     double mean = head->shape.rows > 0 ? head->shape.spread_sum / head->shape.rows : 0;
     uint32_t d = head->options.k_dim;
     float rounded[HR_HEAD_DIM_MAX];
     for (uint32_t b = begin; b < end; b++) {
         double sum = 0;
         for (uint32_t i = 0; i < g->block_rows[b]; i++, z += d) {
-            double square = 0, all = 0;
+            double square = 0, all = 0, plain_square = 0;
             hri_sketch_round(basis, z, rounded);
             for (uint32_t j = 0; j < d; j++) {
                 double x = (double)z[j] - (j < basis->n ? rounded[j] : 0);
                 square += x * x;
+                plain_square += x * x * (double)w->length[j];
                 all += (double)z[j] * (double)z[j];
             }
             *miss++ = log_code(square, (double)basis->missed_mean);
             *far++ = log_code(all, mean);
+            *plain++ = log_code(plain_square, plain_mean);
             sum += square;
         }
         head->sketch->miss[head->n_blocks + b] =
@@ -366,6 +397,37 @@ void hri_sketch_truncate(struct hri_index_head *head)
         s->n_bases--;
     while (s->n_lone > 0 && s->lone_lane[s->n_lone - 1] >= lane)
         s->n_lone--;
+    hri_strays_truncate(&s->strays, head->n_blocks);
+}
+
+/* Of blocks that have strays the miss is that of the other rows. */
+static void blocks_miss_again(struct hri_index_head *head, const struct hri_segment *g,
+                              const uint8_t *miss, uint32_t first_stray)
+{
+    struct hri_sketch *s = head->sketch;
+    for (uint32_t b = 0, row = 0, i = first_stray; i < s->strays.n; row += g->block_rows[b++]) {
+        uint32_t end = hri_strays_from(&s->strays, i, head->n_blocks + b + 1);
+        uint32_t others = g->block_rows[b] - (end - i);
+        double sum = 0;
+        for (uint32_t j = 0; end > i && j < g->block_rows[b]; j++)
+            sum += miss[row + j] > 0 ? (double)s->miss_of[miss[row + j]] : 0;
+        if (end > i)
+            s->miss[head->n_blocks + b] = log_code(others > 0 ? sum / others : 0, 1);
+        i = end;
+    }
+}
+
+/* Takes them out of what lone rows and blocks miss. */
+static void strays_keep(struct hri_index_head *head, const struct hri_segment *g, struct work *w)
+{
+    uint32_t first = head->sketch->strays.n;
+    uint32_t least = MISS_ZERO + (head->sketch->bits > 1 ? STRAY_MISSED : STRAY_MISSED_ONE);
+    if (hri_strays_add(head, g, least, w->plain) == 0)
+        return;
+    for (uint32_t i = 0; i < g->n; i++)
+        if (w->plain[i] == 0)
+            w->far[i] = w->miss[i] = 0;
+    blocks_miss_again(head, g, w->miss, first);
 }
 
 hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment *g)
@@ -385,6 +447,7 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
         return hri_error_set(HR_ERR_FULL, "index head: %u rows, %u have sketches, %u more fit",
                              g->n, head->n_rows, s->lanes_max - lane);
     }
+    lengths_fill(basis, d, w.length);
     float inverse[HR_HEAD_DIM_MAX];
     for (uint32_t j = 0; j < basis->n; j++)
         inverse[j] = basis->step[j] > 0 ? 1 / basis->step[j] : 0;
@@ -397,10 +460,11 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
         gather(head, g, begin, b, row, 1, w.residuals, NULL);
         o->kernels->matmul_nt(w.residuals, held, d, basis->turn, d, w.turned);
         o->kernels->pack_sketch(w.turned, d, held, inverse, basis->n4, basis->n2, s->codes, lane);
-        blocks_miss(head, basis, g, begin, b, w.turned, w.miss + row, w.far + row);
+        blocks_miss(head, basis, g, begin, b, w.turned, &w, row);
         lane += held;
         row += held;
     }
+    strays_keep(head, g, &w);
     lone_list(s, &w, g->n, lane - g->n);
     return HR_OK;
 }
@@ -483,6 +547,7 @@ void hri_sketch_image(struct hri_index_head *head, struct hri_image *im)
     hri_image_u32(im, &s->n_lone, s->lone_max, "too many lone rows");
     hri_image_u32s(im, s->lone_lane, s->n_lone, s->lanes_max, "no such lane");
     hri_image_bytes(im, s->lone_miss, s->n_lone);
+    hri_strays_image(head, im);
     if (im->loads && hri_image_ok(im))
         lanes_check(head, im);
     if (hri_image_ok(im))

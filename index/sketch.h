@@ -11,7 +11,7 @@
 #ifndef HRI_INDEX_SKETCH_H
 #define HRI_INDEX_SKETCH_H
 
-#include "index/selector_ops.h"
+#include "index/strays.h"
 
 #define HRI_SKETCH_BASES_MAX 512u
 
@@ -44,6 +44,7 @@ struct hri_sketch {
     uint32_t n_lone, lone_max;
     uint32_t *lone_lane; /* [lone_max] device */
     uint8_t *lone_miss;  /* [lone_max] device */
+    struct hri_strays strays;
 };
 #define HRI_SKETCH_LONE 64u
 

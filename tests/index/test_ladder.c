@@ -140,6 +140,24 @@ static double half_missed(uint32_t g, uint32_t b)
     return fmin(0.5 * miss * naive.rest[basis_at(s, b)][g], 1);
 }
 
+/* Of rows whose keys are kept the logits are these keys'. */
+static void naive_strays(const struct hri_select_in *in)
+{
+    const struct hri_strays *s = &world.b.head->sketch->strays;
+    const struct hri_index_options *o = &world.b.options;
+    for (uint32_t i = 0; i < s->n; i++) {
+        float dots[HR_GROUP_MAX];
+        hri_index_block_dots(world.b.head, in, s->block[i], dots);
+        for (uint32_t g = 0; g < o->g; g++) {
+            double sum = (double)dots[g];
+            for (uint32_t j = 0; j < o->k_dim; j++)
+                sum += (double)world.q[(size_t)g * o->k_dim + j] * (double)s->step[i] *
+                       s->key[(size_t)i * o->k_dim + j];
+            naive.sketch[g][world.b.first[s->block[i]] + s->row[i]] = bend(sum);
+        }
+    }
+}
+
 /* Logits and values of every row by its sketch, and level 0 of every block. */
 static void naive_read(const struct hri_select_in *in)
 {
@@ -181,6 +199,7 @@ static void naive_read(const struct hri_select_in *in)
                                fmin(0.5 * (double)variance * naive.spread[b] * slope * slope, 3);
         }
     }
+    naive_strays(in);
 }
 
 static uint32_t first_of(uint32_t block)
