@@ -27,6 +27,28 @@ struct bed {
     uint32_t n;
 };
 
+/* How long this thread has slept, waiting for something: time that has passed less the time it computed and the time it was ready and had
+ * no processor. So what else the machine does is not counted. */
+static int64_t slept_ns(void)
+{
+    struct timespec cpu, now;
+    unsigned long long ran = 0, ready = 0;
+    FILE *file = fopen("/proc/thread-self/schedstat", "re");
+    if (file != NULL && fscanf(file, "%llu %llu", &ran, &ready) != 2)
+        ready = 0;
+    if (file != NULL)
+        fclose(file);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (now.tv_sec - cpu.tv_sec) * 1000000000 + (now.tv_nsec - cpu.tv_nsec) - (int64_t)ready;
+}
+
+static uint64_t slept_since(int64_t begin_ns)
+{
+    int64_t now_ns = slept_ns(); /* the three clocks are not read at the same instant */
+    return now_ns > begin_ns ? (uint64_t)(now_ns - begin_ns) : 0;
+}
+
 static bool long_form(void)
 {
     const char *text = getenv("HEADRACE_LONG");
@@ -72,8 +94,8 @@ static hr_status_t step(struct bed *bed, uint64_t deadline_ns, int strict,
     return attend(bed->seq, bed, 1, &options, bed->out, report);
 }
 
-static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes,
-                     uint64_t io_timeout_ns, const char *recipe)
+static bool bed_make_threads(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes,
+                             uint64_t io_timeout_ns, const char *recipe, uint32_t n_threads)
 {
     struct random r = {.state = 7};
     struct hr_runtime_options o;
@@ -87,12 +109,15 @@ static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes,
     o.file_bytes = 64u << 20;
     o.io_mode = mode;
     o.io_timeout_ns = io_timeout_ns;
-    o.n_threads = 2;
+    o.n_threads = n_threads;
     hr_status_t status = hri_runtime_create(&o, &bed->io->ops, &bed->rt);
     if (status == HR_ERR_UNSUPPORTED)
         return false;
     assert_ok(status);
-    bed->twin_rt = runtime_make(32u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+    o.file_dir = NULL;
+    o.host_bytes = 64u << 20;
+    o.io_mode = HR_IO_AUTO;
+    assert_ok(hr_runtime_create(&o, &bed->twin_rt));
     options_for(&shape, TOKENS, recipe, 0.1, &so);
     assert_ok(hr_sequence_create(bed->rt, &so, &bed->seq));
     options_for(&shape, TOKENS, recipe, 0.1, &so);
@@ -109,6 +134,12 @@ static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes,
     assert_ok(hr_sequence_settle(bed->seq, 0));
     assert_ok(hri_store_flush(bed->rt->store)); /* else all of it is still in write buffers */
     return true;
+}
+
+static bool bed_make(struct bed *bed, hr_io_mode_t mode, uint64_t host_bytes,
+                     uint64_t io_timeout_ns, const char *recipe)
+{
+    return bed_make_threads(bed, mode, host_bytes, io_timeout_ns, recipe, 2);
 }
 
 static void bed_free(struct bed *bed)
@@ -165,7 +196,8 @@ static void test_stall(void **state)
         uint64_t timeout_ns = long_form() ? 0 : 1500000000u, deadline_ns = 20000000;
         struct bed bed;
         struct hr_attend_report report;
-        if (!bed_make(&bed, modes[m], 0, timeout_ns, "headrace"))
+        /* One thread, as it must not sleep for the work of another. */
+        if (!bed_make_threads(&bed, modes[m], 0, timeout_ns, "headrace", 1))
             continue;
         for (int i = 0; i < 10; i++) {
             append(&bed, 1);
@@ -176,25 +208,25 @@ static void test_stall(void **state)
         uint64_t begin_ns = hri_now_ns();
         bed.io->stalled = 1;
         while (hri_now_ns() - begin_ns < stall_ns) {
-            uint64_t t0 = hri_now_ns();
+            int64_t t0 = slept_ns();
             assert_ok(step(&bed, deadline_ns, 0, &report));
-            uint64_t took_ns = hri_now_ns() - t0;
+            uint64_t took_ns = slept_since(t0);
             check_counts(&bed, &report);
             late += report.blocks_late;
             longest_ns = took_ns > longest_ns ? took_ns : longest_ns;
-            over += took_ns > deadline_ns + 10000000;
+            over += took_ns > deadline_ns + 5000000;
             n++;
             if (bed.n < PREFILL + 60) /* rows go on to be written behind */
                 append(&bed, 1);
         }
         bed.io->stalled = 0;
         print_message(
-            "mode %zu: %llu steps in a stall of %.1f s, the longest %.1f ms, %llu more than "
-            "10 ms over 20 ms; %llu blocks late\n",
+            "mode %zu: %llu steps in a stall of %.1f s, the longest waited %.1f ms, %llu more than "
+            "5 ms over 20 ms; %llu blocks late\n",
             m, (unsigned long long)n, (double)stall_ns * 1e-9, (double)longest_ns * 1e-6,
             (unsigned long long)over, (unsigned long long)late);
         assert_true(late > 0 && n > 0);
-        assert_true(over <= n / 2 && longest_ns < stall_ns / 2); /* the machine may be busy */
+        assert_true(over <= n / 10 && longest_ns < 10 * deadline_ns); /* a timer may be late */
         assert_int_equal(allocations(&bed), allocated);
         for (int i = 0; i < 20; i++) {
             append(&bed, 1);
@@ -359,9 +391,9 @@ static void test_truncate_stalled(void **state)
     (void)state;
     bed_make(&bed, HR_IO_AUTO, 0, 300000000, "headrace");
     bed.io->stalled = 1;
-    uint64_t begin_ns = hri_now_ns();
+    int64_t begin_ns = slept_ns();
     assert_int_equal(hr_sequence_truncate(bed.seq, 1000), HR_ERR_TIMEOUT);
-    assert_true(hri_now_ns() - begin_ns < 10000000000u);
+    assert_true(slept_since(begin_ns) < 5 * 300000000u);
     assert_int_equal(hr_sequence_length(bed.seq, 0), PREFILL);
     bed.io->stalled = 0;
     bed_free(&bed);
@@ -369,15 +401,18 @@ static void test_truncate_stalled(void **state)
 
 struct canceler {
     struct bed *bed;
-    uint64_t unstall_ms;
+    bool dead;            /* the disk answers when the call has returned, or after DEAD_MS */
+    _Atomic int returned; /* the call has */
 };
+#define DEAD_MS 60000
 
 static void *cancel_later(void *argument)
 {
-    const struct canceler *c = argument;
+    struct canceler *c = argument;
     nap_ms(50);
     hr_sequence_cancel(c->bed->seq);
-    nap_ms(c->unstall_ms);
+    for (int i = 0; i < (c->dead ? DEAD_MS : 100) && (!c->dead || !c->returned); i++)
+        nap_ms(1);
     c->bed->io->stalled = 0;
     return NULL;
 }
@@ -394,20 +429,18 @@ static void test_cancel_stalled(void **state)
             pthread_t thread;
             if (!bed_make(&bed, modes[m], 0, dead ? 300000000 : 0, "headrace"))
                 continue;
-            struct canceler canceler = {&bed, dead ? 4000 : 100};
+            struct canceler canceler = {.bed = &bed, .dead = dead};
             hr_attend_options_init(&options);
             options.mode = HR_ATTEND_EXACT;
             bed.io->stalled = 1;
             assert_int_equal(pthread_create(&thread, NULL, cancel_later, &canceler), 0);
-            uint64_t begin_ns = hri_now_ns();
             hr_status_t status = attend(bed.seq, &bed, PREFILL, &options, bed.out, NULL);
-            uint64_t took_ns = hri_now_ns() - begin_ns;
+            int still = bed.io->stalled;
+            canceler.returned = 1;
             pthread_join(thread, NULL);
             assert_int_equal(status, dead ? HR_ERR_TIMEOUT : HR_ERR_CANCELED);
-            assert_true(took_ns < 20000000000u);
-            if (dead) /* before the disk answered again */
-                assert_true(took_ns < 4000000000u);
-            else
+            assert_int_equal(still, dead);
+            if (!dead)
                 check_rows(&bed);
             bed_free(&bed);
         }
@@ -479,8 +512,11 @@ static void test_late_error_is_honest(void **state)
     bed_free(&bed);
 }
 
-int main(void)
+/* usage: test_deadline [TEST] */
+int main(int argc, char **argv)
 {
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stall),          cmocka_unit_test(test_late_serves_the_next_step),
         cmocka_unit_test(test_strict),         cmocka_unit_test(test_no_deadline),

@@ -137,6 +137,7 @@ bool history_same(struct history *h, hr_sequence_t *seq, const struct text *text
     plain.options.alloc = NULL;
     plain.options.free = NULL;
     plain.options.file_dir = NULL;
+    plain.options.host_bytes = 4u << 20;
     plain.options.n_threads = 1;
     bool ok = history_runtime(&plain, &rt) == HR_OK && history_create(&plain, rt, &twin) == HR_OK &&
               append(twin, text->token, text->n) == HR_OK;
@@ -283,7 +284,7 @@ bool history_step(struct history *h)
 
 bool history_begin(struct history *h, uint64_t seed)
 {
-    static const char *const recipes[] = {"full", "headrace", "quest"};
+    static const char *const recipes[] = {HISTORY_FULL, HISTORY_HEADRACE, HISTORY_QUEST};
     memset(h, 0, sizeof *h);
     sim_init(&h->disk, seed);
     if (seed % 2 == 0)

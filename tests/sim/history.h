@@ -8,9 +8,14 @@
 #include "base/rng.h"
 #include "tests/sim/sim_disk.h"
 
-#define TEXT_TOKENS    400
-#define HISTORY_DIRS   2
-#define HISTORY_STATES 24
+#define TEXT_TOKENS 400
+/* Windows and segments so small that texts of this length have blocks and rows that lie nowhere but in the store. */
+#define HISTORY_SMALL    ":window=16,decode_segment=32"
+#define HISTORY_HEADRACE "headrace" HISTORY_SMALL
+#define HISTORY_QUEST    "quest" HISTORY_SMALL
+#define HISTORY_FULL     "full" HISTORY_SMALL
+#define HISTORY_DIRS     2
+#define HISTORY_STATES   24
 
 /* A text: what its tokens are; a token's rows and query follow from its number. */
 struct text {

@@ -22,7 +22,7 @@ static const char *make(void)
 {
     struct hr_save_options save;
     hr_save_options_init(&save);
-    history_options(&h, hri_io_real(), "headrace");
+    history_options(&h, hri_io_real(), HISTORY_HEADRACE);
     if (history_runtime(&h, &h.rt) != HR_OK || history_create(&h, h.rt, &h.seq) != HR_OK)
         return hr_last_error();
     for (; text.n < 300; text.n++)

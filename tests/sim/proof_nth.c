@@ -169,7 +169,7 @@ static int report(const char *what, uint64_t n, const char *how, const char *wro
 
 static const char *prove_allocations(uint64_t *n_out)
 {
-    static const char *const recipes[] = {"headrace", "quest", "full"};
+    static const char *const recipes[] = {HISTORY_HEADRACE, HISTORY_QUEST, HISTORY_FULL};
     const char *wrong = NULL;
     uint64_t total = 0;
     for (int r = 0; r < 3 && wrong == NULL; r++)
@@ -209,7 +209,7 @@ static const char *prove_io(bool rings, uint64_t *n_out, const char **how_out)
             sim_init(&h.disk, 1);
             if (rings)
                 sim_add_rings(&h.disk);
-            history_options(&h, &h.disk.ops, "headrace");
+            history_options(&h, &h.disk.ops, HISTORY_HEADRACE);
             h.disk.fault = (enum sim_fault)fault;
             h.disk.fault_at = *n_out;
             h.disk.fault_count = 1;
@@ -240,7 +240,7 @@ static const char *prove_threads_and_rings(uint64_t *n_out)
     for (int rings = 0; rings < 2 && wrong == NULL; rings++)
         for (*n_out = 0; wrong == NULL; ++*n_out) {
             memset(&h, 0, sizeof h);
-            history_options(&h, &io, "headrace");
+            history_options(&h, &io, HISTORY_HEADRACE);
             h.options.n_threads = 3;
             h.options.host_bytes = 64u << 10;
             h.options.file_dir = HR_BINARY_DIR;
