@@ -62,6 +62,8 @@ static const struct hrb_benchmark benchmarks[] = {
     {"file-write", "cells of 64 KiB into the file tier, one after the other", 0.95, hrb_file_write,
      0},
     {"save", "a session of exact rows, strict", 0.8, hrb_file_write, 1},
+    {"step-p99-writes", "a step with a deadline of 10 ms while the file tier is written to", 1,
+     hrb_step_writes, 0},
     {"append", "append, store and grouping beside the step, at 16,384 tokens", 1, hrb_append_step,
      0},
     {"fork", "a fork of 1,048,576 tokens, per layer", 1, hrb_fork, 0},

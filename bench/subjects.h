@@ -27,6 +27,7 @@ HRB_SUBJECT(hrb_prefill_tile);
 HRB_SUBJECT(hrb_ingest);
 HRB_SUBJECT(hrb_select);
 HRB_SUBJECT(hrb_append_step);
+HRB_SUBJECT(hrb_step_writes);
 HRB_SUBJECT(hrb_fork);
 HRB_SUBJECT(hrb_run_memory);
 /* On a GPU. */

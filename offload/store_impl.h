@@ -31,7 +31,7 @@
 #define HRI_CLASSES_MAX          32u
 #define HRI_PRIORITIES           2u
 #define HRI_READ_ARENA_BYTES_MAX (8u << 20)
-#define HRI_WRITE_ARENA_BYTES    (4u << 20)
+#define HRI_WRITE_ARENA_BYTES    (16u << 20) /* what a disk needs in hand while nobody appends */
 
 /* Pages handed out in runs, by a bitmap: bounce and write buffers. */
 struct hri_page_arena {
