@@ -203,7 +203,8 @@ static int measure_error(struct decode *d)
         d->truth += d->report.true_error / ERROR_STEPS;
     }
     if (d->subject.error_max > 0 && !(d->truth <= d->subject.error_max)) {
-        snprintf(d->reason, sizeof d->reason, "the output is off by %g, allowed is %g", d->truth,
+        snprintf(d->reason, sizeof d->reason,
+                 "the output is off by %g (predicted %g), allowed is %g", d->truth, d->predicted,
                  d->subject.error_max);
         return 1;
     }
