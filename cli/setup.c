@@ -141,8 +141,8 @@ static int open_cache(const struct cli_model *model,
         return code;
     }
     if (recipe->name && strcmp(hr_sequence_recipe(cache.sequence), recipe->name) != 0)
-        cli_note("the device tier is too small for the sketches of %s; going on with %s",
-                 recipe->name, hr_sequence_recipe(cache.sequence));
+        cli_note("the device tier is too small for %s; going on with %s", recipe->name,
+                 hr_sequence_recipe(cache.sequence));
     *cache_out = cache;
     return 0;
 }

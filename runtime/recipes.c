@@ -251,3 +251,30 @@ hr_status_t hr_recipe_parse_file(const char *path, const char *text, size_t n_by
     hr_status_t status = lines_read(&f, text, n_bytes);
     return status == HR_OK ? recipe_join(&f, recipe_out, recipe_bytes) : status;
 }
+
+#define SHORT_SEGMENT 256 /* decode_segment where windows have little room */
+
+/* Adds key=value unless the recipe's text says it, or it would not be less than usual. */
+static bool lower(char *recipe, size_t bytes, const char *key, unsigned value)
+{
+    size_t n = strlen(recipe);
+    double usual;
+    const char *said = strstr(recipe, key);
+    if ((said != NULL && said[strlen(key)] == '=') ||
+        hr_recipe_value(recipe, key, &usual) != HR_OK || usual <= value) {
+        return false;
+    }
+    int more =
+        snprintf(recipe + n, bytes - n, "%c%s=%u", strchr(recipe, ':') ? ',' : ':', key, value);
+    return more > 0 && (size_t)more < bytes - n;
+}
+
+bool hri_recipe_smaller(const char *recipe, uint32_t attempt, char *text, size_t bytes)
+{
+    int n = snprintf(text, bytes, "%s", recipe);
+    if (n < 0 || (size_t)n >= bytes) {
+        return false;
+    }
+    bool fewer_bits = attempt < 2 || lower(text, bytes, "sketch", 2 - attempt / 2);
+    return fewer_bits && (attempt % 2 == 0 || lower(text, bytes, "decode_segment", SHORT_SEGMENT));
+}

@@ -653,21 +653,6 @@ err:
     return status;
 }
 
-/* Sketches that nobody asked for by name give way where the device tier is too small for them. */
-static bool fewer_bits(const hr_runtime_t *rt, const char *recipe, uint32_t bits, char *text,
-                       size_t bytes)
-{
-    double usual;
-    if (strncmp(hr_last_error(), "device tier", 11) != 0 || strstr(recipe, "sketch=") != NULL ||
-        hr_recipe_value(recipe, "sketch", &usual) != HR_OK || usual <= bits) {
-        return false;
-    }
-    int n = snprintf(text, bytes, "%s%csketch=%u", recipe, strchr(recipe, ':') ? ',' : ':', bits);
-    hri_log_info(&rt->log, "%" PRIu64 " bytes of device tier are too few for \"%s\": trying \"%s\"",
-                 rt->device.cap_bytes, recipe, text);
-    return n > 0 && (size_t)n < bytes;
-}
-
 hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_options *o,
                                hr_sequence_t **sequence_out)
 {
@@ -683,10 +668,17 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
     const char *recipe = o->recipe != NULL ? o->recipe : "headrace";
     char text[sizeof(*sequence_out)->recipe_text];
     status = create(rt, o, recipe, sequence_out);
-    for (uint32_t bits = 2; status == HR_ERR_BUDGET && bits-- > 0;) {
-        if (!fewer_bits(rt, recipe, bits, text, sizeof text)) {
+    for (uint32_t attempt = 1; attempt <= HRI_SMALLER_RECIPES && status == HR_ERR_BUDGET;
+         attempt++) {
+        if (strncmp(hr_last_error(), "device tier", 11) != 0) {
             break;
         }
+        if (!hri_recipe_smaller(recipe, attempt, text, sizeof text)) {
+            continue;
+        }
+        hri_log_info(&rt->log,
+                     "%" PRIu64 " bytes of device tier are too few for \"%s\": trying \"%s\"",
+                     rt->device.cap_bytes, recipe, text);
         status = create(rt, o, text, sequence_out);
     }
     return status;
