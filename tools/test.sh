@@ -28,10 +28,10 @@ run_tests() {
     log=build/$preset-tests.log
     failure=build/$preset-tests.failed
     rm -f "$failure"
-    # A file carries ctest's failure out of the pipe, because sh has no pipefail.
+    # One more than there are cores: some tests wait. A file carries ctest's failure out of the pipe, because sh has no pipefail.
     # shellcheck disable=SC2086 # a command or nothing
     { $fixed_addresses ctest --test-dir "build/$preset" --output-on-failure --no-tests=error \
-        -j "$jobs" "$@" 2>&1 || : > "$failure"; } | tee "$log"
+        -j "$((jobs + 1))" "$@" 2>&1 || : > "$failure"; } | tee "$log"
     summaries="$summaries
 --- $preset $*
 $(sed -n '/tests passed/,$p' "$log")
