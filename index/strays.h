@@ -13,7 +13,7 @@
 #include "index/selector_ops.h"
 
 /* At most one row in so many of a segment. */
-#define HRI_STRAY_ROWS 64u
+#define HRI_STRAY_ROWS 32u
 
 struct hri_strays {
     uint32_t n, max;
