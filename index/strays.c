@@ -55,23 +55,24 @@ static void keep(struct hri_index_head *head, uint32_t block, uint32_t row, cons
     s->n++;
 }
 
-uint32_t hri_strays_add(struct hri_index_head *head, const struct hri_segment *g, uint32_t least,
-                        uint8_t *missed)
+uint32_t hri_strays_add(struct hri_index_head *head, const struct hri_segment *segment,
+                        uint32_t least, uint8_t *missed)
 {
     struct hri_strays *s = &head->sketch->strays;
-    uint32_t d = head->options.k_dim, before = s->n, room = g->n / HRI_STRAY_ROWS + 1;
+    uint32_t d = head->options.k_dim, before = s->n, room = segment->n / HRI_STRAY_ROWS + 1;
     float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
     room = room < s->max - s->n ? room : s->max - s->n;
-    uint32_t above = code_above(missed, g->n, least, room);
-    for (uint32_t b = 0, at = 0; b < g->n_blocks; b++) {
+    uint32_t above = code_above(missed, segment->n, least, room);
+    for (uint32_t b = 0, at = 0; b < segment->n_blocks; b++) {
         bool centred = false;
-        for (uint32_t i = 0; i < g->block_rows[b]; i++, at++) {
+        for (uint32_t i = 0; i < segment->block_rows[b]; i++, at++) {
             if (missed[at] <= above)
                 continue;
             if (!centred)
                 hri_summary_centers(head, head->n_blocks + b, k_center, v_center);
             centred = true;
-            keep(head, head->n_blocks + b, i, g->k + (size_t)g->order[at] * d, k_center);
+            keep(head, head->n_blocks + b, i, segment->k + (size_t)segment->order[at] * d,
+                 k_center);
             missed[at] = 0;
         }
     }
