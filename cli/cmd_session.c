@@ -124,6 +124,8 @@ static int session_ls(const char *dir, cJSON *json)
         free(list.names[i]);
     }
     free(list.names);
+    if (code == 0 && !bad && cJSON_GetArraySize(sessions) == 0)
+        cli_note("no session in the folders of %s", dir);
     return code ? code : bad;
 }
 
@@ -162,6 +164,7 @@ static int session_verify(const char *dir, cJSON *json)
     cli_json_u64(json, "blocks_bad", check.blocks_bad);
     cli_json_u64(json, "superblocks_bad", (uint64_t)check.superblocks_bad);
     cli_json_u64(json, "tokens_lost", check.tokens_lost);
+    cJSON_AddBoolToObject(json, "text_lost", check.user_bad != 0);
     if (check.tokens_lost) {
         cli_json_u64(json, "first_lost", check.first_lost);
         cli_json_u64(json, "last_lost", check.last_lost);

@@ -1,6 +1,8 @@
 /* --save, --open and --fork of a run. Beside the rows a session keeps the tokens, the last logits and how the text was attended. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/logits.h"
@@ -137,10 +139,14 @@ int cli_run_save_check(const struct cli_run_options *o)
     if (!o->save_dir)
         return 0;
     char parent[4096];
+    struct stat st;
+    if (stat(o->save_dir, &st) == 0 && !S_ISDIR(st.st_mode))
+        return cli_fail("save: '%s' is not a folder", o->save_dir);
     if (access(o->save_dir, F_OK) == 0)
         return access(o->save_dir, R_OK | W_OK | X_OK) == 0
                    ? 0
-                   : cli_fail("save: folder '%s' cannot be written", o->save_dir);
+                   : cli_fail("save: folder '%s' cannot be written: %s", o->save_dir,
+                              strerror(errno));
     snprintf(parent, sizeof parent, "%s", o->save_dir);
     char *slash = strrchr(parent, '/');
     if (slash)
@@ -148,7 +154,8 @@ int cli_run_save_check(const struct cli_run_options *o)
     const char *where = slash ? parent : ".";
     return access(where, W_OK | X_OK) == 0
                ? 0
-               : cli_fail("save: folder '%s' cannot be made in '%s'", o->save_dir, where);
+               : cli_fail("save: folder '%s' cannot be made in '%s': %s", o->save_dir, where,
+                          strerror(errno));
 }
 
 static hr_durability_t durability_of(const char *name)

@@ -83,6 +83,11 @@ hr_status_t hr_session_user_read(const char *dir, void *data, size_t n_bytes)
     if (status == HR_OK && n_bytes > 0) {
         status = hri_archive_seek(x.in, key);
         status = status == HR_OK ? hri_archive_get(x.in, data, n_bytes) : status;
+        if (status == HR_ERR_CORRUPT) {
+            char message[HRI_ERROR_BYTES_MAX];
+            hri_error_get(message, sizeof message);
+            status = hri_error_set(status, "%s: what was kept beside the rows is lost", message);
+        }
     }
     session_close(&x);
     return status;
@@ -156,6 +161,8 @@ static hr_status_t blocks_verify(struct session *x, struct lost *lost)
         lost->check->blocks_bad++;
         if (block_tokens(x, &f.blocks[i], &first, &last)) {
             lost_note(lost, first, last);
+        } else if (f.blocks[i].key >> 60 == HRI_SAVED_USER) {
+            lost->check->user_bad = 1;
         } else {
             lost->check->derived_bad = 1;
         }
@@ -165,6 +172,7 @@ static hr_status_t blocks_verify(struct session *x, struct lost *lost)
 
 static hr_status_t verdict(const struct session *x, const struct hr_session_check *c)
 {
+    const char *user = c->user_bad ? ", but what was kept beside its rows is" : "";
     if (c->tokens_lost > 0) {
         return hri_error_set(HR_ERR_CORRUPT,
                              "session %s: %llu of %llu blocks are damaged; %llu of %u tokens are "
@@ -176,9 +184,9 @@ static hr_status_t verdict(const struct session *x, const struct hr_session_chec
     if (c->blocks_bad > 0 || c->superblocks_bad > 0) {
         return hri_error_set(HR_ERR_CORRUPT,
                              "session %s: %llu of %llu blocks and %d of 2 superblocks are damaged; "
-                             "no token is lost",
+                             "no token is lost%s",
                              x->path, (unsigned long long)c->blocks_bad,
-                             (unsigned long long)c->blocks, c->superblocks_bad);
+                             (unsigned long long)c->blocks, c->superblocks_bad, user);
     }
     return HR_OK;
 }

@@ -402,6 +402,7 @@ struct hr_session_check {
     uint32_t first_lost, last_lost;
     int superblocks_bad; /* of the two */
     int derived_bad;     /* something is damaged that is derived from rows: open makes it anew */
+    int user_bad;        /* hr_save_options.user is damaged: hr_session_user_read fails */
 };
 HR_API hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_out);
 /* Removes the session's own files, and the folder if nothing else is in it. HR_ERR_BUSY: in use. */

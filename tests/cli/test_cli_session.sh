@@ -60,6 +60,15 @@ cp -r s bad
 printf '\377' | dd of=bad/session bs=1 seek=30000 conv=notrunc 2> /dev/null
 run session verify bad --json j.json; expect 1
 has "$err" damaged
+# the second block is what the tool keeps beside the rows
+rm -r bad
+cp -r s bad
+printf '\377\377' | dd of=bad/session bs=1 seek=12500 conv=notrunc 2> /dev/null
+run session verify bad --json j.json; expect 1
+has "$err" "no token is lost, but what was kept beside its rows is"
+check "the text is lost" test "$(json j.json text_lost)" = true
+run run --open bad --tokens 1; expect 1
+has "$err" "what was kept beside the rows is lost"
 : > bad/session
 run session verify bad; expect 1
 run run --open bad --tokens 1; expect 1
@@ -70,6 +79,11 @@ run session verify many/empty; expect 1
 run run --open many/link --tokens 1; expect 1
 run run --file text.txt --tokens 1 --save nowhere/at/all; expect 1
 has "$err" "cannot be made"
+has "$err" "No such file"
+run run --file text.txt --tokens 1 --save text.txt; expect 1
+has "$err" "not a folder"
+run session ls many/empty; expect 0
+has "$err" "no session"
 run run --open s --tokens 1 --host-bytes 64KiB; expect 1
 has "$err" "host tier"
 run run --open s --tokens 1 --dtype f32; expect 1
