@@ -254,14 +254,13 @@ hr_status_t hr_recipe_parse_file(const char *path, const char *text, size_t n_by
 
 #define SHORT_SEGMENT 256 /* decode_segment where windows have little room */
 
-/* Adds key=value unless the recipe's text says it, or it would not be less than usual. */
-static bool lower(char *recipe, size_t bytes, const char *key, unsigned value)
+/* Adds key=value unless the recipe's text says it, or it would not be less than usual. Sets no error: the one of the budget stands. */
+static bool lower(const struct hri_recipe *parsed, char *recipe, size_t bytes, const char *key,
+                  unsigned value)
 {
     size_t n = strlen(recipe);
-    double usual;
     const char *said = strstr(recipe, key);
-    if ((said != NULL && said[strlen(key)] == '=') ||
-        hr_recipe_value(recipe, key, &usual) != HR_OK || usual <= value) {
+    if ((said != NULL && said[strlen(key)] == '=') || hri_recipe_value(parsed, key) <= value) {
         return false;
     }
     int more =
@@ -271,10 +270,13 @@ static bool lower(char *recipe, size_t bytes, const char *key, unsigned value)
 
 bool hri_recipe_smaller(const char *recipe, uint32_t attempt, char *text, size_t bytes)
 {
+    struct hri_recipe parsed;
     int n = snprintf(text, bytes, "%s", recipe);
-    if (n < 0 || (size_t)n >= bytes) {
+    if (n < 0 || (size_t)n >= bytes || hri_recipe_parse(recipe, &parsed) != HR_OK ||
+        parsed.selector->takes_argument) { /* what follows its colon is not ours to add to */
         return false;
     }
-    bool fewer_bits = attempt < 2 || lower(text, bytes, "sketch", 2 - attempt / 2);
-    return fewer_bits && (attempt % 2 == 0 || lower(text, bytes, "decode_segment", SHORT_SEGMENT));
+    bool fewer_bits = attempt < 2 || lower(&parsed, text, bytes, "sketch", 2 - attempt / 2);
+    return fewer_bits &&
+           (attempt % 2 == 0 || lower(&parsed, text, bytes, "decode_segment", SHORT_SEGMENT));
 }
