@@ -27,7 +27,8 @@ struct hre_linear {
     struct hre_workers *workers;
     uint32_t tile_rows; /* rows of weights an item of a matrix product handles at once */
     int blas;
-    float *sums; /* [cols_max / HRE_SUM_GROUP + 1] */
+    float *sums, *steps; /* [cols_max / HRE_SUM_GROUP] */
+    int16_t *halves;     /* [2 cols_max] */
     float *memory;
     uint64_t bytes;
     struct scratch *scratch; /* [threads] */
@@ -61,9 +62,10 @@ hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *wor
     openblas_set_num_threads(1);
 #endif
     linear->tile_rows = linear->blas ? BLAS_ROWS : ops->tile_rows;
-    cols_max = (cols_max + 15) / 16 * 16;
+    cols_max = (cols_max + HRE_SUM_GROUP - 1) / HRE_SUM_GROUP * HRE_SUM_GROUP;
     size_t tile = (size_t)linear->tile_rows * cols_max;
-    size_t floats = cols_max + 2 * tile * n_threads;
+    size_t vectors = 2 * (size_t)cols_max; /* halves take one, sums and steps less than another */
+    size_t floats = vectors + 2 * tile * n_threads;
     linear->scratch = calloc(n_threads, sizeof(*linear->scratch));
     linear->memory = aligned_alloc(SCRATCH_ALIGNMENT, floats * sizeof(float));
     if (!linear->scratch || !linear->memory) {
@@ -73,8 +75,10 @@ hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *wor
     }
     linear->bytes = floats * sizeof(float);
     linear->sums = linear->memory;
+    linear->steps = linear->sums + cols_max / HRE_SUM_GROUP;
+    linear->halves = (int16_t *)(void *)(linear->steps + cols_max / HRE_SUM_GROUP);
     for (uint32_t i = 0; i < n_threads; i++) {
-        linear->scratch[i].rows = linear->memory + cols_max + 2 * i * tile;
+        linear->scratch[i].rows = linear->memory + vectors + 2 * i * tile;
         linear->scratch[i].packed = linear->scratch[i].rows + tile;
     }
     *linear_out = linear;
@@ -164,7 +168,10 @@ static void apply_vector(struct job *job, const float *x)
                      : rows > VECTOR_ROWS_MAX ? VECTOR_ROWS_MAX
                                               : rows;
     linear->ops->sum_groups(x, cols, linear->sums);
-    job->activations = (struct hre_activations){x, linear->sums};
+    if (linear->ops->halve) {
+        linear->ops->halve(x, cols, linear->sums, linear->halves, linear->steps);
+    }
+    job->activations = (struct hre_activations){x, linear->sums, linear->halves, linear->steps};
     hre_workers_run(linear->workers, vector_item, job, count_items(job));
 }
 

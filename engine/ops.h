@@ -3,7 +3,7 @@
  * avx512.
  *
  * Weights stay as the file has them. A dot product multiplies dequantised weights with float
- * activations; activations are never quantised, so levels differ in rounding only.
+ * X
  */
 #ifndef HRE_OPS_H
 #define HRE_OPS_H
@@ -21,6 +21,9 @@ struct hre_activations {
     const float *x;    /* [n] */
     const float *sums; /* [n / HRE_SUM_GROUP] of consecutive activations; only for types with groups
                           of that many */
+    /* x = step * (high + low / 32768), a step per HRE_SUM_GROUP; only for tables with halve */
+    const int16_t *halves; /* [n / HRE_SUM_GROUP][2][HRE_SUM_GROUP] high, low */
+    const float *steps;    /* [n / HRE_SUM_GROUP] */
 };
 
 /* y[r] = sum_i w[r][i] x[i] for n_rows rows of n weights, row_bytes apart. */
@@ -35,6 +38,8 @@ struct hre_ops {
     hre_dequantise_fn dequantise[HRE_WEIGHT_TYPES];
     /* sums[i] = sum of x[32 i .. 32 i + 31]; n a multiple of 32 */
     void (*sum_groups)(const float *x, uint32_t n, float *sums);
+    /* steps are NaN where a group's sum is not finite. NULL: dot does not read them. */
+    void (*halve)(const float *x, uint32_t n, const float *sums, int16_t *halves, float *steps);
     /* y = x / sqrt(mean x^2 + eps) * w;  y = (x - mean) / sqrt(var + eps) * w + b */
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t n, float *y);
     void (*layer_norm)(const float *x, const float *w, const float *b, float eps, uint32_t n,

@@ -269,6 +269,11 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
     }
 }
 
+/* A level whose dot products read 16-bit activations says how they are made. */
+#ifndef BODY_HALVE
+#define BODY_HALVE NULL
+#endif
+
 #define BODY_TABLE(level, dot_table)                                                               \
     const struct hre_ops hre_ops_##level = {                                                       \
         .name = #level,                                                                            \
@@ -282,6 +287,7 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
                        [HRE_WEIGHT_Q4_K] = dequantise_q4_k,                                        \
                        [HRE_WEIGHT_Q6_K] = dequantise_q6_k},                                       \
         .sum_groups = sum_groups,                                                                  \
+        .halve = BODY_HALVE,                                                                       \
         .rms_norm = rms_norm,                                                                      \
         .layer_norm = layer_norm,                                                                  \
         .swiglu = swiglu,                                                                          \

@@ -92,9 +92,15 @@ static inline __attribute__((always_inline)) VF add_products(VF offset, const fl
                  : offset;
 }
 
+#ifdef ROWS_OF_HALVES
+ROW_HALVES(q4_0, halves_q4, vf_fma(vf_set1(-8.0f), add_products(vf_zero(), d, sums, piece), offset))
+ROW_HALVES(q4_1, halves_q4, add_products(offset, m, sums, piece))
+ROW_HALVES(q8_0, halves_q8, offset)
+#else
 ROW_BLOCKS(q4_0, group_q4, vf_fma(vf_set1(-8.0f), add_products(vf_zero(), d, sums, piece), offset))
 ROW_BLOCKS(q4_1, group_q4, add_products(offset, m, sums, piece))
 ROW_BLOCKS(q8_0, group_q8, offset)
+#endif
 
 static inline __attribute__((always_inline)) float row_q4_k(const void *row, uint32_t n,
                                                             const struct hre_activations *a)

@@ -102,11 +102,15 @@ static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint
     float *x = malloc(n * sizeof(float)), *y = malloc(rows * sizeof(float)),
           *w = malloc(n * sizeof(float));
     float *sums = malloc((n / HRE_SUM_GROUP + 1) * sizeof(float));
+    float *steps = malloc((n / HRE_SUM_GROUP + 1) * sizeof(float));
+    int16_t *halves = malloc(2 * (size_t)n * sizeof(int16_t));
 
     gguf_random_weights(seed, type, (size_t)n * rows, 1.0f, weights);
     fill(seed, x, n);
     ops->sum_groups(x, n, sums);
-    struct hre_activations a = {x, sums};
+    if (ops->halve)
+        ops->halve(x, n, sums, halves, steps);
+    struct hre_activations a = {x, sums, halves, steps};
     ops->dot[type](weights, row_bytes, rows, n, &a, y);
     for (uint32_t r = 0; r < rows; r++) {
         double sum = 0.0, size = 0.0;
@@ -126,6 +130,41 @@ static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint
     free(y);
     free(w);
     free(sums);
+    free(steps);
+    free(halves);
+}
+
+/* Activations as pairs of integers: as exact as floats beside the largest of their group; groups that are not finite say so. */
+static void test_halve(void **state)
+{
+    enum { N = 5 * HRE_SUM_GROUP };
+    float x[N], sums[5], steps[5];
+    int16_t halves[2 * N];
+    uint64_t seed = test_seed(9);
+
+    (void)state;
+    for (size_t l = 0; l < n_levels; l++) {
+        if (!levels[l]->halve)
+            continue;
+        fill(&seed, x, N);
+        for (int i = 0; i < HRE_SUM_GROUP; i++) {
+            x[HRE_SUM_GROUP + i] = 0.0f;
+            x[4 * HRE_SUM_GROUP + i] *= 1e20f;
+        }
+        x[2 * HRE_SUM_GROUP + 7] = NAN;
+        x[3 * HRE_SUM_GROUP + 30] = -INFINITY;
+        levels[l]->sum_groups(x, N, sums);
+        levels[l]->halve(x, N, sums, halves, steps);
+        assert_true(isnan(steps[2]) && isnan(steps[3]));
+        for (int i = 0; i < N; i++) {
+            const int16_t *pair =
+                halves + i / HRE_SUM_GROUP * 2 * HRE_SUM_GROUP + i % HRE_SUM_GROUP;
+            double step = steps[i / HRE_SUM_GROUP];
+            double got = step * (pair[0] + pair[HRE_SUM_GROUP] / 32768.0);
+            if (!isnan(step) && !(fabs(got - (double)x[i]) <= 32767 * step * 2e-7))
+                fail_msg("%s activation %d: %.9g, not %.9g", levels[l]->name, i, got, (double)x[i]);
+        }
+    }
 }
 
 static void test_dot(void **state)
@@ -318,9 +357,10 @@ static void test_choice(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_halves),   cmocka_unit_test(test_dequantise),
-        cmocka_unit_test(test_dot),      cmocka_unit_test(test_tiles),
-        cmocka_unit_test(test_elements), cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_halves), cmocka_unit_test(test_dequantise),
+        cmocka_unit_test(test_halve),  cmocka_unit_test(test_dot),
+        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_elements),
+        cmocka_unit_test(test_choice),
     };
 
     find_levels();
