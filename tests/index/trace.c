@@ -62,6 +62,16 @@ err_free:
     return NULL;
 }
 
+/* Blanks go: writers of JSON differ in theirs, and no string that is looked for here has any. */
+static void blanks_drop(char *json)
+{
+    char *to = json;
+    for (const char *from = json; *from != '\0'; from++)
+        if (strchr(" \t\r\n", *from) == NULL)
+            *to++ = *from;
+    *to = '\0';
+}
+
 static double meta_number(const char *json, const char *key)
 {
     char quoted[64];
@@ -73,7 +83,7 @@ static double meta_number(const char *json, const char *key)
 static uint32_t *meta_list(const char *json, const char *key, uint32_t *n_out)
 {
     char quoted[64];
-    snprintf(quoted, sizeof quoted, "\"%s\": [", key);
+    snprintf(quoted, sizeof quoted, "\"%s\":[", key);
     const char *at = strstr(json, quoted);
     uint32_t *list = calloc(65536, sizeof *list);
     *n_out = 0;
@@ -91,6 +101,7 @@ bool trace_load(const char *dir, struct trace *t)
     char *json = read_file(dir, "meta.json", &bytes);
     if (!json)
         return false;
+    blanks_drop(json);
     memset(t, 0, sizeof *t);
     const char *slash = strrchr(dir, '/');
     snprintf(t->name, sizeof t->name, "%s", slash && slash[1] ? slash + 1 : dir);
@@ -98,7 +109,7 @@ bool trace_load(const char *dir, struct trace *t)
     t->n_kv_heads = (uint32_t)meta_number(json, "n_kv_heads");
     t->d = (uint32_t)meta_number(json, "head_dim");
     t->n_tokens = (uint32_t)meta_number(json, "n_tokens");
-    t->rope_base = strstr(json, "\"layout\": \"half\"") ? meta_number(json, "base") : 0;
+    t->rope_base = strstr(json, "\"layout\":\"half\"") ? meta_number(json, "base") : 0;
     t->q_position = meta_list(json, "q_positions", &t->n_q);
     t->seen_position = meta_list(json, "q_seen_positions", &t->n_seen);
     free(json);
