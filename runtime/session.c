@@ -2,6 +2,7 @@
 #include "runtime/saved.h"
 
 #include "base/error.h"
+#include <dirent.h>
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -248,16 +249,45 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
     return status;
 }
 
+/* Files of a session, in the order in which they are removed: what is left by a cut is removed as well. */
+static const char *const names[] = {HRI_SESSION_FILE, HRI_SESSION_FILE_NEW, HRI_SESSION_LOCK};
+
+static bool is_ours(const char *name)
+{
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A first save that failed or was cut leaves its lock, and maybe part of a file, and no session: in a folder that has nothing else. */
+static bool is_left_over(const char *dir)
+{
+    DIR *d = opendir(dir);
+    size_t ours = 0, others = 0;
+    for (const struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        bool is_dots = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+        ours += is_ours(e->d_name);
+        others += !is_dots && !is_ours(e->d_name);
+    }
+    if (d != NULL) {
+        closedir(d);
+    }
+    return ours > 0 && others == 0;
+}
+
 hr_status_t hr_session_remove(const char *dir)
 {
-    static const char *const names[] = {HRI_SESSION_FILE, HRI_SESSION_FILE_NEW, HRI_SESSION_LOCK};
     const struct hri_io_ops *io = hri_io_real();
     int folder = -1, lock = -1;
     hr_status_t status = hri_folder_open(io, dir, false, NULL, &folder);
     if (status == HR_OK) {
         int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
-        status =
-            fd < 0 ? hri_folder_status(fd, "opening its file '" HRI_SESSION_FILE "'", dir) : HR_OK;
+        if (fd < 0 && !(fd == -ENOENT && is_left_over(dir))) {
+            status = hri_folder_status(fd, "opening its file '" HRI_SESSION_FILE "'", dir);
+        }
         if (fd >= 0) {
             io->close_file(io->ctx, fd);
         }

@@ -405,7 +405,8 @@ struct hr_session_check {
     int user_bad;        /* hr_save_options.user is damaged: hr_session_user_read fails */
 };
 HR_API hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_out);
-/* Removes the session's own files, and the folder if nothing else is in it. HR_ERR_BUSY: in use. */
+/* Removes the session's own files, and the folder if nothing else is in it; also what a first save that failed has left in a folder of
+ * its own. HR_ERR_BUSY: in use. HR_ERR_NOTFOUND: no session. */
 HR_API hr_status_t hr_session_remove(const char *dir);
 
 /* ------------------------------------------------------------------------------------------------------------------ stats */

@@ -411,6 +411,26 @@ static void test_folder(void **state)
     assert_ok(hr_session_remove(dir));
     assert_int_equal(access(dir, F_OK), -1);
 
+    /* what a first save that failed has left goes, unless something else lies beside it */
+    char lock[1200];
+    snprintf(lock, sizeof lock, "%s/lock", dir);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    for (int with_mine = 1; with_mine >= 0; with_mine--) {
+        for (int i = 0; i <= with_mine; i++) {
+            fd = open(i ? path : lock, O_CREAT | O_WRONLY, 0600);
+            assert_true(fd >= 0);
+            close(fd);
+        }
+        if (with_mine) {
+            assert_fails(hr_session_remove(dir), HR_ERR_NOTFOUND, "session");
+            assert_int_equal(access(lock, F_OK), 0);
+            assert_int_equal(unlink(path), 0);
+        } else {
+            assert_ok(hr_session_remove(dir));
+        }
+    }
+    assert_int_equal(access(dir, F_OK), -1);
+
     if (geteuid() != 0) {
         snprintf(path, sizeof path, "%s/closed", root);
         assert_int_equal(mkdir(path, 0500), 0);
