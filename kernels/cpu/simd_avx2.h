@@ -6,10 +6,9 @@
 
 #define HRI_OP(name) hri_avx2_##name
 #define VN           8
-/* Registers the blocks may use: rows x queries of a dot product, queries x vectors of a sum, rows x
- * vectors of a product. */
-#define DOT_QUERIES     2
-#define SUM_QUERIES     2
+/* Bytes of a tile of rows: two threads of a core share its 32 KiB. */
+#define TILE_BYTES 16384u
+/* Registers the blocks may use: rows x vectors of a product. */
 #define GEMM_ROWS       6
 #define GEMM_ROWS_SMALL 2
 
@@ -185,6 +184,21 @@ HRI_INLINE void vf_load_pair(const void *p, enum element element, size_t index, 
         *a = vf_load_element(p, element, index);
         *b = vf_load_element(p, element, index + VN);
     }
+}
+/* The halves of such a pair alone. */
+HRI_INLINE vf vf_load_first(const void *p, enum element element, size_t index)
+{
+    if (element != ELEMENT_BF16)
+        return vf_load_element(p, element, index);
+    __m256i both = _mm256_loadu_si256((const void *)((const uint16_t *)p + index));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+}
+HRI_INLINE vf vf_load_second(const void *p, enum element element, size_t index)
+{
+    if (element != ELEMENT_BF16)
+        return vf_load_element(p, element, index + VN);
+    __m256i both = _mm256_loadu_si256((const void *)((const uint16_t *)p + index));
+    return _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000u)));
 }
 /* VN floats as 16-bit floats, to nearest even; NaN stays NaN. */
 HRI_INLINE void vf_store_f16(uint16_t *p, vf x)
