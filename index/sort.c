@@ -1,12 +1,21 @@
 #include "index/sort.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 /* Below so many, quickselect alone is as fast. */
 #define NARROW_MIN 512u
 #define BINS_SHIFT 21u /* of a key's bits: sign, exponent and two bits more */
 #define BINS       (1u << (32 - BINS_SHIFT))
+/* From so many on, a sample's keys leave little to the passes whose branches nobody foresees. */
+#define SAMPLE     512u
+#define SAMPLE_MIN (16u * SAMPLE)
+#define BATCH      64u
 
 static inline bool before(const struct hri_ranked *a, const struct hri_ranked *b)
 {
@@ -98,13 +107,9 @@ static void narrow(struct hri_ranked *a, size_t n, size_t n_best, size_t *low_ou
     part_bins(a, n, bin, low_out, high_out);
 }
 
-void hri_rank_select(struct hri_ranked *a, size_t n, size_t n_best)
+/* Quickselect of the n_best-th in [low, high]. */
+static void select_range(struct hri_ranked *a, size_t low, size_t high, size_t n_best)
 {
-    if (n_best == 0 || n_best >= n)
-        return;
-    size_t low = 0, high = n - 1;
-    if (n >= NARROW_MIN)
-        narrow(a, n, n_best, &low, &high);
     while (low < high) {
         choose_pivot(a, low, high);
         struct hri_ranked pivot = a[low];
@@ -128,4 +133,85 @@ void hri_rank_select(struct hri_ranked *a, size_t n, size_t n_best)
         else
             high = j - 1;
     }
+}
+
+/* Of BATCH elements, a bit for each that is not below `least`. */
+static inline uint64_t not_below(const struct hri_ranked *a, float least)
+{
+    uint64_t hits = 0;
+#ifdef __SSE2__
+    const __m128 bound = _mm_set1_ps(least);
+    for (unsigned i = 0; i < BATCH; i += 4) {
+        const __m128 keys = _mm_shuffle_ps(_mm_loadu_ps(&a[i].key), _mm_loadu_ps(&a[i + 2].key),
+                                           _MM_SHUFFLE(2, 0, 2, 0));
+        hits |= (uint64_t)(unsigned)_mm_movemask_ps(_mm_cmpge_ps(keys, bound)) << i;
+    }
+#else
+    for (unsigned i = 0; i < BATCH; i++)
+        hits |= (uint64_t)(a[i].key >= least) << i;
+#endif
+    return hits;
+}
+
+/* Elements that are not below `least` go to the front; returns how many. */
+static size_t part_key(struct hri_ranked *a, size_t n, float least)
+{
+    size_t n_front = 0, i = 0;
+    for (; i + BATCH <= n; i += BATCH) {
+        for (uint64_t hits = not_below(a + i, least); hits != 0; hits &= hits - 1)
+            swap(&a[n_front++], &a[i + (size_t)__builtin_ctzll(hits)]);
+    }
+    for (; i < n; i++)
+        if (a[i].key >= least)
+            swap(&a[n_front++], &a[i]);
+    return n_front;
+}
+
+/* The key at a place of the sample's order. */
+static float sample_key(struct hri_ranked *sample, size_t rank)
+{
+    float least = INFINITY;
+    select_range(sample, 0, SAMPLE - 1, rank);
+    for (size_t i = 0; i < rank; i++)
+        least = sample[i].key < least ? sample[i].key : least;
+    return least;
+}
+
+/* [*low_out, *end_out) are left, in which the n_best-th is. Two keys of a sample, four standard
+ * deviations to either side of the n_best-th's place, part what is in between from the rest; where
+ * the sample was unlike the others, more is left. */
+static void narrow_by_sample(struct hri_ranked *a, size_t n, size_t n_best, size_t *low_out,
+                             size_t *end_out)
+{
+    struct hri_ranked sample[SAMPLE];
+    size_t share = n_best * SAMPLE / n + 1, deviation = 1;
+    for (size_t i = 0; i < SAMPLE; i++)
+        sample[i] = a[i * (n / SAMPLE)];
+    while (deviation * deviation < share)
+        deviation++;
+    size_t n_front = part_key(a, n, sample_key(sample, share + 4 * deviation));
+    *low_out = 0;
+    *end_out = n_front >= n_best ? n_front : n;
+    if (share <= 4 * deviation)
+        return;
+    n_front = part_key(a, *end_out, sample_key(sample, share - 4 * deviation));
+    if (n_front <= n_best)
+        *low_out = n_front;
+    else
+        *end_out = n_front;
+}
+
+void hri_rank_select(struct hri_ranked *a, size_t n, size_t n_best)
+{
+    size_t begin = 0, end = n;
+    if (n_best == 0 || n_best >= n)
+        return;
+    if (n >= SAMPLE_MIN && n_best <= n / 2)
+        narrow_by_sample(a, n, n_best, &begin, &end);
+    if (begin == n_best || end == n_best)
+        return;
+    size_t low = 0, high = end - begin - 1;
+    if (end - begin >= NARROW_MIN)
+        narrow(a + begin, end - begin, n_best - begin, &low, &high);
+    select_range(a, begin + low, begin + high, n_best);
 }

@@ -41,6 +41,9 @@ static void check_select(uint64_t seed, unsigned kind, uint32_t n, uint32_t best
     hri_rng_seed(&rng, seed);
     for (uint32_t i = 0; i < n; i++)
         a[i] = (struct hri_ranked){random_key(&rng, kind), i};
+    if (kind == 6) /* every so many are unlike the others: samples may be of those only */
+        for (uint32_t i = 0; i < n; i += n >= 512 ? n / 512 : 1)
+            a[i].key = seed % 2 ? 9 : 0;
     memcpy(truth, a, n * sizeof *a);
     qsort(truth, n, sizeof *truth, by_rank);
     hri_rank_select(a, n, best);
@@ -61,11 +64,11 @@ static void test_select(void **state)
 {
     (void)state;
     uint64_t seed = test_seed(21);
-    static const uint32_t lengths[] = {1, 2, 511, 512, 513, 700, 4096, 9001};
-    for (unsigned kind = 0; kind < 6; kind++)
+    static const uint32_t lengths[] = {1, 2, 511, 512, 513, 700, 4096, 9001, 20000};
+    for (unsigned kind = 0; kind < 7; kind++)
         for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
             uint32_t n = lengths[i];
-            const uint32_t best[] = {0, 1, 2, n / 3, n / 2, n - 1, n, n + 1};
+            const uint32_t best[] = {0, 1, 2, n / 50, n / 9, n / 3, n / 2, n - 1, n, n + 1};
             for (size_t j = 0; j < sizeof best / sizeof best[0]; j++)
                 check_select(seed++, kind, n, best[j]);
         }
