@@ -4,6 +4,9 @@
 #include "kernels/cpu/simd_avx2.h"
 
 #define SKETCH_HEADS 2
+#define SUM_AHEAD    1
+/* Calls of few groups are common, and of the first ones none are ahead. */
+#define AHEAD_GROUPS 5u
 #define VI_BYTES     32
 typedef __m256i vi;
 
@@ -47,12 +50,13 @@ HRI_INLINE __m128i vi_fold(vi a)
 
 #define QUERIES 4
 
-/* Lines of one width in a group, and the queries' bytes for them. */
+/* Lines of one width. */
 struct part {
-    const int8_t (*bytes)[HR_HEAD_DIM_MAX];
+    const int8_t *bytes; /* the first query's; the others' are HR_HEAD_DIM_MAX further each */
     const float *scale;
-    size_t offset; /* of the lines in the group */
-    uint32_t lines;
+    const uint8_t *at;
+    size_t lines;
+    ptrdiff_t ahead; /* from a line to the one to ask for meanwhile */
 };
 
 /* sum + products of bytes, added in pairs. The empty instruction keeps gcc from adding products
@@ -64,80 +68,90 @@ HRI_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i query)
     return sum;
 }
 
-/* total[i][half] += scale[i] * sum of `lines` lines from line `first`. */
-HRI_INLINE void add_lines(const int queries, const int bits, const struct part *part,
-                          const uint8_t *codes, uint32_t first, uint32_t lines,
-                          vf total[QUERIES][2])
+/* sum[query][half of the rows] += the products of one line. */
+HRI_INLINE void add_line(const int queries, const int bits, const uint8_t *line,
+                         const int8_t *bytes, __m256i sum[QUERIES][2])
 {
-    const __m256i mask = _mm256_set1_epi8((1 << bits) - 1), one = _mm256_set1_epi16(1);
-    __m256i sum[QUERIES][2];
+    const __m256i mask = _mm256_set1_epi8((1 << bits) - 1);
+    const __m256i x = _mm256_load_si256((const void *)line);
+    const __m256i y = _mm256_load_si256((const void *)(line + 32));
 
     HRI_UNROLL
-    for (int i = 0; i < queries; i++)
-        sum[i][0] = sum[i][1] = _mm256_setzero_si256();
-    for (uint32_t l = first; l < first + lines; l++) {
-        const __m256i x = _mm256_load_si256((const void *)(codes + (size_t)l * 64));
-        const __m256i y = _mm256_load_si256((const void *)(codes + (size_t)l * 64 + 32));
+    for (int s = 0; s < 8 / bits; s++) {
+        const __m256i a = _mm256_and_si256(_mm256_srli_epi16(x, bits * s), mask);
+        const __m256i b = _mm256_and_si256(_mm256_srli_epi16(y, bits * s), mask);
         HRI_UNROLL
-        for (int s = 0; s < 8 / bits; s++) {
-            const __m256i a = _mm256_and_si256(_mm256_srli_epi16(x, bits * s), mask);
-            const __m256i b = _mm256_and_si256(_mm256_srli_epi16(y, bits * s), mask);
-            HRI_UNROLL
-            for (int i = 0; i < queries; i++) {
-                const __m256i q = query_bytes(part->bytes[i] + (l * (8 / bits) + (uint32_t)s) * 4);
-                sum[i][0] = add_products(sum[i][0], a, q);
-                sum[i][1] = add_products(sum[i][1], b, q);
-            }
+        for (int i = 0; i < queries; i++) {
+            const __m256i q = query_bytes(bytes + i * HR_HEAD_DIM_MAX + s * 4);
+            sum[i][0] = add_products(sum[i][0], a, q);
+            sum[i][1] = add_products(sum[i][1], b, q);
         }
-    }
-    HRI_UNROLL
-    for (int i = 0; i < queries; i++) {
-        HRI_UNROLL
-        for (int h = 0; h < 2; h++)
-            total[i][h] = vf_fma(_mm256_cvtepi32_ps(_mm256_madd_epi16(sum[i][h], one)),
-                                 vf_set(part->scale[i]), total[i][h]);
     }
 }
 
-HRI_INLINE void score_group(const int queries, const struct part *four, const struct part *two,
-                            const float *offset, const uint8_t *codes, float *out,
-                            size_t out_stride)
+/* total += scale * sum of a part's lines, as many at a time as fit 16 bits. */
+HRI_INLINE void add_lines(const int queries, const int bits, struct part part,
+                          vf total[QUERIES][2])
 {
+    const size_t most = bits == 4 ? LINES_4BIT : LINES_2BIT;
+    const __m256i one = _mm256_set1_epi16(1);
+    const uint8_t *const end = part.at + part.lines * 64;
+
+    while (part.at < end) {
+        const uint8_t *to = (size_t)(end - part.at) > most * 64 ? part.at + most * 64 : end;
+        __m256i sum[QUERIES][2];
+        HRI_UNROLL
+        for (int i = 0; i < queries; i++)
+            sum[i][0] = sum[i][1] = _mm256_setzero_si256();
+        for (; part.at < to; part.at += 64, part.bytes += 32 / bits) {
+            _mm_prefetch((const char *)part.at + part.ahead, _MM_HINT_T0);
+            add_line(queries, bits, part.at, part.bytes, sum);
+        }
+        HRI_UNROLL
+        for (int i = 0; i < queries; i++) {
+            HRI_UNROLL
+            for (int h = 0; h < 2; h++)
+                total[i][h] = vf_fma(_mm256_cvtepi32_ps(_mm256_madd_epi16(sum[i][h], one)),
+                                     vf_set(part.scale[i]), total[i][h]);
+        }
+    }
+}
+
+/* Scores of one group for some queries from the i-th. */
+HRI_INLINE void score_group(const int queries, const struct score_job *job, uint32_t i,
+                            const uint8_t *codes, ptrdiff_t ahead, float *out)
+{
+    const struct hri_sketch_query *q = job->q;
+    const size_t lines = job->s.n4 / 8;
+    const struct part four = {q->q4[i], q->scale4 + i, codes, lines, ahead};
+    const struct part two = {q->q2[i], q->scale2 + i, codes + lines * 64, job->s.n2 / 16, ahead};
     vf total[QUERIES][2];
 
     HRI_UNROLL
-    for (int i = 0; i < queries; i++)
-        total[i][0] = total[i][1] = vf_set(offset[i]);
-    for (uint32_t l = 0; l < four->lines; l += LINES_4BIT)
-        add_lines(queries, 4, four, codes, l,
-                  four->lines - l < LINES_4BIT ? four->lines - l : LINES_4BIT, total);
-    codes += two->offset;
-    for (uint32_t l = 0; l < two->lines; l += LINES_2BIT)
-        add_lines(queries, 2, two, codes, l,
-                  two->lines - l < LINES_2BIT ? two->lines - l : LINES_2BIT, total);
+    for (int k = 0; k < queries; k++)
+        total[k][0] = total[k][1] = vf_set(q->offset[i + (uint32_t)k]);
+    add_lines(queries, 4, four, total);
+    add_lines(queries, 2, two, total);
     HRI_UNROLL
-    for (int i = 0; i < queries; i++) {
-        vf_store(out + i * out_stride, total[i][0]);
-        vf_store(out + i * out_stride + 8, total[i][1]);
+    for (int k = 0; k < queries; k++) {
+        vf_store(out + (size_t)k * job->out_stride, total[k][0]);
+        vf_store(out + (size_t)k * job->out_stride + 8, total[k][1]);
     }
 }
 
-/* Some queries from the i-th, groups [from, to). */
+/* Some queries from the i-th, groups [from, to). The first ones ask for the groups ahead. */
 HRI_INLINE void score_groups(const int queries, const struct score_job *job, uint32_t i,
                              uint32_t from, uint32_t to)
 {
-    const struct hri_sketch_query *q = job->q;
-    const struct part four = {q->q4 + i, q->scale4 + i, 0, job->s.n4 / 8};
-    const struct part two = {q->q2 + i, q->scale2 + i, (size_t)job->s.n4 * 8, job->s.n2 / 16};
-    float *out = job->out + i * job->out_stride;
-
     for (uint32_t j = from; j < to; j++) {
-        if (i == 0 && j + AHEAD_GROUPS < job->n_groups) {
-            prefetch_near(job->s.codes + group_ahead(job, j) * job->bytes, job->bytes);
-            prefetch_scores(job, group_ahead(job, j));
-        }
-        score_group(queries, &four, &two, q->offset + i, job->s.codes + job->groups[j] * job->bytes,
-                    out + (size_t)16 * job->groups[j], job->out_stride);
+        const uint8_t *codes = job->s.codes + job->groups[j] * job->bytes;
+        const size_t next = group_ahead(job, j);
+        const ptrdiff_t ahead = i == 0 ? job->s.codes + next * job->bytes - codes : 0;
+
+        if (i == 0)
+            prefetch_scores(job, next);
+        score_group(queries, job, i, codes, ahead,
+                    job->out + i * job->out_stride + (size_t)16 * job->groups[j]);
     }
 }
 
@@ -150,6 +164,10 @@ void hri_avx2_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct 
     const struct score_job job = {q, s,   groups,     n_groups,
                                   g, out, out_stride, hri_sketch_group_bytes(s.n4, s.n2)};
 
+    for (uint32_t j = 0; j < n_groups && j < AHEAD_GROUPS; j++) {
+        prefetch_near(s.codes + groups[j] * job.bytes, job.bytes);
+        prefetch_scores(&job, groups[j]);
+    }
     for (uint32_t j = 0; j < n_groups; j += TILE_GROUPS) {
         const uint32_t to = n_groups - j < TILE_GROUPS ? n_groups : j + TILE_GROUPS;
         uint32_t i = 0;

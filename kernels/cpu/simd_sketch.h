@@ -10,7 +10,8 @@
  * Before including, after a simd_*.h: vi (a vector of VI_BYTES bytes), vi_load, vi_and,
  * vi_shift_byte (every 16 bits right by 8), vi_turn (4 x 4 bytes in each 128 bits),
  * vi_add_pairs(sum, a, b) (sum + products of 16-bit pairs), vi_fold (the sum of the 128-bit parts),
- * and SKETCH_HEADS, the heads that are summed at once. */
+ * and SKETCH_HEADS, the heads that are summed at once. With SUM_AHEAD 1 the lines of the next groups
+ * are asked for one by one while a batch is summed. */
 #ifndef HRI_SIMD_SKETCH_H
 #define HRI_SIMD_SKETCH_H
 
@@ -19,11 +20,14 @@
 /* Groups that share the step of their weights. Sums of 32 bits hold 16 rows x 240 x 32767 of each. */
 #define SUM_GROUPS 16
 #define WEIGHT_MAX 32767.0f
+#ifndef SUM_AHEAD
+#define SUM_AHEAD 0
+#endif
 
 struct sum_batch {
     /* Per head and group: rows 0 and 2 of every four for each of four lanes, then rows 1 and 3. */
     int16_t weights[SKETCH_HEADS][SUM_GROUPS][64] __attribute__((aligned(64)));
-    const uint8_t *codes[SUM_GROUPS];
+    const uint8_t *codes[SUM_GROUPS], *ahead[SUM_GROUPS]; /* ahead: groups of the next batch */
     uint32_t group[SUM_GROUPS], n;
     float step[SKETCH_HEADS], total[SKETCH_HEADS]; /* total: sum of the rounded weights */
 };
@@ -112,6 +116,8 @@ HRI_INLINE void sum_line(const int heads, const int bits, const struct sum_batch
             sum[s][i] = vi_set(0);
     }
     for (uint32_t j = 0; j < batch->n; j++) {
+        if (SUM_AHEAD)
+            _mm_prefetch((const char *)batch->ahead[j] + offset, _MM_HINT_T0);
         HRI_UNROLL
         for (int part = 0; part < 128 / VI_BYTES; part++) {
             const int odd = part * VI_BYTES / 64, byte = part * VI_BYTES % 64;
@@ -182,12 +188,19 @@ void HRI_OP(sum_sketch)(struct hri_sketch_rows s, uint32_t g, const uint32_t *gr
     struct sum_batch batch;
 
     batch.n = 0;
+    for (uint32_t j = 0; SUM_AHEAD && j < n_groups && j < SUM_GROUPS; j++)
+        prefetch_near(s.codes + groups[j] * bytes, bytes);
     for (uint32_t j = 0; j < n_groups; j++) {
         if (!group_is_used(w + (size_t)16 * groups[j], w_stride, g))
             continue;
         batch.group[batch.n] = groups[j];
         batch.codes[batch.n] = s.codes + groups[j] * bytes;
-        prefetch_near(batch.codes[batch.n++], bytes);
+        if (SUM_AHEAD)
+            batch.ahead[batch.n] =
+                s.codes + groups[j + SUM_GROUPS < n_groups ? j + SUM_GROUPS : n_groups - 1] * bytes;
+        else
+            prefetch_near(batch.codes[batch.n], bytes);
+        batch.n++;
         if (batch.n == SUM_GROUPS) {
             sum_batch(&batch, s, g, w, w_stride, acc);
             batch.n = 0;
@@ -210,7 +223,9 @@ struct score_job {
 };
 
 /* How far ahead groups are asked for. */
+#ifndef AHEAD_GROUPS
 #define AHEAD_GROUPS 16u
+#endif
 
 /* The group to ask for with the j-th; at the end of the list the last one. */
 HRI_INLINE size_t group_ahead(const struct score_job *job, uint32_t j)
