@@ -90,8 +90,7 @@ HRI_INLINE void add_line(const int queries, const int bits, const uint8_t *line,
 }
 
 /* total += scale * sum of a part's lines, as many at a time as fit 16 bits. */
-HRI_INLINE void add_lines(const int queries, const int bits, struct part part,
-                          vf total[QUERIES][2])
+HRI_INLINE void add_lines(const int queries, const int bits, struct part part, vf total[QUERIES][2])
 {
     const size_t most = bits == 4 ? LINES_4BIT : LINES_2BIT;
     const __m256i one = _mm256_set1_epi16(1);
