@@ -3,7 +3,7 @@
  * avx512.
  *
  * Weights stay as the file has them. A dot product multiplies dequantised weights with float
- * X
+ * activations, or with pairs of integers that stand for them: levels differ in rounding only.
  */
 #ifndef HRE_OPS_H
 #define HRE_OPS_H

@@ -18,7 +18,14 @@
 #include "engine/ops.h"
 #include "engine/quant.h"
 
-/* Where weight = d q + m, the m part is m times a sum of activations, which the caller has. */
+/* Where weight = d q + m, the m part is m times a sum of activations, which the caller has. The
+ * 16-bit scales of up to so many blocks are turned into floats first: one by one between the products
+ * they would cost as much as the products. */
+#define PIECE_BLOCKS 64
+
+/* Rows of 32-weight blocks; a level may bring its own (ops_halves.h). Even and odd blocks have
+ * accumulators of their own, so that neither waits for the other. */
+#ifndef ROW_BLOCKS
 static inline __attribute__((always_inline)) VF group_q4(const uint8_t *q, const float *x)
 {
     VF sum = vf_zero();
@@ -41,13 +48,6 @@ static inline __attribute__((always_inline)) VF group_q8(const int8_t *q, const 
     }
     return sum;
 }
-
-/*
- * Rows of 32-weight blocks. The 16-bit scales of up to PIECE_BLOCKS blocks are turned into floats
- * first: one by one between the products they would cost as much as the products. Even and odd
- * blocks have accumulators of their own, so that neither waits for the other.
- */
-#define PIECE_BLOCKS 64
 
 #define ROW_BLOCKS(type, group, offset_of)                                                         \
     static inline __attribute__((always_inline)) float row_##type(const void *row, uint32_t n,     \
@@ -78,6 +78,7 @@ static inline __attribute__((always_inline)) VF group_q8(const int8_t *q, const 
         (void)sums;                                                                                \
         return vf_sum(vf_add(vf_add(even, odd), offset));                                          \
     }
+#endif
 
 /* offset + sum over the piece of scale[i] * sums[i] */
 static inline __attribute__((always_inline)) VF add_products(VF offset, const float *scale,
@@ -92,15 +93,9 @@ static inline __attribute__((always_inline)) VF add_products(VF offset, const fl
                  : offset;
 }
 
-#ifdef ROWS_OF_HALVES
-ROW_HALVES(q4_0, halves_q4, vf_fma(vf_set1(-8.0f), add_products(vf_zero(), d, sums, piece), offset))
-ROW_HALVES(q4_1, halves_q4, add_products(offset, m, sums, piece))
-ROW_HALVES(q8_0, halves_q8, offset)
-#else
 ROW_BLOCKS(q4_0, group_q4, vf_fma(vf_set1(-8.0f), add_products(vf_zero(), d, sums, piece), offset))
 ROW_BLOCKS(q4_1, group_q4, add_products(offset, m, sums, piece))
 ROW_BLOCKS(q8_0, group_q8, offset)
-#endif
 
 static inline __attribute__((always_inline)) float row_q4_k(const void *row, uint32_t n,
                                                             const struct hre_activations *a)

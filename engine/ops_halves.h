@@ -3,12 +3,10 @@
  * one vpmaddwd multiplies sixteen. An activation is step * (high + low / 32768), which is as exact as its float beside the largest
  * of its 32. The high halves alone are not measurably faster (memory bounds both), and rows decoded one by one would differ from the same
  * rows of a prefill, which meet floats.
- * Include after the operations of ops_dot.h are defined, before that file.
+ * ROW_BLOCKS, group_q4 and group_q8 take the place of those of ops_dot.h: include after the operations that it lists, before it.
  */
 #include "engine/ops.h"
 #include "engine/quant.h"
-
-#define ROWS_OF_HALVES /* for ops_dot.h: these rows are here */
 
 static inline void store_halves(int16_t *halves, __m256i a, __m256i b)
 {
@@ -70,8 +68,8 @@ static inline __attribute__((always_inline)) void add_halves(VI w0, VI w1, const
     *low = vf_fma(scale, _mm256_cvtepi32_ps(l), *low);
 }
 
-static inline __attribute__((always_inline)) void halves_q4(const uint8_t *q, const int16_t *x,
-                                                            VF scale, VF *high, VF *low)
+static inline __attribute__((always_inline)) void group_q4(const uint8_t *q, const int16_t *x,
+                                                           VF scale, VF *high, VF *low)
 {
     VI v = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)q));
 
@@ -79,17 +77,15 @@ static inline __attribute__((always_inline)) void halves_q4(const uint8_t *q, co
                low);
 }
 
-static inline __attribute__((always_inline)) void halves_q8(const int8_t *q, const int16_t *x,
-                                                            VF scale, VF *high, VF *low)
+static inline __attribute__((always_inline)) void group_q8(const int8_t *q, const int16_t *x,
+                                                           VF scale, VF *high, VF *low)
 {
     add_halves(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)q)),
                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q + 16))), x, scale, high,
                low);
 }
 
-#define HALVES_PIECE 64 /* blocks whose scales are turned into floats at a time */
-
-#define ROW_HALVES(type, group, offset_of)                                                         \
+#define ROW_BLOCKS(type, group, offset_of)                                                         \
     static inline __attribute__((always_inline)) float row_##type(const void *row, uint32_t n,     \
                                                                   const struct hre_activations *a) \
     {                                                                                              \
@@ -98,10 +94,10 @@ static inline __attribute__((always_inline)) void halves_q8(const int8_t *q, con
         const float *sums = a->sums, *steps = a->steps;                                            \
         VF high[2] = {vf_zero(), vf_zero()}, low[2] = {vf_zero(), vf_zero()};                      \
         VF offset = vf_zero();                                                                     \
-        float d[HALVES_PIECE], m[HALVES_PIECE], scale[HALVES_PIECE];                               \
+        float d[PIECE_BLOCKS], m[PIECE_BLOCKS], scale[PIECE_BLOCKS];                               \
                                                                                                    \
         for (uint32_t left = n / QUANT_BLOCK; left;) {                                             \
-            uint32_t piece = left < HALVES_PIECE ? left : HALVES_PIECE;                            \
+            uint32_t piece = left < PIECE_BLOCKS ? left : PIECE_BLOCKS;                            \
                                                                                                    \
             read_scales(b, sizeof(*b), piece, d, m);                                               \
             products(d, steps, piece, scale);                                                      \
