@@ -110,12 +110,6 @@ HRI_INLINE float vf_largest(vf a)
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
-/* The four sums of four vectors. */
-HRI_INLINE __m128 vf_sum4(vf a, vf b, vf c, vf d)
-{
-    vf abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
-}
 /* e^x for x <= 100; 0 below -86 and for NaN. */
 HRI_INLINE vf vf_exp(vf x)
 {
@@ -173,19 +167,7 @@ HRI_INLINE void vf_zip(vf *a, vf *b)
     *a = _mm256_permute2f128_ps(low, high, 0x20);
     *b = _mm256_permute2f128_ps(low, high, 0x31);
 }
-/* 2 VN elements in the cheapest order: bfloat16 comes unzipped, everything else in sequence. */
-HRI_INLINE void vf_load_pair(const void *p, enum element element, size_t index, vf *a, vf *b)
-{
-    if (element == ELEMENT_BF16) {
-        __m256i both = _mm256_loadu_si256((const void *)((const uint16_t *)p + index));
-        *a = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-        *b = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000u)));
-    } else {
-        *a = vf_load_element(p, element, index);
-        *b = vf_load_element(p, element, index + VN);
-    }
-}
-/* The halves of such a pair alone. */
+/* 2 VN elements in the cheapest order: bfloat16 comes unzipped, everything else in sequence. One half of such a pair, and both. */
 HRI_INLINE vf vf_load_first(const void *p, enum element element, size_t index)
 {
     if (element != ELEMENT_BF16)
@@ -199,6 +181,11 @@ HRI_INLINE vf vf_load_second(const void *p, enum element element, size_t index)
         return vf_load_element(p, element, index + VN);
     __m256i both = _mm256_loadu_si256((const void *)((const uint16_t *)p + index));
     return _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000u)));
+}
+HRI_INLINE void vf_load_pair(const void *p, enum element element, size_t index, vf *a, vf *b)
+{
+    *a = vf_load_first(p, element, index);
+    *b = vf_load_second(p, element, index);
 }
 /* VN floats as 16-bit floats, to nearest even; NaN stays NaN. */
 HRI_INLINE void vf_store_f16(uint16_t *p, vf x)

@@ -86,6 +86,15 @@ HRI_INLINE void prefetch_near(const void *p, size_t bytes)
         _mm_prefetch((const char *)p + i, _MM_HINT_T0);
 }
 
+/* Of four rows from the r-th on, the first `bytes`: the next four of the tile, and the next tile's. */
+HRI_INLINE void prefetch_rows(const struct row_tile *tile, uint32_t r, size_t bytes)
+{
+    for (int a = 0; a < 4 && r + 4 < tile->n; a++)
+        prefetch_near(tile->rows[r + 4 + a], bytes);
+    for (int a = 0; a < 4 && tile->next; a++)
+        prefetch_far(tile->next[r + a], bytes);
+}
+
 /* The queries as dot_tile wants them: where a vector lies in one cache line, unzipped for bfloat16. */
 HRI_INLINE void order_queries(const float *q, uint32_t g, uint32_t dk, enum element element,
                               float *copy)

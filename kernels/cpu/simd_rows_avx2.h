@@ -83,10 +83,7 @@ HRI_INLINE void dot_tile_of(const float *q, uint32_t g, uint32_t dk, const struc
         const void *const *rows = tile->rows + r;
         uint32_t i = 0;
 
-        for (int a = 0; a < 4 && r + 4 < tile->n; a++)
-            prefetch_near(rows[4 + a], dk * element_bytes(element));
-        for (int a = 0; a < 4 && tile->next; a++)
-            prefetch_far(tile->next[r + a], dk * element_bytes(element));
+        prefetch_rows(tile, r, dk * element_bytes(element));
         for (; i + 4 <= g; i += 4) {
             dot_block(q + (size_t)i * dk, dk, 4, 2, element, rows, out + i * out_stride + r,
                       out_stride);

@@ -58,10 +58,7 @@ HRI_INLINE void dot_tile_of(const float *q, uint32_t g, uint32_t dk, const struc
         const void *const *rows = tile->rows + r;
         uint32_t i = 0;
 
-        for (int a = 0; a < 4 && r + 4 < tile->n; a++)
-            prefetch_near(rows[4 + a], dk * element_bytes(element));
-        for (int a = 0; a < 4 && tile->next; a++)
-            prefetch_far(tile->next[r + a], dk * element_bytes(element));
+        prefetch_rows(tile, r, dk * element_bytes(element));
         for (; i + DOT_QUERIES <= g; i += DOT_QUERIES)
             dot_block(q + (size_t)i * dk, dk, DOT_QUERIES, element, rows, out + i * out_stride + r,
                       out_stride);
@@ -77,17 +74,13 @@ HRI_INLINE void dot_tile_of(const float *q, uint32_t g, uint32_t dk, const struc
     }
 }
 
-/* Queries that sum_block takes at most: where registers are few, four of them have two vectors each
- * instead of four. */
-#define SUM_QUERIES_MAX 4
-
-/* o[i][0..vectors VN) += sum_r w[i][r] * row_r[offset..]; vectors: 2 or 4. */
+/* o[i][0..vectors VN) += sum_r w[i][r] * row_r[offset..] */
 HRI_INLINE void sum_block(const float *w, size_t w_stride, const int queries, const int vectors,
                           const bool prefetch, const struct row_tile *tile, enum element element,
                           size_t offset, float *o, size_t dv)
 {
     const size_t bytes = (size_t)vectors * VN * element_bytes(element);
-    vf sum[SUM_QUERIES_MAX][4], v[4];
+    vf sum[SUM_QUERIES][4], v[4];
 
     HRI_UNROLL
     for (int i = 0; i < queries; i++) {
@@ -131,7 +124,7 @@ HRI_INLINE void sum_vector(const float *w, size_t w_stride, const int queries, c
                            float *o, size_t dv)
 {
     const uint32_t lanes = half ? VN / 2 : VN;
-    vf sum[SUM_QUERIES_MAX];
+    vf sum[SUM_QUERIES];
 
     HRI_UNROLL
     for (int i = 0; i < queries; i++)
