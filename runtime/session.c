@@ -250,12 +250,13 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
 }
 
 /* Files of a session, in the order in which they are removed: what is left by a cut is removed as well. */
-static const char *const names[] = {HRI_SESSION_FILE, HRI_SESSION_FILE_NEW, HRI_SESSION_LOCK};
+static const char *const session_files[] = {HRI_SESSION_FILE, HRI_SESSION_FILE_NEW,
+                                            HRI_SESSION_LOCK};
 
 static bool is_ours(const char *name)
 {
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(name, names[i]) == 0) {
+    for (size_t i = 0; i < sizeof session_files / sizeof *session_files; i++) {
+        if (strcmp(name, session_files[i]) == 0) {
             return true;
         }
     }
@@ -295,8 +296,8 @@ hr_status_t hr_session_remove(const char *dir)
     if (status == HR_OK) {
         status = hri_folder_lock(io, folder, dir, &lock);
     }
-    for (size_t i = 0; i < sizeof names / sizeof *names && status == HR_OK; i++) {
-        int error = io->file_remove(io->ctx, folder, names[i]);
+    for (size_t i = 0; i < sizeof session_files / sizeof *session_files && status == HR_OK; i++) {
+        int error = io->file_remove(io->ctx, folder, session_files[i]);
         status =
             error < 0 && error != -ENOENT ? hri_folder_status(error, "removing it", dir) : HR_OK;
     }
