@@ -5,7 +5,8 @@
  *
  *   VF, VI                      vectors of LANES floats and of LANES 32-bit integers
  *   vf_zero vf_set1 vf_load vf_fma vf_mul vf_sum   the usual; vf_sum adds the lanes
- *   vi_u8(p) vf_i8(p)           LANES bytes, unsigned to integers, signed to floats
+ *   vi_u8(p) vf_i8(p)           LANES bytes, unsigned to integers, signed to floats (the latter for
+ *                               the ROW_BLOCKS below only)
  *   vf_low4(v) vf_high4(v)      bits 0-3 and 4-7 of integers, as floats
  *   vf_q6(l, s, h, t)           ((l >> s) & 15) | ((h >> t) & 3) << 4, as floats; s, t constants
  *   vf_f16(p) vf_bf16(p)        LANES 16-bit floats
