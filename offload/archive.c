@@ -94,6 +94,27 @@ int hri_archive_read_all(const struct hri_io_ops *io, int fd, void *data, size_t
     return 0;
 }
 
+hr_status_t hri_archive_disk(const struct hri_disk_options *options, struct hri_disk **disk_out)
+{
+    static const hr_io_mode_t modes[] = {HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS};
+    struct hri_disk_options o = *options;
+    hr_status_t status = HR_ERR_UNSUPPORTED;
+    for (size_t i = 0; i < sizeof modes / sizeof *modes && status == HR_ERR_UNSUPPORTED; i++) {
+        o.mode = modes[i];
+        if (options->mode == HR_IO_AUTO || options->mode == modes[i])
+            status = hri_disk_create(&o, disk_out);
+    }
+    return status == HR_ERR_UNSUPPORTED ? HR_OK : status;
+}
+
+hr_status_t hri_archive_status(int error, const char *what, const char *path)
+{
+    if (error == ETIMEDOUT)
+        return hri_error_set(HR_ERR_TIMEOUT, "session %s: %s: the disk gives no answer", path,
+                             what);
+    return hri_error_set(HR_ERR_IO, "session %s: %s: %s", path, what, strerror(error));
+}
+
 /* -- writing -- */
 
 struct hri_archive_out {

@@ -80,11 +80,20 @@ struct hri_archive_block {
     uint32_t bytes, crc;
 };
 struct hri_archive_in;
-/* Reads and checks superblocks and index. HR_ERR_VERSION (another format), HR_ERR_CORRUPT, HR_ERR_IO, HR_ERR_NOMEM. fd stays the
- * caller's. */
-hr_status_t hri_archive_open(const struct hri_io_ops *io, struct hri_alloc *alloc, int fd,
-                             const char *path, struct hri_archive_in **in_out);
-void hri_archive_in_free(struct hri_archive_in *in); /* NULL is legal */
+struct hri_archive_in_options {
+    const struct hri_io_ops *io;
+    struct hri_alloc *alloc;
+    int fd;              /* the caller's */
+    const char *path;    /* of messages */
+    hr_io_mode_t mode;   /* of the reads */
+    uint64_t timeout_ns; /* a read that gets no answer for so long fails; 0: HRI_DISK_TIMEOUT_NS */
+};
+/* Reads and checks superblocks and index. HR_ERR_VERSION (another format), HR_ERR_CORRUPT, HR_ERR_IO, HR_ERR_TIMEOUT, HR_ERR_NOMEM.
+ * *stuck_out: see hri_archive_in_free; it may be set by an open that failed. */
+hr_status_t hri_archive_open(const struct hri_archive_in_options *options,
+                             struct hri_archive_in **in_out, bool *stuck_out);
+/* True: a thread that was given up may still be reading, so that fd has to stay open for good. NULL is legal. */
+bool hri_archive_in_free(struct hri_archive_in *in);
 
 struct hri_archive_facts {
     uint32_t version;
@@ -104,7 +113,9 @@ hr_status_t hri_archive_get(struct hri_archive_in *in, void *data, size_t bytes)
 /* Bytes of the stream that were not given out yet. */
 uint64_t hri_archive_left(const struct hri_archive_in *in);
 uint64_t hri_archive_lost_at(const struct hri_archive_in *in);
-/* One block by its place, with the zeros behind it. */
+/* One block by its place, with the zeros behind it; those that follow are read ahead. */
 hr_status_t hri_archive_check(struct hri_archive_in *in, uint64_t block);
+/* The zeros behind the index. */
+hr_status_t hri_archive_check_end(struct hri_archive_in *in);
 
 #endif

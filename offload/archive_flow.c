@@ -7,7 +7,6 @@
 
 #include "base/assert.h"
 #include "base/error.h"
-#include "offload/disk.h"
 
 #define DEPTH   4u /* groups under way or being filled */
 #define WAIT_NS 1000000000u
@@ -23,25 +22,6 @@ struct hri_archive_flow {
     int error; /* errno value of the first write that failed */
     bool leak; /* the kernel may still read a group that was given up */
 };
-
-static hr_status_t disk_make(struct hri_archive_flow *flow, uint32_t align_bytes)
-{
-    static const hr_io_mode_t modes[] = {HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS};
-    const struct hri_archive_out_options *o = &flow->options;
-    hr_status_t status = HR_ERR_UNSUPPORTED;
-    for (size_t i = 0; i < sizeof modes / sizeof *modes && status == HR_ERR_UNSUPPORTED; i++) {
-        struct hri_disk_options disk = {.io = o->io,
-                                        .alloc = o->alloc,
-                                        .fd = o->fd,
-                                        .mode = modes[i],
-                                        .depth = DEPTH,
-                                        .align_bytes = align_bytes,
-                                        .timeout_ns = o->timeout_ns};
-        if (o->mode == HR_IO_AUTO || o->mode == modes[i])
-            status = hri_disk_create(&disk, &flow->disk);
-    }
-    return status == HR_ERR_UNSUPPORTED ? HR_OK : status; /* then without */
-}
 
 /* True if the file now goes past the page cache, in pages. */
 static bool go_direct(const struct hri_archive_out_options *o)
@@ -62,7 +42,14 @@ hr_status_t hri_archive_flow_begin(const struct hri_archive_out_options *options
     hr_status_t status = HR_OK;
     if (options->syncs && options->io->ring_create != NULL) {
         flow->direct = go_direct(options);
-        status = disk_make(flow, flow->direct ? HRI_ARCHIVE_PAGE : 1);
+        struct hri_disk_options disk = {.io = options->io,
+                                        .alloc = options->alloc,
+                                        .fd = options->fd,
+                                        .mode = options->mode,
+                                        .depth = DEPTH,
+                                        .align_bytes = flow->direct ? HRI_ARCHIVE_PAGE : 1,
+                                        .timeout_ns = options->timeout_ns};
+        status = hri_archive_disk(&disk, &flow->disk);
     }
     flow->n = flow->disk != NULL ? DEPTH : 1;
     if (status == HR_OK)
@@ -147,9 +134,7 @@ static void reap(struct hri_archive_flow *flow, uint64_t wait_ns)
 static hr_status_t flow_status(const struct hri_archive_flow *flow)
 {
     return flow->error == 0 ? HR_OK
-                            : hri_error_set(flow->error == ETIMEDOUT ? HR_ERR_TIMEOUT : HR_ERR_IO,
-                                            "session %s: writing: %s", flow->options.path,
-                                            strerror(flow->error));
+                            : hri_archive_status(flow->error, "writing", flow->options.path);
 }
 
 hr_status_t hri_archive_flow_wait(struct hri_archive_flow *flow)

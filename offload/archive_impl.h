@@ -3,6 +3,7 @@
 #define HRI_ARCHIVE_IMPL_H
 
 #include "offload/archive.h"
+#include "offload/disk.h"
 
 #define HRI_ARCHIVE_TRIES       32         /* of one transfer that the kernel asks to repeat */
 #define HRI_ARCHIVE_GROUP_BYTES (4u << 20) /* blocks that are written at once */
@@ -52,6 +53,11 @@ int hri_archive_write_all(const struct hri_io_ops *io, int fd, const void *data,
 int hri_archive_read_all(const struct hri_io_ops *io, int fd, void *data, size_t bytes,
                          uint64_t offset);
 
+/* A disk for the file, by the mode or, where it is AUTO, the first that there is. HR_OK and no disk: there is no such mode here. */
+hr_status_t hri_archive_disk(const struct hri_disk_options *options, struct hri_disk **disk_out);
+/* HR_ERR_TIMEOUT, HR_ERR_IO with its message from an errno value. */
+hr_status_t hri_archive_status(int error, const char *what, const char *path);
+
 /* -- the way to the file (archive_flow.c) -- */
 
 struct hri_archive_flow;
@@ -65,5 +71,19 @@ hr_status_t hri_archive_flow_send(struct hri_archive_flow *flow, size_t bytes, u
 hr_status_t hri_archive_flow_wait(struct hri_archive_flow *flow);
 /* Waits, too. True: a thread that was given up may still use the file, so that it has to stay open for good. NULL is legal. */
 bool hri_archive_flow_end(struct hri_archive_flow *flow);
+
+/* -- the way from the file (archive_feed.c) -- */
+
+struct hri_archive_feed;
+hr_status_t hri_archive_feed_begin(const struct hri_archive_in_options *options,
+                                   struct hri_archive_feed **feed_out);
+/* At most HRI_ARCHIVE_BLOCK_BYTES; they stay until the next read. HR_ERR_CORRUPT where the file ends before, HR_ERR_IO,
+ * HR_ERR_TIMEOUT. */
+hr_status_t hri_archive_feed_read(struct hri_archive_feed *feed, size_t bytes, uint64_t address,
+                                  const unsigned char **data_out);
+/* Will be read next, if there is room for it; nothing is said of how it went before it is asked for. */
+void hri_archive_feed_ahead(struct hri_archive_feed *feed, size_t bytes, uint64_t address);
+/* As hri_archive_flow_end. */
+bool hri_archive_feed_end(struct hri_archive_feed *feed);
 
 #endif

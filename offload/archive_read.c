@@ -8,32 +8,21 @@
 #include "base/checksum.h"
 #include "base/error.h"
 
+#define AHEAD 3 /* blocks that are read ahead */
+
 struct hri_archive_in {
-    const struct hri_io_ops *io;
     struct hri_alloc *alloc;
-    int fd;
     const char *path;
+    struct hri_archive_feed *feed;
     struct hri_archive_superblock super;
     int superblocks_bad;
     struct hri_archive_block *blocks; /* [n_blocks] */
-    unsigned char *buffer;            /* [BLOCK_BYTES] */
+    const unsigned char *block;       /* the feed's: what was read last */
     /* The stream being read. */
     uint64_t next, end; /* blocks left: [next, end) */
     uint64_t stream_first;
-    uint32_t have, used; /* payload bytes in the buffer, and given out */
+    uint32_t have, used; /* payload bytes of the block, and given out */
 };
-
-static hr_status_t read_at(const struct hri_archive_in *in, void *data, size_t bytes,
-                           uint64_t address)
-{
-    int error = hri_archive_read_all(in->io, in->fd, data, bytes, address);
-    if (error == -ENODATA)
-        return hri_error_set(HR_ERR_CORRUPT, "session %s: the file ends before byte %llu", in->path,
-                             (unsigned long long)(address + bytes));
-    return error == 0
-               ? HR_OK
-               : hri_error_set(HR_ERR_IO, "session %s: reading: %s", in->path, strerror(-error));
-}
 
 /* -- superblocks and index -- */
 
@@ -47,12 +36,14 @@ static bool superblock_fits(const struct hri_archive_superblock *s, uint32_t cop
 static hr_status_t superblocks_read(struct hri_archive_in *in, uint64_t file_bytes)
 {
     struct hri_archive_superblock s[2];
+    const unsigned char *data;
     bool fits[2] = {false, false};
     if (file_bytes < sizeof s)
         return hri_error_set(HR_ERR_CORRUPT, "session %s: %llu bytes are less than its beginning",
                              in->path, (unsigned long long)file_bytes);
     for (int tries = 0; tries < 2 && !(fits[0] && fits[1]); tries++) {
-        HRI_TRY(read_at(in, s, sizeof s, 0));
+        HRI_TRY(hri_archive_feed_read(in->feed, sizeof s, 0, &data));
+        memcpy(s, data, sizeof s);
         fits[0] = superblock_fits(&s[0], 0);
         fits[1] = superblock_fits(&s[1], 1);
     }
@@ -120,6 +111,22 @@ static hr_status_t index_check(const struct hri_archive_in *in)
                                (unsigned long long)in->super.index_address);
 }
 
+static hr_status_t entries_read(struct hri_archive_in *in, size_t bytes)
+{
+    unsigned char *at = (unsigned char *)in->blocks;
+    uint64_t address = in->super.index_address;
+    while (bytes > 0) {
+        const unsigned char *data;
+        size_t now = bytes < HRI_ARCHIVE_BLOCK_BYTES ? bytes : HRI_ARCHIVE_BLOCK_BYTES;
+        HRI_TRY(hri_archive_feed_read(in->feed, now, address, &data));
+        memcpy(at, data, now);
+        at += now;
+        address += now;
+        bytes -= now;
+    }
+    return HR_OK;
+}
+
 static hr_status_t index_read(struct hri_archive_in *in)
 {
     size_t bytes = in->super.n_blocks * sizeof *in->blocks;
@@ -128,54 +135,52 @@ static hr_status_t index_read(struct hri_archive_in *in)
         return hri_alloc_status();
     bool fits = false;
     for (int tries = 0; tries < 2 && !fits; tries++) {
-        HRI_TRY(read_at(in, in->blocks, bytes, in->super.index_address));
+        HRI_TRY(entries_read(in, bytes));
         fits = hri_crc32c(0, in->blocks, bytes) == in->super.index_crc;
     }
     return fits ? index_check(in)
                 : hri_error_set(HR_ERR_CORRUPT, "session %s: its index is damaged", in->path);
 }
 
-hr_status_t hri_archive_open(const struct hri_io_ops *io, struct hri_alloc *alloc, int fd,
-                             const char *path, struct hri_archive_in **in_out)
+static hr_status_t in_begin(struct hri_archive_in *in, const struct hri_archive_in_options *o)
 {
     struct hri_io_stat stat = {0};
-    struct hri_archive_in *in = hri_calloc(alloc, 1, sizeof *in);
+    int error = o->io->stat_file(o->io->ctx, o->fd, &stat);
+    if (error < 0)
+        return hri_folder_status(error, "reading the file's length", o->path);
+    HRI_TRY(hri_archive_feed_begin(o, &in->feed));
+    HRI_TRY(superblocks_read(in, stat.file_bytes));
+    HRI_TRY(layout_check(in, stat.file_bytes));
+    return index_read(in);
+}
+
+hr_status_t hri_archive_open(const struct hri_archive_in_options *options,
+                             struct hri_archive_in **in_out, bool *stuck_out)
+{
+    struct hri_archive_in *in = hri_calloc(options->alloc, 1, sizeof *in);
+    *stuck_out = false;
     if (in == NULL)
         return hri_alloc_status();
-    in->io = io;
-    in->alloc = alloc;
-    in->fd = fd;
-    in->path = path;
-    hr_status_t status = HR_OK;
-    int error = io->stat_file(io->ctx, fd, &stat);
-    if (error < 0)
-        status = hri_folder_status(error, "reading the file's length", path);
-    if (status == HR_OK)
-        status = superblocks_read(in, stat.file_bytes);
-    if (status == HR_OK)
-        status = layout_check(in, stat.file_bytes);
-    if (status == HR_OK)
-        status = index_read(in);
-    if (status == HR_OK) {
-        in->buffer = hri_aligned(alloc, HRI_ARCHIVE_PAGE, HRI_ARCHIVE_BLOCK_BYTES);
-        status = in->buffer != NULL ? HR_OK : hri_alloc_status();
-    }
+    in->alloc = options->alloc;
+    in->path = options->path;
+    hr_status_t status = in_begin(in, options);
     if (status != HR_OK) {
-        hri_archive_in_free(in);
+        *stuck_out = hri_archive_in_free(in);
         return status;
     }
     *in_out = in;
     return HR_OK;
 }
 
-void hri_archive_in_free(struct hri_archive_in *in)
+bool hri_archive_in_free(struct hri_archive_in *in)
 {
     if (in == NULL)
-        return;
+        return false;
     struct hri_alloc *alloc = in->alloc;
+    bool stuck = hri_archive_feed_end(in->feed);
     hri_free(alloc, in->blocks);
-    hri_free(alloc, in->buffer);
     hri_free(alloc, in);
+    return stuck;
 }
 
 struct hri_archive_facts hri_archive_facts(const struct hri_archive_in *in)
@@ -194,36 +199,70 @@ struct hri_archive_facts hri_archive_facts(const struct hri_archive_in *in)
 static bool block_fits(const struct hri_archive_in *in, const struct hri_archive_block *b)
 {
     struct hri_archive_header h;
-    memcpy(&h, in->buffer, sizeof h);
+    memcpy(&h, in->block, sizeof h);
     return h.magic == HRI_ARCHIVE_BLOCK_MAGIC && h.key == b->key && h.address == b->address &&
            h.generation == in->super.generation && h.bytes == b->bytes && h.crc == b->crc &&
            h.header_crc == hri_crc32c(0, &h, offsetof(struct hri_archive_header, header_crc)) &&
-           hri_crc32c(0, in->buffer + HRI_ARCHIVE_HEADER_BYTES, b->bytes) == b->crc;
+           hri_crc32c(0, in->block + HRI_ARCHIVE_HEADER_BYTES, b->bytes) == b->crc;
 }
 
-/* `whole`: with the zeros behind the payload. */
-static hr_status_t block_read(struct hri_archive_in *in, uint64_t i, bool whole)
+/* Of a block in the file, with the zeros behind its payload or without. */
+static size_t bytes_of(const struct hri_archive_block *b, bool whole)
+{
+    size_t used = HRI_ARCHIVE_HEADER_BYTES + b->bytes;
+    return whole ? hri_archive_round(used) : used;
+}
+
+static bool zeros_fit(const struct hri_archive_in *in, size_t first, size_t end)
+{
+    while (first < end && in->block[first] == 0)
+        first++;
+    return first == end;
+}
+
+/* Of those up to `end` the next ones are read ahead. */
+static hr_status_t block_read(struct hri_archive_in *in, uint64_t i, uint64_t end, bool whole)
 {
     const struct hri_archive_block *b = &in->blocks[i];
-    size_t used = HRI_ARCHIVE_HEADER_BYTES + b->bytes,
-           bytes = whole ? hri_archive_round(used) : used;
+    size_t bytes = bytes_of(b, whole);
     for (int tries = 0; tries < 2; tries++) {
-        HRI_TRY(read_at(in, in->buffer, bytes, b->address));
-        bool fits = block_fits(in, b);
-        for (size_t j = used; fits && j < bytes; j++)
-            fits = in->buffer[j] == 0;
-        if (fits)
+        HRI_TRY(hri_archive_feed_read(in->feed, bytes, b->address, &in->block));
+        for (uint64_t j = i + 1; j < end && j <= i + AHEAD; j++)
+            hri_archive_feed_ahead(in->feed, bytes_of(&in->blocks[j], whole),
+                                   in->blocks[j].address);
+        if (block_fits(in, b) && zeros_fit(in, bytes_of(b, false), bytes))
             return HR_OK;
     }
     return hri_error_set(HR_ERR_CORRUPT, "session %s: the block at byte %llu is damaged", in->path,
                          (unsigned long long)b->address);
 }
 
+static void stream_leave(struct hri_archive_in *in) /* whose block makes room for another */
+{
+    in->have = in->used = 0;
+    in->next = in->end = 0;
+}
+
 hr_status_t hri_archive_check(struct hri_archive_in *in, uint64_t block)
 {
-    in->have = in->used = 0; /* the buffer is shared with the stream */
-    in->next = in->end = 0;
-    return block_read(in, block, true);
+    stream_leave(in);
+    return block_read(in, block, in->super.n_blocks, true);
+}
+
+hr_status_t hri_archive_check_end(struct hri_archive_in *in)
+{
+    const struct hri_archive_superblock *s = &in->super;
+    size_t n = s->file_bytes - s->index_address - s->n_blocks * sizeof *in->blocks;
+    stream_leave(in);
+    for (int tries = 0; tries < 2 && n > 0; tries++) {
+        HRI_TRY(hri_archive_feed_read(in->feed, n, s->file_bytes - n, &in->block));
+        if (zeros_fit(in, 0, n))
+            return HR_OK;
+    }
+    return n == 0 ? HR_OK
+                  : hri_error_set(HR_ERR_CORRUPT,
+                                  "session %s: the end of the file is damaged; no token is lost",
+                                  in->path);
 }
 
 /* -- streams -- */
@@ -267,11 +306,11 @@ hr_status_t hri_archive_get(struct hri_archive_in *in, void *data, size_t bytes)
                 return hri_error_set(HR_ERR_CORRUPT, "session %s: a stream ends too early",
                                      in->path);
             in->have = in->used = 0;
-            HRI_TRY(block_read(in, in->next, false));
+            HRI_TRY(block_read(in, in->next, in->end, false));
             in->have = in->blocks[in->next++].bytes;
         }
         size_t now = in->have - in->used < bytes ? in->have - in->used : bytes;
-        memcpy(at, in->buffer + HRI_ARCHIVE_HEADER_BYTES + in->used, now);
+        memcpy(at, in->block + HRI_ARCHIVE_HEADER_BYTES + in->used, now);
         in->used += (uint32_t)now;
         at += now;
         bytes -= now;

@@ -59,6 +59,8 @@ struct hri_io_ops {
     int (*allocate)(void *ctx, int fd, uint64_t offset, uint64_t bytes);
     ssize_t (*readv)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
     ssize_t (*writev)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
+    /* May be NULL: never. As readv, but only what is in memory already: waits for no disk. -EAGAIN where nothing is. */
+    ssize_t (*readv_cached)(void *ctx, int fd, const struct iovec *iov, int n_iov, uint64_t offset);
     /* -- folders and named files, for saved sessions; NULL in tables that are used without them -- */
     /* The folder at path, which may be no link; `make` makes it, mode 0700, if it is missing. Closed with close_file. */
     int (*folder_open)(void *ctx, const char *path, bool make, bool *made_out);

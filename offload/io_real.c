@@ -94,6 +94,14 @@ static ssize_t real_writev(void *ctx, int fd, const struct iovec *iov, int n_iov
     return n >= 0 ? n : -errno;
 }
 
+static ssize_t real_readv_cached(void *ctx, int fd, const struct iovec *iov, int n_iov,
+                                 uint64_t offset)
+{
+    (void)ctx;
+    ssize_t n = preadv2(fd, iov, n_iov, (off_t)offset, RWF_NOWAIT);
+    return n >= 0 ? n : -errno;
+}
+
 static int real_folder_open(void *ctx, const char *path, bool make, bool *made_out)
 {
     (void)ctx;
@@ -209,6 +217,7 @@ static const struct hri_io_ops real_ops = {
     .allocate = real_allocate,
     .readv = real_readv,
     .writev = real_writev,
+    .readv_cached = real_readv_cached,
     .folder_open = real_folder_open,
     .file_open = real_file_open,
     .file_rename = real_file_rename,

@@ -15,41 +15,63 @@ struct opener {
     const char *path;
     struct hri_saved_meta meta;
     bool derived; /* what is derived can be taken over */
+    bool unread;  /* the last get met an error of the disk */
 };
 
 /* -- what it must be -- */
 
-hr_status_t hri_saved_open(const struct hri_io_ops *io, struct hri_alloc *alloc, int folder,
-                           const char *path, int *fd_out, struct hri_archive_in **in_out,
-                           struct hri_saved_meta *meta_out)
+struct hri_archive_in_options hri_saved_options(hr_runtime_t *rt, const char *path)
+{
+    return (struct hri_archive_in_options){.io = rt->io,
+                                           .alloc = &rt->alloc,
+                                           .path = path,
+                                           .mode = rt->io_mode,
+                                           .timeout_ns = 2 * hri_store_timeout_ns(rt->store)};
+}
+
+void hri_saved_close(const struct hri_io_ops *io, struct hri_archive_in *in, int fd)
+{
+    bool stuck = hri_archive_in_free(in);
+    if (fd >= 0 && !stuck) {
+        io->close_file(io->ctx, fd);
+    }
+}
+
+static hr_status_t meta_read(struct hri_archive_in *in, const char *path,
+                             struct hri_saved_meta *meta_out)
 {
     const uint64_t key = hri_archive_key(HRI_SAVED_WHOLE, 0, 0, 0);
-    struct hri_archive_in *in = NULL;
-    int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
-    if (fd < 0) {
-        return hri_folder_status(fd, "opening its file '" HRI_SESSION_FILE "'", path);
-    }
-    hr_status_t status = hri_archive_open(io, alloc, fd, path, &in);
-    if (status == HR_OK) {
-        status = hri_archive_seek(in, key);
-    }
+    hr_status_t status = hri_archive_seek(in, key);
     if (status == HR_OK && hri_archive_bytes(in, key) != sizeof *meta_out) {
         status =
             hri_error_set(HR_ERR_CORRUPT, "session %s: its description has another size", path);
     }
+    return status == HR_OK ? hri_archive_get(in, meta_out, sizeof *meta_out) : status;
+}
+
+hr_status_t hri_saved_open(const struct hri_archive_in_options *options, int folder, int *fd_out,
+                           struct hri_archive_in **in_out, struct hri_saved_meta *meta_out)
+{
+    struct hri_archive_in_options o = *options;
+    struct hri_archive_in *in = NULL;
+    bool stuck;
+    o.fd = o.io->file_open(o.io->ctx, folder, HRI_SESSION_FILE, false);
+    if (o.fd < 0) {
+        return hri_folder_status(o.fd, "opening its file '" HRI_SESSION_FILE "'", o.path);
+    }
+    hr_status_t status = hri_archive_open(&o, &in, &stuck);
     if (status == HR_OK) {
-        status = hri_archive_get(in, meta_out, sizeof *meta_out);
+        status = meta_read(in, o.path, meta_out);
     }
     if (status != HR_OK) {
-        hri_archive_in_free(in);
-        io->close_file(io->ctx, fd);
+        hri_saved_close(o.io, in, stuck ? -1 : o.fd);
         return status;
     }
     meta_out->selector[sizeof meta_out->selector - 1] = '\0';
     meta_out->argument[sizeof meta_out->argument - 1] = '\0';
     meta_out->cpu_level[sizeof meta_out->cpu_level - 1] = '\0';
     meta_out->recipe[sizeof meta_out->recipe - 1] = '\0';
-    *fd_out = fd;
+    *fd_out = o.fd;
     *in_out = in;
     return HR_OK;
 }
@@ -97,6 +119,34 @@ bool hri_saved_derived_fits(const struct hri_saved_meta *a, const struct hri_sav
            strcmp(a->selector, b->selector) == 0 && strcmp(a->argument, b->argument) == 0;
 }
 
+/* -- reading -- */
+
+static hr_status_t get(struct opener *op, void *data, size_t bytes)
+{
+    hr_status_t status = hri_archive_get(op->in, data, bytes);
+    op->unread = status == HR_ERR_IO;
+    return status;
+}
+
+/* What was saved is damaged or cannot be read; where memory, time or a tier failed it is not lost. */
+static bool is_lost(const struct opener *op, hr_status_t status)
+{
+    return status == HR_ERR_CORRUPT || (status == HR_ERR_IO && op->unread);
+}
+
+/* The error of a read of exact rows, with the tokens that it costs. */
+static hr_status_t rows_lost(const struct opener *op, hr_status_t status, uint32_t layer,
+                             uint32_t first, uint32_t last)
+{
+    char message[HRI_ERROR_BYTES_MAX];
+    if (!is_lost(op, status)) {
+        return status;
+    }
+    hri_error_get(message, sizeof message);
+    return hri_error_set(status, "layer %u: tokens %u to %u are lost: %s", layer, first, last,
+                         message);
+}
+
 /* -- cells -- */
 
 static hr_status_t cells_load(struct opener *op, uint64_t key, struct hri_lane *lane,
@@ -117,7 +167,7 @@ static hr_status_t cells_load(struct opener *op, uint64_t key, struct hri_lane *
     hr_status_t status = hri_archive_seek(op->in, key);
     for (uint32_t cell = 0; cell < n_cells && status == HR_OK; cell += group) {
         uint32_t n = n_cells - cell < group ? n_cells - cell : group;
-        status = hri_archive_get(op->in, buffer, (size_t)n * cell_bytes);
+        status = get(op, buffer, (size_t)n * cell_bytes);
         if (status == HR_OK) {
             status = hri_lane_append(lane, buffer, n, NULL);
         }
@@ -133,10 +183,10 @@ static hr_status_t state_load(struct opener *op, uint32_t i, struct hri_saved_la
     const struct hri_saved_meta *m = &op->meta;
     hr_status_t status = hri_archive_seek(op->in, key);
     if (status == HR_OK) {
-        status = hri_archive_get(op->in, state, sizeof *state);
+        status = get(op, state, sizeof *state);
     }
-    if (status != HR_OK) {
-        return status;
+    if (status != HR_OK) { /* without it nothing of the layer can be read */
+        return m->n_tokens == 0 ? status : rows_lost(op, status, i, 0, m->n_tokens - 1);
     }
     uint64_t bytes = sizeof *state + (uint64_t)state->n_settled * sizeof(uint32_t) +
                      (state->early_tokens > 0 ? (uint64_t)m->n_q * m->dk * sizeof(float) : 0) +
@@ -175,13 +225,10 @@ static hr_status_t near_load(struct opener *op, uint32_t i, const struct hri_sav
     }
     hr_status_t status = bytes > 0 ? hri_archive_seek(op->in, key) : HR_OK;
     if (status == HR_OK) {
-        status = hri_archive_get(op->in, rows, bytes);
+        status = get(op, rows, bytes);
     }
     if (status != HR_OK) {
-        return hri_error_set(status,
-                             "session %s: layer %u: tokens %u to %u are lost: their block "
-                             "is damaged",
-                             op->path, i, state->n_logged, state->n_tokens - 1);
+        return rows_lost(op, status, i, state->n_logged, state->n_tokens - 1);
     }
     l->tail_first = op->derived ? state->tail_first : state->n_logged;
     uint32_t skip = l->tail_first - state->tail_first;
@@ -204,24 +251,21 @@ static hr_status_t log_load(struct opener *op, uint32_t i, const struct hri_save
     const hr_sequence_t *s = op->s;
     hr_status_t status = cells_load(op, key, s->layers[i].log_lane,
                                     state->n_logged / HRI_LOG_ROWS * s->n_kv, s->log_cell_bytes);
-    if (status != HR_ERR_CORRUPT) {
+    if (status == HR_OK) {
         return status;
     }
-    char message[HRI_ERROR_BYTES_MAX];
     uint64_t at = hri_archive_lost_at(op->in);
     uint32_t first = hri_saved_token_at(&op->meta, at),
              last = hri_saved_token_at(&op->meta, at + HRI_ARCHIVE_PAYLOAD_BYTES - 1) +
                     HRI_LOG_ROWS - 1;
-    hri_error_get(message, sizeof message);
-    return hri_error_set(HR_ERR_CORRUPT, "layer %u: tokens %u to %u are lost: %s", i, first,
-                         last < state->n_logged ? last : state->n_logged - 1, message);
+    return rows_lost(op, status, i, first, last < state->n_logged ? last : state->n_logged - 1);
 }
 
 /* -- what is derived -- */
 
 static hr_status_t image_get(void *context, void *data, size_t bytes)
 {
-    return hri_archive_get(((struct opener *)context)->in, data, bytes);
+    return get(context, data, bytes);
 }
 
 static hr_status_t misfit(const struct opener *op, uint32_t layer, const char *what)
@@ -270,17 +314,15 @@ static hr_status_t tables_load(struct opener *op, uint32_t i, uint32_t h)
     uint32_t blocks = hri_index_blocks(l->heads[h]), rows = hri_index_rows(l->heads[h]);
     hr_status_t status = HR_OK;
     if (l->indexed) {
-        status = hri_archive_get(op->in, l->places[h],
-                                 (size_t)blocks * s->parts * sizeof(struct hri_block_at));
+        status = get(op, l->places[h], (size_t)blocks * s->parts * sizeof(struct hri_block_at));
         status = status == HR_OK && !places_fit(s, l, h)
                      ? misfit(op, i, "a block lies outside of its cells")
                      : status;
     }
     if (status == HR_OK && l->block_tokens != NULL) {
-        status = hri_archive_get(op->in, l->block_tokens[h].token, rows * sizeof(uint32_t));
-        status = status == HR_OK
-                     ? hri_archive_get(op->in, l->block_tokens[h].first, blocks * sizeof(uint32_t))
-                     : status;
+        status = get(op, l->block_tokens[h].token, rows * sizeof(uint32_t));
+        status =
+            status == HR_OK ? get(op, l->block_tokens[h].first, blocks * sizeof(uint32_t)) : status;
         status = status == HR_OK && !block_tokens_fit(l, h)
                      ? misfit(op, i, "a block holds tokens that are not there")
                      : status;
@@ -336,13 +378,13 @@ static hr_status_t settled_load(struct opener *op, uint32_t i, const struct hri_
         hri_archive_seek(op->in, hri_archive_key(HRI_SAVED_LAYER, i, HRI_SAVED_STATE, 0));
     struct hri_saved_layer again;
     if (status == HR_OK) {
-        status = hri_archive_get(op->in, &again, sizeof again);
+        status = get(op, &again, sizeof again);
     }
     if (status == HR_OK && (state->n_settled > l->settled_max || state->body_end < sink)) {
         status = misfit(op, i, "more segments than there is room for");
     }
     if (status == HR_OK && state->n_settled > 0) {
-        status = hri_archive_get(op->in, l->settled, state->n_settled * sizeof *l->settled);
+        status = get(op, l->settled, state->n_settled * sizeof *l->settled);
     }
     uint32_t end = sink;
     for (uint32_t j = 0; j < state->n_settled && status == HR_OK; j++) {
@@ -358,13 +400,12 @@ static hr_status_t settled_load(struct opener *op, uint32_t i, const struct hri_
     if (status == HR_OK && state->early_tokens > 0) {
         status = l->early_q == NULL
                      ? misfit(op, i, "a guess that nobody wanted")
-                     : hri_archive_get(op->in, l->early_q,
-                                       (size_t)op->s->n_q * op->s->dk * sizeof *l->early_q);
+                     : get(op, l->early_q, (size_t)op->s->n_q * op->s->dk * sizeof *l->early_q);
     }
     bool shares = op->s->share.part != NULL && state->n_worth == op->s->n_kv;
     for (uint32_t h = 0; shares && h < op->s->n_kv && status == HR_OK; h++) {
-        status = hri_archive_get(op->in, hri_share_worth_set(&op->s->share, i, h),
-                                 HRI_WORTH_BINS * sizeof(uint32_t));
+        status =
+            get(op, hri_share_worth_set(&op->s->share, i, h), HRI_WORTH_BINS * sizeof(uint32_t));
     }
     return status;
 }
@@ -419,7 +460,7 @@ static hr_status_t layer_load(struct opener *op, uint32_t i)
     l->body_end = state.n_tokens < s->n_sink ? state.n_tokens : s->n_sink;
     if (op->derived) {
         status = derived_load(op, i, &state);
-        if (status != HR_ERR_CORRUPT) {
+        if (!is_lost(op, status)) {
             return status;
         }
         hri_log_warn(&s->runtime->log, "%s; it is made anew from the rows", hr_last_error());
@@ -449,14 +490,14 @@ static hr_status_t frames_load(struct opener *op)
     }
     hr_status_t status = hri_archive_seek(op->in, key);
     if (status == HR_OK) {
-        status = hri_archive_get(op->in, steps, bytes);
+        status = get(op, steps, bytes);
     }
     if (status != HR_OK) {
         return status;
     }
     (void)hri_frames_turns(s->frames, steps, true);
     for (uint64_t left = (all - bytes) / sizeof note; left > 0 && status == HR_OK; left--) {
-        status = hri_archive_get(op->in, &note, sizeof note);
+        status = get(op, &note, sizeof note);
         const struct hri_layer *l =
             note.lane / s->n_kv < s->n_layers ? &s->layers[note.lane / s->n_kv] : NULL;
         uint32_t h = note.lane % s->n_kv;
@@ -576,13 +617,14 @@ hr_status_t hr_sequence_open(hr_runtime_t *rt, const char *dir,
         status = hri_folder_lock(io, folder, dir, &lock);
     }
     if (status == HR_OK) {
-        status = hri_saved_open(io, &rt->alloc, folder, dir, &fd, &op.in, &op.meta);
+        struct hri_archive_in_options o = hri_saved_options(rt, dir);
+        status = hri_saved_open(&o, folder, &fd, &op.in, &op.meta);
     }
     if (status == HR_OK) {
         status = open_file(&op, rt, options, model_id, &lock);
     }
-    hri_archive_in_free(op.in);
-    const int fds[] = {fd, lock, folder};
+    hri_saved_close(io, op.in, fd);
+    const int fds[] = {lock, folder};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++) {
         if (fds[i] >= 0) {
             io->close_file(io->ctx, fds[i]);

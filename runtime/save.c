@@ -309,17 +309,15 @@ static hr_status_t all_save(struct saver *sv, const struct hr_save_options *o)
 /* The sequence number of the save that is there; 0 where there is none, or none that can be read. */
 static uint64_t generation_of(hr_sequence_t *s, int folder, const char *dir)
 {
-    const struct hri_io_ops *io = s->runtime->io;
+    struct hri_archive_in_options o = hri_saved_options(s->runtime, dir);
     struct hri_archive_in *in = NULL;
     uint64_t generation = 0;
-    int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
-    if (fd >= 0 && hri_archive_open(io, &s->runtime->alloc, fd, dir, &in) == HR_OK) {
+    bool stuck = false;
+    o.fd = o.io->file_open(o.io->ctx, folder, HRI_SESSION_FILE, false);
+    if (o.fd >= 0 && hri_archive_open(&o, &in, &stuck) == HR_OK) {
         generation = hri_archive_facts(in).generation;
     }
-    hri_archive_in_free(in);
-    if (fd >= 0) {
-        io->close_file(io->ctx, fd);
-    }
+    hri_saved_close(o.io, in, stuck ? -1 : o.fd);
     return generation;
 }
 

@@ -50,10 +50,19 @@ hr_status_t hri_saved_meta_compare(const struct hri_saved_meta *saved,
                                    const struct hri_saved_meta *ours, const char *path);
 bool hri_saved_derived_fits(const struct hri_saved_meta *saved, const struct hri_saved_meta *ours);
 
-/* Opens the session file in an open folder. */
-hr_status_t hri_saved_open(const struct hri_io_ops *io, struct hri_alloc *alloc, int folder,
-                           const char *path, int *fd_out, struct hri_archive_in **in_out,
-                           struct hri_saved_meta *meta_out);
+/* Opens the session file in an open folder; the options' fd is not used. Closed with hri_saved_close. */
+hr_status_t hri_saved_open(const struct hri_archive_in_options *options, int folder, int *fd_out,
+                           struct hri_archive_in **in_out, struct hri_saved_meta *meta_out);
+/* Frees the one, closes the other; no archive and an fd of -1 are legal. */
+void hri_saved_close(const struct hri_io_ops *io, struct hri_archive_in *in, int fd);
+/* How a runtime reads. */
+struct hri_archive_in_options hri_saved_options(hr_runtime_t *rt, const char *path);
+
+/* hr_session_info_get and hr_session_verify by a table of I/O operations. */
+hr_status_t hri_session_info_get(const struct hri_io_ops *io, const char *dir,
+                                 struct hr_session_info *out);
+hr_status_t hri_session_verify(const struct hri_io_ops *io, const char *dir,
+                               struct hr_session_check *check_out);
 
 /* The layer's rows [first, first + rows) of a log cell that holds byte `at` of the log stream. */
 static inline uint32_t hri_saved_token_at(const struct hri_saved_meta *meta, uint64_t at)

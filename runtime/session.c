@@ -17,36 +17,36 @@ struct session {
     struct hri_saved_meta meta;
 };
 
-static hr_status_t session_open(struct session *x, const char *dir)
+static hr_status_t session_open(struct session *x, const struct hri_io_ops *io, const char *dir)
 {
-    *x = (struct session){.io = hri_io_real(), .path = dir, .folder = -1, .fd = -1};
+    *x = (struct session){.io = io, .path = dir, .folder = -1, .fd = -1};
     hri_alloc_init(&x->alloc, "session", 0, NULL);
     hr_status_t status = hri_folder_open(x->io, dir, false, NULL, &x->folder);
     if (status == HR_OK) {
-        status = hri_saved_open(x->io, &x->alloc, x->folder, dir, &x->fd, &x->in, &x->meta);
+        struct hri_archive_in_options o = {
+            .io = io, .alloc = &x->alloc, .path = dir, .mode = HR_IO_AUTO};
+        status = hri_saved_open(&o, x->folder, &x->fd, &x->in, &x->meta);
     }
     return status;
 }
 
 static void session_close(struct session *x)
 {
-    hri_archive_in_free(x->in);
-    if (x->fd >= 0) {
-        x->io->close_file(x->io->ctx, x->fd);
-    }
+    hri_saved_close(x->io, x->in, x->fd);
     if (x->folder >= 0) {
         x->io->close_file(x->io->ctx, x->folder);
     }
 }
 
-hr_status_t hr_session_info_get(const char *dir, struct hr_session_info *out)
+hr_status_t hri_session_info_get(const struct hri_io_ops *io, const char *dir,
+                                 struct hr_session_info *out)
 {
     struct session x;
     if (out == NULL || out->struct_size != sizeof *out) {
         return hri_error_set(HR_ERR_VERSION,
                              "hr_session_info_get: no place for it, or one of another size");
     }
-    hr_status_t status = session_open(&x, dir);
+    hr_status_t status = session_open(&x, io, dir);
     if (status == HR_OK) {
         const struct hri_saved_meta *m = &x.meta;
         struct hri_archive_facts f = hri_archive_facts(x.in);
@@ -70,11 +70,16 @@ hr_status_t hr_session_info_get(const char *dir, struct hr_session_info *out)
     return status;
 }
 
+hr_status_t hr_session_info_get(const char *dir, struct hr_session_info *out)
+{
+    return hri_session_info_get(hri_io_real(), dir, out);
+}
+
 hr_status_t hr_session_user_read(const char *dir, void *data, size_t n_bytes)
 {
     struct session x;
     const uint64_t key = hri_archive_key(HRI_SAVED_USER, 0, 0, 0);
-    hr_status_t status = session_open(&x, dir);
+    hr_status_t status = session_open(&x, hri_io_real(), dir);
     if (status == HR_OK &&
         (n_bytes != x.meta.user_bytes || n_bytes != hri_archive_bytes(x.in, key) ||
          (data == NULL && n_bytes > 0))) {
@@ -192,29 +197,8 @@ static hr_status_t verdict(const struct session *x, const struct hr_session_chec
     return HR_OK;
 }
 
-/* The zeros behind the index; everything else has a checksum. */
-static hr_status_t padding_verify(const struct session *x)
-{
-    struct hri_archive_facts f = hri_archive_facts(x->in);
-    uint64_t used = f.n_blocks * sizeof(struct hri_archive_block);
-    unsigned char page[HRI_ARCHIVE_PAGE];
-    size_t n = (HRI_ARCHIVE_PAGE - used % HRI_ARCHIVE_PAGE) % HRI_ARCHIVE_PAGE;
-    if (n == 0) {
-        return HR_OK;
-    }
-    struct iovec iov = {page, n};
-    ssize_t got = x->io->readv(x->io->ctx, x->fd, &iov, 1, f.file_bytes - n);
-    for (size_t i = 0; got == (ssize_t)n && i < n; i++) {
-        got = page[i] == 0 ? got : 0;
-    }
-    return got == (ssize_t)n ? HR_OK
-                             : hri_error_set(HR_ERR_CORRUPT,
-                                             "session %s: the end of the file is damaged; no token "
-                                             "is lost",
-                                             x->path);
-}
-
-hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_out)
+hr_status_t hri_session_verify(const struct hri_io_ops *io, const char *dir,
+                               struct hr_session_check *check_out)
 {
     struct session x;
     struct hr_session_check check = {.struct_size = sizeof check};
@@ -223,7 +207,7 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
         return hri_error_set(HR_ERR_VERSION,
                              "hr_session_verify: no place for the result, or one of another size");
     }
-    hr_status_t status = session_open(&x, dir);
+    hr_status_t status = session_open(&x, io, dir);
     if (status == HR_OK && x.meta.n_tokens > HR_TOKENS_MAX) {
         status = hri_error_set(HR_ERR_CORRUPT, "session %s: it speaks of %u tokens", dir,
                                x.meta.n_tokens);
@@ -239,7 +223,7 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
     if (status == HR_OK) {
         status = verdict(&x, &check);
         if (status == HR_OK) {
-            status = padding_verify(&x);
+            status = hri_archive_check_end(x.in);
         }
         check.bytes_read = hri_archive_facts(x.in).file_bytes;
         *check_out = check;
@@ -247,6 +231,11 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
     hri_free(&x.alloc, lost.bits);
     session_close(&x);
     return status;
+}
+
+hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_out)
+{
+    return hri_session_verify(hri_io_real(), dir, check_out);
 }
 
 /* Files of a session, in the order in which they are removed: what is left by a cut is removed as well. */

@@ -1,5 +1,6 @@
-/* A save's ways to the disk: rings, threads, one write after the other; past the page cache or not; with transfers that are short, late, out of
- * order, refused or never answered. Whatever the way, the file is the same, or the save fails and the old one is left. */
+/* A save's ways to the disk, and an open's from it: rings, threads, one transfer after the other; past the page cache or not; with transfers
+ * that are short, late, out of order, refused or never answered. Whatever the way, the file is the same, or the save fails and the old one is left;
+ * what is opened is what was saved, or the open fails, and the next one finds all there is. */
 #include "tests/test.h"
 
 #include <dirent.h>
@@ -9,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "runtime/sequence.h"
+#include "runtime/saved.h"
 #include "tests/offload/fault_io.h"
 #include "tests/runtime/naive.h"
 
@@ -230,13 +231,166 @@ static void test_silent_disk(void **state)
     }
 }
 
+/* -- opening -- */
+
+static hr_status_t open_saved(const struct bed *bed, hr_sequence_t **opened_out)
+{
+    struct hr_sequence_options o;
+    options_for(&shape, TOKENS, "full", 0.1, &o);
+    return hr_sequence_open(bed->rt, bed->dir, &o, NULL, opened_out);
+}
+
+/* Opened and saved again it is the same session. */
+static void check_opened(struct bed *bed)
+{
+    struct bed copy = *bed;
+    assert_ok(open_saved(bed, &copy.seq));
+    snprintf(copy.dir, sizeof copy.dir, "%.500s-copy", bed->dir);
+    (void)hr_session_remove(copy.dir);
+    assert_ok(save(&copy, HR_DURABILITY_NONE));
+    check_saved(&copy);
+    assert_ok(hr_session_remove(copy.dir));
+    hr_sequence_destroy(copy.seq);
+}
+
+static int open_files(void)
+{
+    return files_in("/proc/self/fd");
+}
+
+static uint64_t bytes_held(const struct bed *bed)
+{
+    struct hr_runtime_stats s = {.struct_size = sizeof s};
+    assert_ok(hr_runtime_stats_get(bed->rt, &s));
+    return s.tier[HR_TIER_DEVICE].bytes_held + s.tier[HR_TIER_HOST].bytes_held;
+}
+
+static void test_open_same(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODES + 1; m++)
+        for (int kind = 0; kind < 4; kind++) {
+            struct bed bed;
+            if (m < MODES && !has(modes[m]))
+                continue;
+            bed_make(&bed, m < MODES ? modes[m] : HR_IO_AUTO, 0, false);
+            assert_ok(save(&bed, HR_DURABILITY_NONE));
+            bed.io->ring_create_error = m < MODES ? 0 : ENOSYS;
+            bed.io->shuffle = kind == 1;
+            if (kind == 1)
+                fault_io_arm(bed.io, false, FAULT_ERROR, EINTR, 1, 2);
+            if (kind == 2)
+                fault_io_arm(bed.io, false, FAULT_SHORT, 0, 0, 5);
+            if (kind == 3) /* read once more */
+                fault_io_arm(bed.io, false, FAULT_FLIP, 0, 4, 1);
+            long before = bed.io->n_reads;
+            check_opened(&bed);
+            assert_true(bed.io->n_reads - before > (long)(want_bytes >> 20));
+            bed_free(&bed);
+        }
+}
+
+/* Each read that fails is an open that fails, and says which tokens that costs where it costs any. */
+static void test_open_failing_read(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODES; m++) {
+        struct bed bed;
+        int n_lost = 0;
+        if (!has(modes[m]))
+            continue;
+        bed_make(&bed, modes[m], 0, false);
+        assert_ok(save(&bed, HR_DURABILITY_NONE));
+        int n_files = open_files();
+        uint64_t held = bytes_held(&bed);
+        for (int n = 0; n < 12; n++) {
+            hr_sequence_t *opened = NULL;
+            fault_io_arm(bed.io, false, FAULT_ERROR, EIO, n, 1);
+            assert_fails(open_saved(&bed, &opened), HR_ERR_IO, "reading: Input/output error");
+            n_lost += strstr(hr_last_error(), "layer 0: tokens ") != NULL &&
+                      strstr(hr_last_error(), " are lost") != NULL;
+            assert_null(opened);
+            assert_int_equal(open_files(), n_files);
+            assert_true(bytes_held(&bed) == held);
+        }
+        assert_true(n_lost >= 8); /* the others are superblocks, index, description */
+        fault_io_disarm(bed.io);
+        check_opened(&bed);
+        bed_free(&bed);
+    }
+}
+
+/* A read that gets no answer ends the open with a time-out, which gives back all but the memory that the disk may still write into and, where a
+ * thread is stuck in it, its file. */
+static void test_open_silent_disk(void **state)
+{
+    static const int reads[] = {0, 1, 2, 3, 7, 15};
+    (void)state;
+    for (int m = 0; m < MODES; m++) {
+        struct bed bed;
+        if (!has(modes[m]))
+            continue;
+        bed_make(&bed, modes[m], 100000000, false);
+        assert_ok(save(&bed, HR_DURABILITY_NONE));
+        uint64_t held = bytes_held(&bed);
+        for (size_t i = 0; i < sizeof reads / sizeof *reads; i++) {
+            hr_sequence_t *opened = NULL;
+            int n_files = open_files();
+            fault_io_arm(bed.io, false, FAULT_LOST, 0, reads[i], 1);
+            uint64_t begin_ns = hri_now_ns();
+            assert_fails(open_saved(&bed, &opened), HR_ERR_TIMEOUT,
+                         "reading: the disk gives no answer");
+            assert_true(hri_now_ns() - begin_ns >= 200000000);
+            assert_true(hri_now_ns() - begin_ns < 30000000000u);
+            assert_null(opened);
+            assert_int_equal(open_files(), n_files + (modes[m] == HR_IO_THREADS));
+            assert_true(bytes_held(&bed) == held);
+        }
+        fault_io_disarm(bed.io);
+        check_opened(&bed);
+        bed_free(&bed);
+    }
+}
+
+/* Looking at a session ends as well. */
+static void test_looks_silent_disk(void **state)
+{
+    struct bed bed;
+    struct hr_session_info info = {.struct_size = sizeof info};
+    struct hr_session_check check = {.struct_size = sizeof check};
+    (void)state;
+    bed_make(&bed, HR_IO_AUTO, 0, false);
+    assert_ok(save(&bed, HR_DURABILITY_NONE));
+    for (int no_rings = 0; no_rings < 2; no_rings++) {
+        bed.io->ring_create_error = no_rings ? ENOSYS : 0;
+        bed.io->ops.timeout_ns = 100000000;
+        for (int n = 0; n < 3; n++) {
+            fault_io_arm(bed.io, false, FAULT_LOST, 0, n, 1);
+            assert_fails(hri_session_info_get(&bed.io->ops, bed.dir, &info), HR_ERR_TIMEOUT,
+                         "no answer");
+        }
+        for (int n = 0; n < 16; n += 5) {
+            fault_io_arm(bed.io, false, FAULT_LOST, 0, n, 1);
+            assert_fails(hri_session_verify(&bed.io->ops, bed.dir, &check), HR_ERR_TIMEOUT,
+                         "no answer");
+        }
+        fault_io_disarm(bed.io);
+        bed.io->ops.timeout_ns = 0;
+        assert_ok(hri_session_info_get(&bed.io->ops, bed.dir, &info));
+        assert_int_equal(info.n_tokens, TOKENS);
+        assert_ok(hri_session_verify(&bed.io->ops, bed.dir, &check));
+        assert_true(check.bytes_read == want_bytes + 8192);
+    }
+    bed_free(&bed);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_no_rings),
-        cmocka_unit_test(test_failing_write),
-        cmocka_unit_test(test_silent_disk),
+        cmocka_unit_test(test_same_bytes),       cmocka_unit_test(test_no_rings),
+        cmocka_unit_test(test_failing_write),    cmocka_unit_test(test_silent_disk),
+        cmocka_unit_test(test_open_same),        cmocka_unit_test(test_open_failing_read),
+        cmocka_unit_test(test_open_silent_disk), cmocka_unit_test(test_looks_silent_disk),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }
