@@ -1,10 +1,13 @@
-/* A real file system that is full, and one whose device fails: a small ext4 image on a loop device, where we may mount one.
+/* A real file system that is full, and one whose device fails: a small ext4 image on a loop device, where we may mount one. A device that is
+ * shorter than its file system answers every transfer behind its end with EIO, as dm-error does, and dm-error wants a kernel with a device mapper.
  * Exit code 77 (skipped) elsewhere. */
 #include "tests/offload/lanes.h"
 #include "tests/sim/history.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,7 +22,7 @@ static int run(const char *command)
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static bool mount_image(void)
+static bool mount_image(const char *size, const char *mkfs_options)
 {
     char command[4096];
     snprintf(image, sizeof image, "%s/disk_full.%d.img", HR_BINARY_DIR, (int)getpid());
@@ -27,10 +30,14 @@ static bool mount_image(void)
     if (geteuid() != 0 || mkdir(mount_dir, 0700) != 0)
         return false;
     snprintf(command, sizeof command,
-             "truncate -s 24M '%s' && mkfs.ext4 -q -F -m 0 '%s' >/dev/null 2>&1 && "
+             "truncate -s %s '%s' && mkfs.ext4 -q -F -m 0 %s '%s' >/dev/null 2>&1 && "
              "mount -o loop '%s' '%s' >/dev/null 2>&1",
-             image, image, image, mount_dir);
-    return run(command) == 0;
+             size, image, mkfs_options, image, image, mount_dir);
+    if (run(command) == 0)
+        return true;
+    snprintf(command, sizeof command, "rmdir '%s' 2>/dev/null; rm -f '%s'", mount_dir, image);
+    (void)run(command);
+    return false;
 }
 
 static void unmount_image(void)
@@ -43,6 +50,15 @@ static void unmount_image(void)
         "rmdir '%s' 2>/dev/null; rm -f '%s'",
         mount_dir, mount_dir, image);
     (void)run(command);
+}
+
+static void wait_store(const struct hri_store_options *options, struct hri_store **store_out)
+{
+    /* The kernel lets go of the last test's file a moment after its ring is gone. */
+    for (int i = 0; hri_store_create(options, store_out) != HR_OK; i++) {
+        assert_true(i < 50);
+        usleep(100000);
+    }
 }
 
 /* Somebody else takes the space after the store was made; the append says so, nothing is lost, and
@@ -142,11 +158,7 @@ static void test_device_fails(void **state)
     struct hri_rng rng;
     static unsigned char memory[65536];
     hri_rng_seed(&rng, 2);
-    /* The kernel lets go of the last test's file a moment after its ring is gone. */
-    for (int i = 0; hri_store_create(&options, &store) != HR_OK; i++) {
-        assert_true(i < 50);
-        usleep(100000);
-    }
+    wait_store(&options, &store);
     model_create(store, &lane, sizeof memory, HRI_LANE_LOG, 0x5);
     assert_ok(model_append(&lane, &rng, CELLS));
     assert_ok(hri_store_flush(store));
@@ -173,19 +185,162 @@ static void test_device_fails(void **state)
     hri_store_destroy(store);
 }
 
+/* -- a device that is cut off, with all that is on it kept -- */
+
+/* Of the device of the image; 0: all of it. */
+static void limit_device(uint64_t bytes)
+{
+    char command[2048], name[64] = "";
+    struct loop_info64 info;
+    snprintf(command, sizeof command, "losetup -n -O NAME -j '%s'", image);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    assert_non_null(fgets(name, sizeof name, pipe));
+    pclose(pipe);
+    name[strcspn(name, " \n")] = '\0';
+    int fd = open(name, O_RDWR | O_CLOEXEC), folder = open(mount_dir, O_RDONLY | O_CLOEXEC);
+    int result = -1;
+    assert_true(fd >= 0 && folder >= 0);
+    (void)syncfs(
+        folder); /* what was written before is there; nothing waits to be written behind the end */
+    close(folder);
+    assert_int_equal(ioctl(fd, LOOP_GET_STATUS64, &info), 0);
+    info.lo_sizelimit = bytes;
+    for (int i = 0; i < 50 && result != 0; i++) {
+        result = ioctl(fd, LOOP_SET_STATUS64, &info); /* EAGAIN while pages are written back */
+        if (result != 0)
+            usleep(20000);
+    }
+    assert_int_equal(result, 0);
+    close(fd);
+}
+
+#define LIMIT (8u * MIB) /* the file system's own blocks are before it, files behind it */
+
+/* A tier whose writes end in EIO: appends go on in memory while it has room, then say why not; rows that were written are lost by name while the
+ * device is away, and none is when it is back. */
+static void test_tier_eio(void **state)
+{
+    enum { CELLS = 100 };
+    static unsigned char memory[65536];
+    (void)state;
+    struct hri_store_options options = {.file_dir = mount_dir, .file_bytes = 32 * MIB};
+    struct hri_store *store;
+    struct model_lane lane;
+    struct hri_rng rng;
+    hri_rng_seed(&rng, 3);
+    wait_store(&options, &store);
+    model_create(store, &lane, sizeof memory, HRI_LANE_LOG, 0x5);
+    assert_ok(model_append(&lane, &rng, CELLS));
+    assert_ok(hri_store_flush(store));
+
+    limit_device(LIMIT);
+    hr_status_t status = HR_OK;
+    while (status == HR_OK && lane.n_cells < MODEL_CELLS_MAX - CELLS)
+        status = model_append(&lane, &rng, 1);
+    assert_int_equal(status, HR_ERR_IO);
+    assert_non_null(strstr(hr_last_error(), strerror(EIO)));
+    uint32_t n_lost = 0;
+    for (uint32_t cell = 0; cell < lane.n_cells; cell++) {
+        struct hri_read read = {.lane = lane.lane, .cell = cell, .n_cells = 1, .dst = memory};
+        struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
+        assert_ok(hri_store_read_begin(store, &batch));
+        status = hri_store_read_wait(store, &batch, 0);
+        if (status == HR_OK) {
+            assert_true(model_equal(lane.seeds[cell], 0, memory, sizeof memory));
+            continue;
+        }
+        n_lost++;
+        assert_true(cell < CELLS);
+        assert_int_equal(status, HR_ERR_IO);
+        assert_non_null(strstr(hr_last_error(), "lane 5: cell"));
+    }
+    assert_in_range(n_lost, 1, CELLS);
+
+    limit_device(0);
+    assert_ok(model_append(&lane, &rng, CELLS));
+    assert_ok(hri_store_flush(store));
+    assert_int_equal(model_verify(store, &lane), 0);
+    hri_store_destroy(store);
+}
+
+static void drop_cache(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(fsync(fd), 0);
+    assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+    close(fd);
+}
+
+/* A save that meets EIO fails and the old session stays; an open that meets it fails and says what is lost. When the device is back both work. */
+static void test_session_eio(void **state)
+{
+    (void)state;
+    static struct history h;
+    struct hr_session_check check = {.struct_size = sizeof check};
+    struct hr_save_options save;
+    struct text text = {0};
+    hr_sequence_t *opened = NULL;
+    char dir[600], path[700];
+    snprintf(dir, sizeof dir, "%s/session", mount_dir);
+    snprintf(path, sizeof path, "%s/session", dir);
+    history_options(&h, hri_io_real(), "headrace");
+    assert_ok(history_runtime(&h, &h.rt));
+    assert_ok(history_create(&h, h.rt, &h.seq));
+    for (; text.n < 300; text.n++)
+        text.token[text.n] = text.n + 1;
+    assert_ok(history_append(h.seq, text.token, 100));
+    hr_save_options_init(&save);
+    uint32_t n = 100;
+    for (int mode = HR_DURABILITY_RELAXED; mode <= HR_DURABILITY_STRICT; mode++, n += 100) {
+        struct text old = text;
+        old.n = n;
+        save.durability = (hr_durability_t)mode;
+        assert_ok(hr_sequence_save(h.seq, dir, &save));
+        assert_ok(history_append(h.seq, text.token + n, 100));
+        drop_cache(path);
+        limit_device(LIMIT);
+        assert_fails(hr_sequence_save(h.seq, dir, &save), HR_ERR_IO, "Input/output error");
+        assert_fails(history_open(&h, h.rt, dir, &opened), HR_ERR_IO, "Input/output error");
+        assert_int_not_equal(hr_session_verify(dir, &check), HR_OK);
+        limit_device(0);
+        assert_ok(hr_session_verify(dir, &check));
+        assert_ok(history_open(&h, h.rt, dir, &opened));
+        assert_true(history_same(&h, opened, &old));
+        hr_sequence_destroy(opened);
+    }
+    assert_ok(hr_sequence_save(h.seq, dir, &save));
+    assert_ok(history_open(&h, h.rt, dir, &opened));
+    text.n = n;
+    assert_true(history_same(&h, opened, &text));
+    hr_sequence_destroy(opened);
+    hr_sequence_destroy(h.seq);
+    assert_ok(hr_runtime_destroy(h.rt));
+    assert_ok(hr_session_remove(dir));
+}
+
+static int in_image(const struct CMUnitTest *tests, size_t n, const char *size,
+                    const char *mkfs_options)
+{
+    if (!mount_image(size, mkfs_options))
+        return 77;
+    int n_failed = _cmocka_run_group_tests("disk_full", tests, n, NULL, NULL);
+    unmount_image();
+    return n_failed;
+}
+
 int main(void)
 {
-    if (!mount_image()) {
-        char command[2048];
-        snprintf(command, sizeof command, "rmdir '%s' 2>/dev/null; rm -f '%s'", mount_dir, image);
-        (void)run(command);
-        printf("skipped: no ext4 image can be mounted here (wants root and a loop device)\n");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_disk_full),
                                        cmocka_unit_test(test_save_without_room),
                                        cmocka_unit_test(test_device_fails)};
-    int n_failed = cmocka_run_group_tests(tests, NULL, NULL);
-    unmount_image();
+    const struct CMUnitTest cut_off[] = {cmocka_unit_test(test_tier_eio),
+                                         cmocka_unit_test(test_session_eio)};
+    int n_failed = in_image(tests, 3, "24M", "");
+    if (n_failed == 0)
+        n_failed = in_image(cut_off, 2, "48M", "-E packed_meta_blocks=1 -J size=1");
+    if (n_failed == 77)
+        printf("skipped: no ext4 image can be mounted here (wants root and a loop device)\n");
     return n_failed;
 }
