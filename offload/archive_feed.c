@@ -10,18 +10,17 @@
 #define DEPTH   4u /* blocks under way, read ahead or in use */
 #define WAIT_NS 1000000000u
 
-enum piece_state { FREE, UNDER_WAY, READ };
-
 struct hri_archive_feed {
     struct hri_archive_in_options options;
-    unsigned char *pieces; /* [n][HRI_ARCHIVE_BLOCK_BYTES] */
     struct hri_disk *disk; /* NULL: a block is read when it is asked for */
     uint32_t n, using;     /* what is in `using` is the caller's until the next read */
-    enum piece_state states[DEPTH];
-    struct hri_disk_request requests[DEPTH];
+    bool cached;           /* the last read found all in memory: so will the next */
+    bool leak;             /* the kernel may still write into pieces that were given up */
+    /* [HRI_ARCHIVE_BLOCK_BYTES] each, apart: of a session that is only looked at a few small pages are used. */
+    struct hri_region pieces[DEPTH];
+    enum { FREE, UNDER_WAY, READ } states[DEPTH];
     size_t bytes[DEPTH];
-    bool cached; /* the last read found all in memory: so will the next */
-    bool leak;   /* the kernel may still write into a piece that was given up */
+    struct hri_disk_request requests[DEPTH];
 };
 
 hr_status_t hri_archive_feed_begin(const struct hri_archive_in_options *options,
@@ -43,12 +42,8 @@ hr_status_t hri_archive_feed_begin(const struct hri_archive_in_options *options,
         status = hri_archive_disk(&disk, &feed->disk);
     }
     feed->n = feed->disk != NULL ? DEPTH : 1;
-    if (status ==
-        HR_OK) { /* no region: a look at a session touches a few pages of it, not huge ones */
-        feed->pieces = hri_aligned(options->alloc, HRI_ARCHIVE_PAGE,
-                                   (size_t)feed->n * HRI_ARCHIVE_BLOCK_BYTES);
-        status = feed->pieces != NULL ? HR_OK : hri_alloc_status();
-    }
+    for (uint32_t i = 0; i < feed->n && status == HR_OK; i++)
+        status = hri_region_alloc(options->alloc, HRI_ARCHIVE_BLOCK_BYTES, &feed->pieces[i]);
     if (status != HR_OK) {
         (void)hri_archive_feed_end(feed);
         return status;
@@ -59,7 +54,7 @@ hr_status_t hri_archive_feed_begin(const struct hri_archive_in_options *options,
 
 static unsigned char *piece_at(const struct hri_archive_feed *feed, uint32_t i)
 {
-    return feed->pieces + (size_t)i * HRI_ARCHIVE_BLOCK_BYTES;
+    return feed->pieces[i].base;
 }
 
 static void reap(struct hri_archive_feed *feed)
@@ -87,8 +82,8 @@ bool hri_archive_feed_end(struct hri_archive_feed *feed)
     struct hri_alloc *alloc = feed->options.alloc;
     drop_all(feed);
     bool stuck = hri_disk_destroy(feed->disk);
-    if (!feed->leak)
-        hri_free(alloc, feed->pieces);
+    for (uint32_t i = 0; i < feed->n && !feed->leak; i++)
+        hri_region_free(alloc, &feed->pieces[i]);
     hri_free(alloc, feed);
     return stuck;
 }
@@ -112,7 +107,7 @@ static bool read_cached(const struct hri_archive_feed *feed, size_t bytes, uint6
 {
     const struct hri_archive_in_options *o = &feed->options;
     struct iovec iov = {piece_at(feed, 0), bytes};
-    return o->io->readv_cached != NULL &&
+    return o->io->readv_cached != NULL && !feed->leak &&
            o->io->readv_cached(o->io->ctx, o->fd, &iov, 1, address) == (ssize_t)bytes;
 }
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets up, builds and runs every test: the release build with all of them, then the fast ones
 # under AddressSanitizer and UndefinedBehaviorSanitizer, then the threaded ones under
-# ThreadSanitizer, then the fuzzers for 20 s each.
+# ThreadSanitizer, then the fuzzers for a minute each.
 # Ends with ctest's summaries; non-zero when anything failed.
 #
 #   HEADRACE_TEST_QUICK=1       only the fast tests of the release build
@@ -54,7 +54,7 @@ else
         run_tests asan -L fast
         configure_and_build tsan -- hr_tests_threads
         run_tests tsan -L threads
-        sh tools/fuzz.sh 20 || [ $? = 77 ] || failed="$failed fuzz"
+        sh tools/fuzz.sh 60 || [ $? = 77 ] || failed="$failed fuzz"
     fi
 fi
 
