@@ -372,7 +372,8 @@ HR_API hr_status_t hr_sequence_save(hr_sequence_t *sequence, const char *dir,
  * length. model_id: of the save, or NULL: not compared. The folder stays locked until the sequence is destroyed.
  * HR_ERR_NOTFOUND (no session there), HR_ERR_VERSION (another format), HR_ERR_INVALID (of another model: the message says what
  * differs), HR_ERR_BUSY (in use: the message names the process), HR_ERR_FULL (tokens_max), HR_ERR_BUDGET, HR_ERR_CORRUPT (the
- * message names what is lost), HR_ERR_IO. The files are never changed. */
+ * message names what is lost), HR_ERR_IO (the same), HR_ERR_TIMEOUT (a read had no answer for twice io_timeout_ns). The files are never changed.
+ * Takes 4 MiB of memory while it runs. */
 HR_API hr_status_t hr_sequence_open(hr_runtime_t *runtime, const char *dir,
                                     const struct hr_sequence_options *options,
                                     const uint64_t *model_id, hr_sequence_t **sequence_out);
@@ -394,7 +395,8 @@ HR_API hr_status_t hr_session_info_get(const char *dir, struct hr_session_info *
 /* The caller's own bytes; n_bytes must be info.user_bytes. */
 HR_API hr_status_t hr_session_user_read(const char *dir, void *data, size_t n_bytes);
 
-/* Reads every byte. HR_ERR_CORRUPT: report_out (written then too) says what is damaged, the message says it in words. */
+/* Reads every byte. HR_ERR_CORRUPT: report_out (written then too) says what is damaged, the message says it in words. HR_ERR_TIMEOUT: a read had no
+ * answer for a minute. */
 struct hr_session_check {
     size_t struct_size;
     uint64_t bytes_read, blocks, blocks_bad;
