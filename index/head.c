@@ -3,6 +3,7 @@
 
 #include "base/assert.h"
 #include "base/error.h"
+#include "index/families.h"
 #include "index/group.h"
 #include "index/ladder.h"
 
@@ -385,6 +386,7 @@ void hri_index_truncate(struct hri_index_head *head, uint32_t n_blocks)
     HRI_ASSERT(n_blocks == head->n_blocks || !hri_index_is_shared(head));
     HRI_ASSERT(head->ahead.n_blocks == 0);
     blocks_leave(head, n_blocks);
+    hri_families_truncate(head);
     if (head->n_blocks > 0)
         return;
     /* Nothing is left, so nothing is known. */

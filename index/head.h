@@ -11,6 +11,8 @@
 #define HRI_BLOCK_ROWS_LIMIT 255u /* rows of a block are kept in a byte */
 #define HRI_LANES            16u  /* blocks are scored in lines of so many */
 
+struct hri_families;
+
 struct hri_index_head {
     struct hri_index_options options; /* rope.frequencies: the caller's, only good in create */
     const struct hri_selector_ops *ops;
@@ -30,11 +32,12 @@ struct hri_index_head {
     float *k_step, *v_step;    /* [blocks_max] device, codec int8 only */
     float log_rows[HRI_BLOCK_ROWS_LIMIT + 1];
 
-    struct hri_summary summary; /* retroinfer, headrace */
-    struct hri_bounds bounds;   /* quest */
-    struct hri_shape shape;     /* headrace */
-    struct hri_points points;   /* headrace */
-    struct hri_sketch *sketch;  /* headrace with sketches, else NULL */
+    struct hri_summary summary;    /* retroinfer, headrace */
+    struct hri_bounds bounds;      /* quest */
+    struct hri_shape shape;        /* headrace */
+    struct hri_points points;      /* headrace */
+    struct hri_sketch *sketch;     /* headrace with sketches, else NULL */
+    struct hri_families *families; /* headrace without, in long sequences, else NULL */
 };
 
 /* Sum with several chains, so that it is not as slow as one addition after the other. Of a block's rows; hri_pass_sum is for all blocks. */

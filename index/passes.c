@@ -88,6 +88,17 @@ WIDE void hri_pass_rates(const uint16_t *restrict spread, const uint8_t *restric
         rate[b] = hri_doubt_rate(variance * hri_f32_from_bf16(spread[b]), rows[b]);
 }
 
+WIDE void hri_pass_family_rates(const uint16_t *restrict spread, const uint16_t *restrict within,
+                                const float *restrict per_block, const float *restrict per_row,
+                                float between, float variance, float *restrict rate, uint32_t n)
+{
+    for (size_t f = 0; f < n; f++) {
+        float of_blocks = hri_doubt_excess(between * hri_f32_from_bf16(spread[f])),
+              of_rows = hri_doubt_excess(variance * hri_f32_from_bf16(within[f]));
+        rate[f] = of_blocks * per_block[f] + (of_rows + HRI_DOUBT_FLOOR) * per_row[f];
+    }
+}
+
 WIDE float hri_pass_lean(const float *weight, const uint16_t *spread, const uint8_t *state,
                          uint8_t below, uint32_t n)
 {
@@ -157,6 +168,19 @@ WIDE float hri_pass_keep(const float *weight, float least, float *kept, uint32_t
         sum[i % LANES] += weight[i] < least ? weight[i] : 0;
         kept[i] = weight[i] < least ? 0 : weight[i];
     }
+    return lanes_sum(&sum);
+}
+
+typedef int8_t v8 __attribute__((vector_size(16), aligned(1), may_alias));
+
+WIDE float hri_pass_dot_i8(const float *x, const int8_t *codes, uint32_t n)
+{
+    vf sum = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        sum += *(const vf *)(x + i) * __builtin_convertvector(*(const v8 *)(codes + i), vf);
+    for (; i < n; i++)
+        sum[i % LANES] += x[i] * (float)codes[i];
     return lanes_sum(&sum);
 }
 

@@ -13,11 +13,15 @@
 
 /* Expected squared error of a block's weight, relative and per row: exp(min(variance, 3)) - 1 to within 15 %, from four terms of its
  * series, since a ranking needs no more; and the floor. */
-static inline float hri_doubt_rate(float variance, float rows)
+static inline float hri_doubt_excess(float variance)
 {
     float v = variance < HRI_DOUBT_VARIANCE_MAX ? variance : HRI_DOUBT_VARIANCE_MAX;
-    float excess = v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
-    return (excess + HRI_DOUBT_FLOOR) / rows;
+    return v * (1 + v * (0.5f + v * (1.0f / 6 + v * (1.0f / 24))));
+}
+
+static inline float hri_doubt_rate(float variance, float rows)
+{
+    return (hri_doubt_excess(variance) + HRI_DOUBT_FLOOR) / rows;
 }
 
 float hri_pass_sum(const float *x, uint32_t n);
@@ -39,6 +43,11 @@ void hri_pass_doubt_add(const float *weight, const float *rate, float scale, flo
 void hri_pass_rates(const uint16_t *spread, const uint8_t *rows, float variance, float *rate,
                     uint32_t n);
 
+/* The same of families of blocks: between their blocks, per block, and within them, per row. */
+void hri_pass_family_rates(const uint16_t *spread, const uint16_t *within, const float *per_block,
+                           const float *per_row, float between, float variance, float *rate,
+                           uint32_t n);
+
 /* Sum of weight[b] spread[b] over blocks with state[b] < below. */
 float hri_pass_lean(const float *weight, const uint16_t *spread, const uint8_t *state,
                     uint8_t below, uint32_t n);
@@ -52,6 +61,9 @@ float hri_pass_split(const float *x, float least, uint32_t *list, uint32_t *n_ou
 
 /* kept[b] = weight[b], or 0 if that is below `least`. Returns the sum of those below. */
 float hri_pass_keep(const float *weight, float least, float *kept, uint32_t n);
+
+/* Sum of x[j] codes[j]. */
+float hri_pass_dot_i8(const float *x, const int8_t *codes, uint32_t n);
 
 /* output[j] += weight codes[j]. */
 void hri_pass_value_add(const int8_t *codes, float weight, float *output, uint32_t n);

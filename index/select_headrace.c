@@ -2,6 +2,7 @@
  * second-order summaries of everything, int8 rows where they remove most expected error per byte.
  */
 #include "base/half.h"
+#include "index/families.h"
 #include "index/group.h"
 #include "index/head.h"
 #include "index/ladder.h"
@@ -25,12 +26,13 @@
 static uint64_t device_bytes(const struct hri_index_options *o)
 {
     return hri_summary_bytes(o, o->blocks_max) + hri_shape_bytes(o, o->blocks_max) +
-           hri_sketch_bytes(o);
+           hri_sketch_bytes(o) + hri_families_bytes(o);
 }
 
 static uint64_t held_bytes(const struct hri_index_head *head, uint32_t n_blocks)
 {
-    return hri_summary_bytes(&head->options, n_blocks) + hri_shape_bytes(&head->options, n_blocks);
+    return hri_summary_bytes(&head->options, n_blocks) + hri_shape_bytes(&head->options, n_blocks) +
+           hri_families_held(head);
 }
 
 static hr_status_t create(struct hri_index_head *head)
@@ -48,8 +50,13 @@ static hr_status_t create(struct hri_index_head *head)
     status = hri_sketch_create(head);
     if (status != HR_OK)
         goto err_points;
+    status = hri_families_create(head);
+    if (status != HR_OK)
+        goto err_sketch;
     return HR_OK;
 
+err_sketch:
+    hri_sketch_destroy(head);
 err_points:
     hri_points_fini(&head->points, head->options.scratch);
 err_shape:
@@ -61,6 +68,7 @@ err_summary:
 
 static void destroy(struct hri_index_head *head)
 {
+    hri_families_destroy(head);
     hri_sketch_destroy(head);
     hri_points_fini(&head->points, head->options.scratch);
     hri_shape_destroy(head);
@@ -90,9 +98,11 @@ static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
     size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
     size_t fitting =
         larger(hri_points_work_bytes(o->k_dim, o->v_dim), hri_importance_work_bytes(o->k_dim, n));
-    return weights_bytes(n) + larger(points_bytes(o, n) + larger(grouping, fitting),
-                                     larger(larger(hri_shape_work_bytes(o), centers),
-                                            hri_sketch_bits(o) ? hri_sketch_work_bytes(o, n) : 0));
+    size_t segment =
+        weights_bytes(n) + larger(points_bytes(o, n) + larger(grouping, fitting),
+                                  larger(larger(hri_shape_work_bytes(o), centers),
+                                         hri_sketch_bits(o) ? hri_sketch_work_bytes(o, n) : 0));
+    return larger(segment, hri_families_wanted(o) ? hri_families_work_bytes(o) : 0);
 }
 
 /* The last position at which a query for rows that end at `position` is expected. */
@@ -124,7 +134,9 @@ static hr_status_t group(struct hri_index_head *head, struct hri_segment *segmen
     float *y = (float *)((char *)segment->workspace + weights_bytes(segment->n));
     void *rest = rest_of(o, segment);
     uint32_t position = segment->position_end, last = last_position(o, position);
-    hr_status_t status = fit(head, segment);
+    hr_status_t status = hri_families_grow(head, segment->workspace); /* before it is used */
+    if (status == HR_OK)
+        status = fit(head, segment);
     if (status != HR_OK)
         return status;
     hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
@@ -244,7 +256,6 @@ static void score(const struct hri_index_head *head, const struct hri_select_in 
     for (uint32_t g = 0; g < o->g; g++)
         hri_shape_query(head, in->q + (size_t)g * o->k_dim, &step->variance[g],
                         step->shift + (size_t)g * o->v_dim);
-    hri_step_weigh(head, in, step);
 }
 
 /* How much more a block may weigh than its clamped estimate says, as a factor on its doubt. Its farthest row stands out by `peak`
@@ -355,18 +366,17 @@ static hr_status_t select_ladder(struct hri_index_head *head, const struct hri_s
     return hri_ladder_select(head, &ladder, out);
 }
 
-static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_select_in *in,
-                                 struct hri_select_out *out)
+/* Blocks by their summaries, whose dots, variances and shifts the step has. left [G]: doubts of what is not among them, or NULL. */
+static void choose(const struct hri_index_head *head, const struct hri_select_in *in,
+                   struct hri_step step, const float *left, struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
-    struct hri_step step = hri_step_at(head, in);
     struct doubt doubt = {.head = head, .step = &step, .tolerance = in->tolerance};
     float output[HR_HEAD_DIM_MAX], mean = 0;
-    score(head, in, &step);
-    if (head->sketch)
-        return select_ladder(head, in, &step, out);
+    hri_step_weigh(head, in, &step);
     rank(head, &step, &doubt);
     for (uint32_t g = 0; g < o->g; g++) {
+        doubt.left[g] += left ? left[g] : 0;
         rough_output(head, in, &step, g, output);
         doubt.factor[g] = error_factor(head, output);
         mean += predicted_error(&doubt, g) / (float)o->g;
@@ -385,18 +395,65 @@ static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_s
     out->capped = in->tolerance > 0 && !reached && out->n_items < head->n_blocks;
     for (uint32_t g = 0; g < o->g; g++)
         out->predicted[g] = predicted_error(&doubt, g);
+}
+
+static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_select_in *in,
+                                 struct hri_select_out *out)
+{
+    struct hri_seen *seen = hri_families_look(head, in);
+    if (seen) {
+        choose(&seen->head, &seen->in, hri_step_at(&seen->head, &seen->in), seen->left, out);
+        seen->n_chosen = out->n_items;
+        memcpy(seen->chosen, out->items, out->n_items * sizeof *out->items);
+        for (uint32_t i = 0; i < out->n_items; i++)
+            out->items[i] = seen->block[out->items[i]];
+        return HR_OK;
+    }
+    struct hri_step step = hri_step_at(head, in);
+    score(head, in, &step);
+    if (head->sketch) {
+        hri_step_weigh(head, in, &step);
+        return select_ladder(head, in, &step, out);
+    }
+    choose(head, in, step, NULL, out);
     return HR_OK;
+}
+
+/* Of what was seen and not chosen; closed families are there already. */
+static uint32_t estimate_seen(struct hri_seen *seen, struct hri_partial *part)
+{
+    struct hri_step step = hri_step_at(&seen->head, &seen->in);
+    memset(step.mark, 1, seen->head.n_blocks);
+    for (uint32_t i = 0; i < seen->n_chosen; i++)
+        step.mark[seen->chosen[i]] = 0;
+    hri_partial_merge(part, &seen->closed, seen->head.options.g, seen->head.options.v_dim);
+    return hri_step_estimate_marked(&seen->head, &step, part) + seen->n_closed;
+}
+
+/* The step's numbers with dots by the blocks' own numbers, where only some were seen. */
+static struct hri_step step_of(const struct hri_index_head *head, const struct hri_select_in *in)
+{
+    struct hri_seen *seen = hri_families_seen_last(head, in);
+    if (!seen)
+        return hri_step_at(head, in);
+    struct hri_step step = hri_step_at(&seen->head, &seen->in);
+    step.stride = hri_lanes_up(head->n_blocks);
+    step.dots = in->scratch;
+    return step;
 }
 
 static uint32_t estimate(struct hri_index_head *head, const struct hri_select_in *in,
                          const struct hri_select_out *out, const uint32_t *blocks, uint32_t n,
                          struct hri_partial *part)
 {
-    struct hri_step step = hri_step_at(head, in);
+    struct hri_seen *seen = hri_families_seen_last(head, in);
+    struct hri_step step = step_of(head, in);
     if (!out) {
         hri_step_estimate_listed(head, &step, blocks, n, part);
         return n;
     }
+    if (seen)
+        return estimate_seen(seen, part);
     if (head->sketch)
         return hri_ladder_estimate(head, in, &step, out, part);
     memset(step.mark, 1, head->n_blocks);
@@ -410,7 +467,7 @@ static void late(struct hri_index_head *head, const struct hri_select_in *in, co
                  uint32_t n, struct hri_partial *part, float *error_out)
 {
     const struct hri_index_options *o = &head->options;
-    struct hri_step step = hri_step_at(head, in);
+    struct hri_step step = step_of(head, in);
     if (head->sketch) {
         hri_ladder_late(head, in, &step, items, n, part, error_out);
         return;
@@ -432,13 +489,14 @@ static void late(struct hri_index_head *head, const struct hri_select_in *in, co
 
 static size_t step_bytes(const struct hri_index_options *o)
 {
-    return hri_round_up(hri_step_bytes(o), 64) + hri_ladder_bytes(o);
+    return hri_families_wanted(o) ? hri_families_step_bytes(o)
+                                  : hri_round_up(hri_step_bytes(o), 64) + hri_ladder_bytes(o);
 }
 
-/* The head's own tables are all there is. */
+/* Beside the head's own tables. */
 static void image(struct hri_index_head *head, struct hri_image *im)
 {
-    (void)head, (void)im;
+    hri_families_image(head, im);
 }
 
 static const struct hri_selector_ops ops = {
@@ -475,6 +533,9 @@ static const struct hri_param params_headrace[] = {
      "between the heads of a "
      "layer, 2 between all heads",
      "docs/algorithm.md", 2, 0, 2},
+    {"families",
+     "without sketches, in long texts, families of blocks are scored first: 0 no, 1 yes",
+     "docs/algorithm.md", 1, 0, 1},
     PARAM_END};
 
 const struct hri_selector hri_selector_headrace = {

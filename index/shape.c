@@ -5,6 +5,7 @@
 #include "index/head.h"
 #include "index/linalg.h"
 #include "index/image.h"
+#include "index/passes.h"
 
 #include <float.h>
 #include <math.h>
@@ -346,14 +347,6 @@ hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const flo
     return s->rows > REFRESH_GROWTH * (double)s->rows_at_refresh ? refresh(head, p, &w) : HR_OK;
 }
 
-static float dot_i8(const float *q, const int8_t *codes, uint32_t d)
-{
-    float sum = 0;
-    for (uint32_t j = 0; j < d; j++)
-        sum += q[j] * codes[j];
-    return sum;
-}
-
 void hri_shape_query(const struct hri_index_head *head, const float *q, float *variance_out,
                      float *shift_out)
 {
@@ -361,13 +354,13 @@ void hri_shape_query(const struct hri_index_head *head, const float *q, float *v
     uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
     float variance = 0;
     for (uint32_t r = 0; r < s->rank_c; r++) {
-        float t = s->f_scale[r] * dot_i8(q, s->f + (size_t)r * dk, dk);
+        float t = s->f_scale[r] * hri_pass_dot_i8(q, s->f + (size_t)r * dk, dk);
         variance += t * t;
     }
     *variance_out = variance;
     memset(shift_out, 0, dv * sizeof *shift_out);
     for (uint32_t r = 0; r < s->rank_d; r++) {
-        float t = s->w_scale[r] * s->u_scale[r] * dot_i8(q, s->w + (size_t)r * dk, dk);
+        float t = s->w_scale[r] * s->u_scale[r] * hri_pass_dot_i8(q, s->w + (size_t)r * dk, dk);
         for (uint32_t j = 0; j < dv; j++)
             shift_out[j] += t * s->u[(size_t)r * dv + j];
     }

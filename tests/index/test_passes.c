@@ -80,6 +80,22 @@ static void maps(const struct arrays *a, uint32_t n)
         near((double)scaled[i], a->rate[i] > 0 ? 1.5 * w : w, 0, "scaled weight", n);
         near((double)added[i], old + 0.3 * a->codes[i], 10, "value", n);
     }
+    hri_pass_family_rates(a->spread, a->spread + 1, a->weight, a->rate, 0.7f, 0.2f, rate,
+                          n > 0 ? n - 1 : 0);
+    for (uint32_t i = 0; i + 1 < n; i++) {
+        double v = fmin(0.7 * (double)hri_f32_from_bf16(a->spread[i]), 3),
+               w = fmin(0.2 * (double)hri_f32_from_bf16(a->spread[i + 1]), 3);
+        near((double)rate[i],
+             (v + v * v / 2 + v * v * v / 6 + v * v * v * v / 24) * (double)a->weight[i] +
+                 (w + w * w / 2 + w * w * w / 6 + w * w * w * w / 24 + 0.3) * (double)a->rate[i],
+             0, "family's rate", n);
+    }
+    double dot = 0, size = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        dot += (double)a->out[i] * a->codes[i];
+        size += fabs((double)a->out[i] * a->codes[i]);
+    }
+    near((double)hri_pass_dot_i8(a->out, a->codes, n), dot, size, "dot product", n);
     for (uint32_t i = n; i < LENGTH_MAX; i++)
         assert_true(doubt[i] == a->out[i] && scaled[i] == a->weight[i] && added[i] == a->out[i]);
 }
