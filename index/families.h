@@ -77,6 +77,8 @@ size_t hri_families_step_bytes(const struct hri_index_options *options);
  * says. */
 struct hri_seen *hri_families_look(const struct hri_index_head *head,
                                    const struct hri_select_in *in);
+/* Bytes of level 0 that it read: families, and the summaries of blocks that were seen. */
+uint64_t hri_families_bytes_seen(const struct hri_seen *seen);
 /* What the last look with this scratch saw; NULL as above. */
 struct hri_seen *hri_families_seen_last(const struct hri_index_head *head,
                                         const struct hri_select_in *in);

@@ -87,6 +87,15 @@ struct hri_seen *hri_families_seen_last(const struct hri_index_head *head,
     return seen && seen->some ? seen : NULL;
 }
 
+uint64_t hri_families_bytes_seen(const struct hri_seen *seen)
+{
+    const struct hri_index_options *o = &seen->head.options;
+    uint64_t codes = o->k_dim + o->v_dim + 2 * sizeof(float), known = sizeof(uint16_t) + 1;
+    uint64_t of_family = codes + known + sizeof(uint16_t) + 3 * sizeof(uint32_t);
+    uint64_t of_block = codes + known + sizeof(uint32_t) + 1;
+    return seen->n_families * of_family + seen->head.n_blocks * of_block;
+}
+
 /* The state's arrays; those of the view are as large as it may get. */
 static void look_layout(struct look *l)
 {

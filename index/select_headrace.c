@@ -404,6 +404,7 @@ static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_s
     if (seen) {
         choose(&seen->head, &seen->in, hri_step_at(&seen->head, &seen->in), seen->left, out);
         seen->n_chosen = out->n_items;
+        out->bytes_summaries = hri_families_bytes_seen(seen);
         memcpy(seen->chosen, out->items, out->n_items * sizeof *out->items);
         for (uint32_t i = 0; i < out->n_items; i++)
             out->items[i] = seen->block[out->items[i]];

@@ -630,7 +630,9 @@ static void report_fill(struct step *st)
             uint64_t sketched = hs->out.rows_sketched - refined_sketched(st, h);
             r->rows_by_level[0] += estimated - sketched;
             r->rows_by_level[1] += sketched;
-            r->bytes_by_level[0] += hri_index_summary_bytes(l->heads[h]);
+            r->bytes_by_level[0] += hs->out.bytes_summaries > 0
+                                        ? hs->out.bytes_summaries
+                                        : hri_index_summary_bytes(l->heads[h]);
             r->bytes_by_level[1] += hs->out.bytes_sketched;
         }
         for (uint32_t g = 0; g < s->g; g++) {
