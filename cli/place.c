@@ -12,6 +12,8 @@ int cli_place_check(const char *command, const struct cli_place *place)
                                place->file_dir);
     if (!place->file_dir && place->file_bytes)
         return cli_usage_error(command, "--file-bytes needs --file-dir, the folder of the file");
+    if (!place->file_dir && place->file_wipe)
+        return cli_usage_error(command, "--file-wipe needs --file-dir, the folder of the file");
     return -1;
 }
 

@@ -140,6 +140,8 @@ int cli_run_save_check(const struct cli_run_options *o)
         return 0;
     char parent[4096];
     struct stat st;
+    if (lstat(o->save_dir, &st) == 0 && S_ISLNK(st.st_mode))
+        return cli_fail("save: '%s' is a symbolic link, and links are not followed", o->save_dir);
     if (stat(o->save_dir, &st) == 0 && !S_ISDIR(st.st_mode))
         return cli_fail("save: '%s' is not a folder", o->save_dir);
     if (access(o->save_dir, F_OK) == 0)

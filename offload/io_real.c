@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -105,12 +106,22 @@ static ssize_t real_readv_cached(void *ctx, int fd, const struct iovec *iov, int
 static int real_folder_open(void *ctx, const char *path, bool make, bool *made_out)
 {
     (void)ctx;
-    bool made = make && mkdir(path, 0700) == 0;
+    char name[4096]; /* without slashes at its end, through which the kernel would follow a link */
+    size_t length = strlen(path);
+    if (length >= sizeof name)
+        return -ENAMETOOLONG;
+    memcpy(name, path, length + 1);
+    while (length > 1 && name[length - 1] == '/')
+        name[--length] = '\0';
+    bool made = make && mkdir(name, 0700) == 0;
     if (make && !made && errno != EEXIST)
         return -errno;
     if (made_out != NULL)
         *made_out = made;
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = open(name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat info;
+    if (fd < 0 && errno == ENOTDIR)
+        return lstat(name, &info) == 0 && S_ISLNK(info.st_mode) ? -ELOOP : -ENOTDIR;
     return fd >= 0 ? fd : -errno;
 }
 

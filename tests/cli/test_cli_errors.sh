@@ -69,6 +69,7 @@ run $tiny --device cpu; expect 0
 # -- options that do not fit together
 fails 2 "headrace run: --file-dir '$work' needs --file-bytes, the most it may take on disk" run --file-dir "$work"
 fails 2 "headrace run: --file-bytes needs --file-dir, the folder of the file" run --file-bytes 1GiB
+fails 2 "headrace run: --file-wipe needs --file-dir, the folder of the file" run --file-wipe
 fails 2 "headrace run: --file or --prompt is missing: there is nothing to read" run --model m.gguf
 fails 2 "headrace run: --chat needs --file or --prompt" run --chat
 

@@ -76,7 +76,16 @@ has "$err" "session bad"
 run session ls .; expect 1
 run session info nowhere; expect 1
 run session verify many/empty; expect 1
-run run --open many/link --tokens 1; expect 1
+for link in many/link many/link/; do
+    run run --open $link --tokens 1; expect 1
+    has "$err" "it is a symbolic link"
+    run session rm $link; expect 1
+    has "$err" "it is a symbolic link"
+done
+fails 1 "headrace: save: 'many/link' is a symbolic link, and links are not followed" run --file text.txt --save many/link
+run run --file text.txt --tokens 1 --save many/link/; expect 1
+has "$err" "it is a symbolic link"
+check "the link's folder has changed" test -f s/session
 run run --file text.txt --tokens 1 --save nowhere/at/all; expect 1
 has "$err" "cannot be made"
 has "$err" "No such file"
