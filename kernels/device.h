@@ -33,6 +33,28 @@ struct hri_launchers {
     int (*score)(const struct hri_cuda_score_args *, const struct hri_cuda_summaries *,
                  struct hri_cuda_heads, void *);
     int (*factor)(const struct hri_cuda_factor_args *, struct hri_cuda_heads, void *);
+    int (*query_sketch)(const float *, struct hri_cuda_heads, const struct hri_cuda_basis *,
+                        uint32_t n_bases, const uint32_t *there, struct hri_cuda_sketch_query *,
+                        float *rest, void *);
+    int (*score_sketch)(const struct hri_cuda_sketch_list *, const struct hri_cuda_sketch_query *,
+                        struct hri_cuda_heads, float *out, size_t stride, void *);
+    size_t (*sum_sketch_work)(struct hri_cuda_heads, uint32_t n_bases, uint32_t lines);
+    size_t (*sum_sketch_counters)(struct hri_cuda_heads, uint32_t n_bases, uint32_t lines);
+    int (*sum_sketch)(const struct hri_cuda_sketch_list *, const struct hri_cuda_sketch_sum *,
+                      struct hri_cuda_heads, void *);
+    int (*weigh_rows)(const struct hri_cuda_rows *, const struct hri_cuda_strays *, const float *q,
+                      const float *dots, float soft_cap, struct hri_cuda_heads, void *);
+    int (*total_rows)(const struct hri_cuda_rows *, const float *near_lse, float *top, float *total,
+                      struct hri_cuda_heads, void *);
+    int (*list_rows)(const struct hri_cuda_rows *, struct hri_cuda_rows_least,
+                     const struct hri_cuda_rows_list *, struct hri_cuda_heads, void *);
+    int (*fill_rows)(const struct hri_cuda_rows *, struct hri_cuda_rows_least,
+                     const struct hri_cuda_rows_fill *, struct hri_cuda_heads, void *);
+    int (*value_rows)(const struct hri_cuda_rows_values *, struct hri_cuda_heads, void *);
+    int (*worth_rows)(const struct hri_cuda_rows *, const struct hri_cuda_worth_rows_args *,
+                      struct hri_cuda_heads, void *);
+    int (*predict_rows)(const struct hri_cuda_rows *, const struct hri_cuda_predict_rows_args *,
+                        struct hri_cuda_heads, void *);
     int (*worth)(const struct hri_cuda_worth_args *, struct hri_cuda_heads, void *);
     int (*select)(const struct hri_cuda_select_args *, uint32_t n_heads, void *);
     int (*residency_clear)(const struct hri_cuda_residency *, uint32_t n_heads, void *);

@@ -19,6 +19,7 @@
 #define HEADS       8u /* query heads of a thread block */
 #define SPLITS_MOST 128u
 #define NONE        HRI_CUDA_NONE
+#define ADDED_MOST  60.0f /* that the top of sketches may lie above all rows */
 
 /* Bytes between queries: half a line of banks apart, so that 8 lanes meet all of them. */
 #define STRIDE_16 (HR_HEAD_DIM_MAX * 2 + 64)
@@ -145,9 +146,11 @@ attend_refined_tile(struct hri_warp_attention<CHUNKS> &acc, const struct shared 
     const size_t item = (size_t)at.h * a.refined.items_max + tile / per_item;
     const uint32_t frame = a.refined.frames_of[item], base = tile % per_item * HRI_TILE_ROWS;
     if (frame == NONE)
-        return; /* stays at its summary */
-    const size_t block = (size_t)at.h * a.blocks_max + a.refined.items[item];
-    const uint32_t n = a.refined.rows[block];
+        return; /* stays at its summary, or its sketches */
+    const uint32_t parts = max(a.refined.parts, 1u), b = a.refined.items[item] / parts;
+    const uint32_t before = a.refined.items[item] % parts * a.refined.rows_max;
+    const size_t block = (size_t)at.h * a.blocks_max + b;
+    const uint32_t n = min(a.refined.rows[block] - before, a.refined.rows_max);
     if (base >= n)
         return;
     const uint32_t width = heads.dk + heads.dv;
@@ -158,8 +161,7 @@ attend_refined_tile(struct hri_warp_attention<CHUNKS> &acc, const struct shared 
     float x[4], w[4];
     hri_attention_scores_i8(s->q8, STRIDE_8, keys, heads.dk, x);
     const uint32_t g = at.first_head + min(quad, at.n_heads - 1);
-    const float dot =
-        a.refined.dots[((size_t)at.h * heads.g + g) * a.stride + a.refined.items[item]];
+    const float dot = a.refined.dots[((size_t)at.h * heads.g + g) * a.stride + b];
     const float step = a.refined.k_step[block] * s->q8_step[quad];
     for (uint32_t i = 0; i < 4; i++) {
         const uint32_t r = base + 2 * col + i % 2 + i / 2 * 8;
@@ -322,6 +324,9 @@ static __device__ void merge_splits(const struct hri_cuda_attend_args &a,
             if (lse > HRI_NEGATIVE)
                 sum += hri_exp(lse - s->m[0][n]) * a.parts_out[(p * all + head) * dv + i];
         }
+        if (a.added && s->l[0][n] > 0.0f)
+            sum += hri_exp(fminf(a.added_top[head + n] - s->m[0][n], ADDED_MOST)) *
+                   a.added[head * dv + i];
         a.out[head * dv + i] = s->l[0][n] > 0.0f ? sum / s->l[0][n] : 0.0f;
     }
 }

@@ -146,11 +146,16 @@ struct hri_cuda_basis {
     const float *step;        /* [n4 + n2] */
     const float *missed;      /* [dk] */
     uint32_t n4, n2;
+    /* Of values; query and score do not look at them. */
+    const int8_t *value;      /* [n4 + n2][dv] what a code of one adds, */
+    const float *value_scale; /* [n4 + n2] times this */
+    float value_rest;         /* mean square of what a row's value lies beside that */
 };
-/* queries [H][n_bases]; rest [H][n_bases][G] */
+/* queries [H][n_bases]; rest [H][n_bases][G]. there [H]: how many of the bases there are, NULL: all. */
 int hri_cuda_query_sketch(const float *q, struct hri_cuda_heads heads,
                           const struct hri_cuda_basis *bases /* [H][n_bases] */, uint32_t n_bases,
-                          struct hri_cuda_sketch_query *queries, float *rest, void *stream);
+                          const uint32_t *there, struct hri_cuda_sketch_query *queries, float *rest,
+                          void *stream);
 
 /* ------------------------------------------------------------------------------------------- score
  * All summaries. dots = q . centre; log_mass = log n + dots + min(spread variance / 2, 3), with a
@@ -189,6 +194,7 @@ struct hri_cuda_sketch_list {
     size_t codes_stride;
     const struct hri_cuda_basis *bases; /* [H][n_bases]: n4 and n2 are read */
     uint32_t n_bases, lines;            /* lines = n4/8 + n2/16 */
+    const uint32_t *there;              /* [H] bases there are, NULL: all */
     const uint32_t *groups;             /* [H][2 pairs_max] */
     const uint32_t *pair_basis;         /* [H][pairs_max] */
     const uint32_t *n_pairs;            /* [H] */
@@ -212,6 +218,118 @@ size_t hri_cuda_sum_sketch_counters(struct hri_cuda_heads heads, uint32_t n_base
 int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
                         const struct hri_cuda_sketch_sum *sum, struct hri_cuda_heads heads,
                         void *stream);
+
+/* ------------------------------------------------------------------------------------------- rows
+ * A step's sketched rows, level 1 (docs/algorithm.md): what their sketches make of their blocks. Rows lie in lanes,
+ * block after block in 16 of them a group; a basis's first block begins a group. Blocks are stored in `parts` of
+ * part_rows rows, which are what is refined: part p of block b is item b * parts + p. */
+struct hri_cuda_rows {
+    const uint32_t *n; /* [H] blocks */
+    uint32_t blocks_max, parts, part_rows;
+    const uint32_t *first_lane;         /* [H][blocks_max] */
+    const uint8_t *rows;                /* [H][blocks_max] */
+    const uint8_t *miss;                /* [H][blocks_max] what its sketches miss over the basis's: log coded */
+    const uint16_t *basis_of;           /* [H][blocks_max] */
+    const struct hri_cuda_basis *bases; /* [H][n_bases] */
+    uint32_t n_bases;
+    const float *rest; /* [H][n_bases][G] as query_sketch leaves it */
+    float *x;          /* [H][G][lanes] scores of sketches; after weigh_rows logits */
+    size_t lanes;
+    float *log_mass, *focus; /* [H][G][stride] log of the sum of a block's weights; the sum of their squares over
+                                the square of that */
+    size_t stride;
+    const float *top, *total; /* [H][G] of all log_mass and of what was attended before, as total_rows leaves them */
+};
+/* Rows whose keys are kept beside their sketches; they ascend by block, then by row. */
+struct hri_cuda_strays {
+    const uint32_t *block, *first; /* [H][max], [H][blocks_max]: the first in this block or after it */
+    const uint8_t *row;            /* [H][max] its place in the block */
+    const float *step;             /* [H][max] */
+    const int8_t *key;             /* [H][max][dk] times step: key less centre */
+    const uint32_t *n;             /* [H] */
+    uint32_t max;
+};
+/* x = capped(dots + x) + what is missed, strays by their keys; log_mass and focus of all blocks. */
+int hri_cuda_weigh_rows(const struct hri_cuda_rows *rows, const struct hri_cuda_strays *strays,
+                        const float *q, const float *dots /* [H][G][stride] */, float soft_cap,
+                        struct hri_cuda_heads heads, void *stream);
+/* top and total [H][G] of all log_mass and near_lse. */
+int hri_cuda_total_rows(const struct hri_cuda_rows *rows, const float *near_lse, float *top,
+                        float *total, struct hri_cuda_heads heads, void *stream);
+
+/* Blocks that weigh more than share_min of some query head's total (with of_mean: of the mean block's share; share_min
+ * < 0: all) count with their rows, the others with their mean value. */
+struct hri_cuda_rows_least {
+    float share_min;
+    int of_mean;
+};
+/* The list of the groups of such blocks, for score_sketch and sum_sketch. */
+struct hri_cuda_rows_list {
+    uint32_t *groups, *pair_basis, *n_pairs; /* as in hri_cuda_sketch_list */
+    uint32_t pairs_max;                      /* at least all groups / 2 + n_bases */
+    uint32_t *work;                          /* [H][blocks_max] */
+};
+int hri_cuda_list_rows(const struct hri_cuda_rows *rows, struct hri_cuda_rows_least least,
+                       const struct hri_cuda_rows_list *list, struct hri_cuda_heads heads,
+                       void *stream);
+/* Weights for sum_sketch of all lanes of the groups that list_rows lists, over exp(top). Rows of parts with mark 0 weigh
+ * nothing; of what is left of every block the log of the mass and the sum of the squares over exp(2 top). */
+struct hri_cuda_rows_fill {
+    const uint8_t *mark;              /* [H][blocks_max parts], NULL: all are in */
+    float *w;                         /* [H][G][lanes] */
+    float *left_mass, *left_square;   /* [H][G][stride] or both NULL */
+};
+int hri_cuda_fill_rows(const struct hri_cuda_rows *rows, struct hri_cuda_rows_least least,
+                       const struct hri_cuda_rows_fill *fill, struct hri_cuda_heads heads,
+                       void *stream);
+/* out [H][G][dv]: what the sums of sum_sketch make of the values, beside their blocks' means. */
+struct hri_cuda_rows_values {
+    const float *sum; /* [H][n_bases][G][HR_HEAD_DIM_MAX] */
+    const struct hri_cuda_basis *bases;
+    uint32_t n_bases;
+    const uint32_t *there; /* [H] */
+    float *out;
+    float *work;       /* [H][n_bases][G][dv] */
+    uint32_t *arrived; /* [H] zero; zero again afterwards */
+};
+int hri_cuda_value_rows(const struct hri_cuda_rows_values *values, struct hri_cuda_heads heads,
+                         void *stream);
+
+/* Rows that lie farthest from their centres, each by its lane and item, ascending, with its own miss. */
+struct hri_cuda_lone {
+    const uint32_t *lane, *item; /* [H][max] */
+    const uint8_t *miss;         /* [H][max] */
+    const uint32_t *n;           /* [H] */
+    uint32_t max;
+};
+/* What refining a part removes of the expected error: the sum over its rows and the group of p^2 (min(miss rest, 1) far +
+ * value_rest) / |o|^2. Lone rows raise the key, not the error, by what they might turn out to be. */
+struct hri_cuda_worth_rows_args {
+    const float *factor, *size; /* [H][G] far / |o|^2 and |o|^2, as factor leaves them */
+    struct hri_cuda_lone lone;
+    uint32_t row_bytes;
+    const uint32_t *frame_of;   /* [H][blocks_max parts] or NULL: nothing is in a frame */
+    float *key, *error;         /* [H][blocks_max parts] */
+    uint32_t *cost;             /* likewise, bytes; 0, with key 0: the block has no such part */
+    uint8_t *class_;            /* likewise, 1: in a frame */
+    float *left;                /* [H] sum of error */
+};
+int hri_cuda_worth_rows(const struct hri_cuda_rows *rows,
+                        const struct hri_cuda_worth_rows_args *worth, struct hri_cuda_heads heads,
+                        void *stream);
+/* As predict, below: what the rows leave that are not refined, what of it is late. */
+struct hri_cuda_predict_rows_args {
+    const float *factor, *size; /* [H][G] */
+    const float *left_square;   /* [H][G][stride] */
+    const uint32_t *items, *n_items, *frames_of;
+    uint32_t items_max;
+    const uint8_t *class_;
+    float *predicted, *late; /* [H][G] */
+    uint32_t *counts;        /* [H][HRI_CUDA_PREDICT_COUNTS] parts refined, of them hits, late; rows likewise */
+};
+int hri_cuda_predict_rows(const struct hri_cuda_rows *rows,
+                          const struct hri_cuda_predict_rows_args *predict,
+                          struct hri_cuda_heads heads, void *stream);
 
 /* ------------------------------------------------------------------------------------------- worth
  * What refining a block removes of the expected error (docs/algorithm.md, "Which blocks to raise"),
@@ -250,7 +368,9 @@ struct hri_cuda_factor_args {
     const float *v_mean, *v_variance; /* [H][dv], [H]: of all values */
     const uint32_t *n;                /* [H] */
     uint32_t blocks_max;
-    float *factor; /* [H][G] */
+    const float *added; /* [H][G][dv] added to the weighted values, over exp(top); or NULL */
+    float *factor;      /* [H][G] */
+    float *size;        /* [H][G] the output's square, or NULL */
 };
 int hri_cuda_factor(const struct hri_cuda_factor_args *factor, struct hri_cuda_heads heads,
                     void *stream);
@@ -403,12 +523,14 @@ struct hri_cuda_run {
 /* Blocks in frames, int8 rows (level 2). */
 struct hri_cuda_refined {
     const uint32_t *items, *n_items, *frames_of; /* [H][items_max], [H]: as resolve leaves them */
-    uint32_t items_max, rows_max;                /* rows of a block, at most */
+    uint32_t items_max, rows_max;                /* rows of an item, at most */
     const int8_t *frames;                        /* frame f at f * frame_bytes: [rows][dk + dv] */
     uint32_t frame_bytes;
     const float *k_step, *v_step; /* [H][blocks_max] */
     const uint8_t *rows;          /* [H][blocks_max] */
     const float *dots;            /* [H][G][stride] q . centre */
+    /* 0 or 1: items are blocks; else rows_max rows of block item / parts, from rows_max (item % parts) on. */
+    uint32_t parts;
 };
 /* All other blocks, from their summaries (level 0), or with the weights of their sketched rows. */
 struct hri_cuda_estimate {
@@ -434,6 +556,7 @@ struct hri_cuda_attend_args {
     /* Parts attended before: [n_parts][H][G][dv] and [n_parts][H][G]. */
     const float *parts_out, *parts_lse;
     uint32_t n_parts;
+    const float *added, *added_top; /* [H][G][dv] added to the weighted values, over exp(added_top [H][G]); or NULL */
     float *out, *lse;  /* [H][G][dv], [H][G]; without any row: 0 and -INFINITY */
     float *work;       /* hri_cuda_attend_work(heads) floats */
     uint32_t *arrived; /* hri_cuda_attend_counters(heads), zero; zero again afterwards */

@@ -44,6 +44,8 @@ static __global__ void __launch_bounds__(THREADS)
     }
     rest = fmaxf(rest, 0.0f);
     float far = 0, square = 0;
+    if (a.added && j < heads.dv)
+        output += a.added[at * heads.dv + j];
     if (j < heads.dv) {
         const float mean = a.v_mean[(size_t)h * heads.dv + j];
         output = (output + rest * mean) / total;
@@ -54,6 +56,8 @@ static __global__ void __launch_bounds__(THREADS)
     square = hri_block_sum(part, square, WARPS);
     if (j == 0)
         a.factor[at] = square > 0 ? far / square : 0.0f;
+    if (j == 0 && a.size)
+        a.size[at] = square;
 }
 
 /* Of query head at = h G + g: the doubt of a block. */

@@ -174,10 +174,12 @@ static __device__ __forceinline__ float quantise(const float *x, uint32_t n, int
 static __global__ void __launch_bounds__(THREADS)
     query_sketch_kernel(const float *queries, struct hri_cuda_heads heads,
                         const struct hri_cuda_basis *bases, uint32_t n_bases,
-                        struct hri_cuda_sketch_query *out, float *rest)
+                        const uint32_t *there, struct hri_cuda_sketch_query *out, float *rest)
 {
     HRI_SHARED(struct turned, s, 1);
     const uint32_t b = blockIdx.x, first = blockIdx.y * CHUNK, h = blockIdx.z, dk = heads.dk;
+    if (there && b >= there[h])
+        return;
     const struct hri_cuda_basis basis = bases[(size_t)h * n_bases + b];
     for (uint32_t i = threadIdx.x; i < CHUNK * dk; i += THREADS) {
         const uint32_t g = first + i / dk;
@@ -209,13 +211,13 @@ static __global__ void __launch_bounds__(THREADS)
 
 extern "C" int hri_cuda_query_sketch(const float *q, struct hri_cuda_heads heads,
                                      const struct hri_cuda_basis *bases, uint32_t n_bases,
-                                     struct hri_cuda_sketch_query *queries, float *rest,
-                                     void *stream)
+                                     const uint32_t *there, struct hri_cuda_sketch_query *queries,
+                                     float *rest, void *stream)
 {
     if (heads.n == 0 || n_bases == 0)
         return 0;
     return HRI_LAUNCH(query_sketch_kernel, dim3(n_bases, hri_div_up(heads.g, CHUNK), heads.n),
-                      THREADS, 0, stream, q, heads, bases, n_bases, queries, rest);
+                      THREADS, 0, stream, q, heads, bases, n_bases, there, queries, rest);
 }
 
 static __global__ void __launch_bounds__(THREADS)

@@ -212,6 +212,8 @@ static __device__ __forceinline__ bool place_of(const struct hri_cuda_sketch_lis
     at->h = blockIdx.y;
     at->basis = blockIdx.z / chunks % list.n_bases;
     at->first_head = blockIdx.z / chunks / list.n_bases * SUM_HEADS;
+    if (list.there && at->basis >= list.there[at->h])
+        return false;
     const struct hri_cuda_basis *basis = list.bases + (size_t)at->h * list.n_bases + at->basis;
     const uint32_t lines4 = basis->n4 / 8, chunk = blockIdx.z % chunks;
     const uint32_t chunks4 = hri_div_up(lines4, SUM_LINES);
@@ -279,15 +281,17 @@ extern "C" size_t hri_cuda_sum_sketch_counters(struct hri_cuda_heads heads, uint
     return (size_t)heads.n * places(heads, n_bases, lines);
 }
 
-static uint32_t sum_splits(uint32_t n_heads)
+/* Every place looks through the whole list for its basis: where there are many, few share one. */
+static uint32_t sum_splits(uint32_t n_heads, uint32_t n_bases)
 {
-    return hri_splits(n_heads, 2, 64);
+    return hri_splits(n_heads * (n_bases < 8 ? n_bases : 8), 2, 64);
 }
 
 extern "C" size_t hri_cuda_sum_sketch_work(struct hri_cuda_heads heads, uint32_t n_bases,
                                            uint32_t lines)
 {
-    return hri_cuda_sum_sketch_counters(heads, n_bases, lines) * sum_splits(heads.n) * SUM_FLOATS;
+    return hri_cuda_sum_sketch_counters(heads, n_bases, lines) * sum_splits(heads.n, n_bases) *
+           SUM_FLOATS;
 }
 
 extern "C" int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
@@ -297,6 +301,6 @@ extern "C" int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
     const uint32_t n = places(heads, list->n_bases, list->lines);
     if (heads.n == 0 || n == 0)
         return 0;
-    return HRI_LAUNCH(sum_sketch_kernel, dim3(sum_splits(heads.n), heads.n, n), THREADS, 0, stream,
-                      *list, *sum, heads, chunks_most(list->lines));
+    return HRI_LAUNCH(sum_sketch_kernel, dim3(sum_splits(heads.n, list->n_bases), heads.n, n), THREADS, 0,
+                      stream, *list, *sum, heads, chunks_most(list->lines));
 }

@@ -273,7 +273,7 @@ static void make_attend(struct layer *l)
         .dtype = HR_DTYPE_BF16,
         .refined = {l->select.items, l->select.n_items, l->resolve.frames, BLOCKS_MAX, ROWS_MAX,
                     (const int8_t *)l->gather.frames, FRAME, l->blocks.k_step, l->blocks.v_step,
-                    l->blocks.block_rows, l->score.dots},
+                    l->blocks.block_rows, l->score.dots, 1},
         .estimate = {l->summaries.n, l->score.log_mass, device_alloc(HEADS * BLOCKS_MAX),
                      l->summaries.spread, l->query.shift},
         .blocks_max = BLOCKS_MAX,
