@@ -6,7 +6,7 @@
 
 bool hri_index_viewable(const struct hri_recipe *recipe)
 {
-    return recipe->selector == &hri_selector_headrace && hri_recipe_value(recipe, "sketch") == 0;
+    return recipe->selector == &hri_selector_headrace;
 }
 
 void hri_index_view_ranks(uint32_t k_dim, uint32_t v_dim, uint32_t *rank_c_out,
@@ -43,5 +43,6 @@ struct hri_index_view hri_index_view(const struct hri_index_head *head)
         .u_scale = shape->u_scale,
         .v_mean = shape->v_mean,
         .v_variance = shape->v_variance,
+        .sketch = head->sketch,
     };
 }

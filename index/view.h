@@ -1,9 +1,10 @@
-/* What a device needs of a head with second-order summaries (headrace without sketches): the head's own arrays,
- * read only, valid until blocks are added or dropped. */
+/* What a device needs of a head with second-order summaries (headrace): the head's own arrays, read only, valid until
+ * blocks are added or dropped. */
 #ifndef HRI_INDEX_VIEW_H
 #define HRI_INDEX_VIEW_H
 
 #include "index/index.h"
+#include "index/sketch.h"
 
 struct hri_index_view {
     uint32_t n_blocks, blocks_max;
@@ -20,8 +21,9 @@ struct hri_index_view {
     const float *f_scale, *w_scale, *u_scale;
     const float *v_mean;
     double v_variance;
+    const struct hri_sketch *sketch; /* NULL: none are kept */
 };
-/* False: this recipe's heads have no such summaries, or more that a step needs (sketches). */
+/* False: this recipe's heads have no such summaries. */
 bool hri_index_viewable(const struct hri_recipe *recipe);
 struct hri_index_view hri_index_view(const struct hri_index_head *head);
 /* Ranks of every head's shape, from the options alone. */

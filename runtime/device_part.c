@@ -15,6 +15,10 @@ static void in_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct 
 {
     const size_t begin = c->used, h = s->n_kv;
     in->n_blocks = hri_device_carve(c, h, sizeof *in->n_blocks);
+    in->n_items = hri_device_carve(c, h, sizeof *in->n_items);
+    in->n_bases = hri_device_carve(c, h, sizeof *in->n_bases);
+    in->n_lone = hri_device_carve(c, h, sizeof *in->n_lone);
+    in->n_strays = hri_device_carve(c, h, sizeof *in->n_strays);
     in->budget = hri_device_carve(c, 2 * h, sizeof *in->budget);
     in->enough = hri_device_carve(c, h, sizeof *in->enough);
     in->ticket = hri_device_carve(c, 1, sizeof *in->ticket);
@@ -51,7 +55,7 @@ static void lists_carve(const hr_sequence_t *s, struct hri_device_carve *c,
 static void layer_carve(const struct hri_device_part *p, const hr_sequence_t *s,
                         struct hri_device_carve *c, struct hri_device_layer *l)
 {
-    const size_t h = s->n_kv, blocks = h * p->blocks_max;
+    const size_t h = s->n_kv, blocks = h * p->blocks_max, items = h * p->items;
     lists_carve(s, c, &l->lists);
     l->tail = hri_device_carve(c, h * s->tail_max, s->row_bytes);
     l->sink = hri_device_carve(c, h * s->n_sink, s->row_bytes);
@@ -73,14 +77,17 @@ static void layer_carve(const struct hri_device_part *p, const hr_sequence_t *s,
     l->f_scale = hri_device_carve(c, h * p->rank_c, sizeof(float));
     l->w_scale = hri_device_carve(c, h * p->rank_d, sizeof(float));
     l->u_scale = hri_device_carve(c, h * p->rank_d, sizeof(float));
-    l->host_offset = hri_device_carve(c, p->direct ? blocks : 0, sizeof *l->host_offset);
-    l->block_bytes = hri_device_carve(c, p->direct ? blocks : 0, sizeof *l->block_bytes);
+    l->host_offset = hri_device_carve(c, p->direct ? items : 0, sizeof *l->host_offset);
+    l->block_bytes = hri_device_carve(c, p->direct ? items : 0, sizeof *l->block_bytes);
+    if (p->sizes.lines > 0) {
+        hri_device_sketch_carve(p, c, &l->sketches);
+    }
 }
 
 static void work_carve(const struct hri_device_part *p, const hr_sequence_t *s,
                        struct hri_device_carve *c, struct hri_device_work *w)
 {
-    const size_t h = s->n_kv, q = s->n_q, blocks = h * p->blocks_max;
+    const size_t h = s->n_kv, q = s->n_q, items = h * p->items;
     const size_t g_up = h * hri_cuda_g_up(s->g);
     w->query.i8.codes = hri_device_carve(c, g_up * 2, hri_cuda_dk_up(s->dk));
     w->query.i8.step = hri_device_carve(c, g_up, sizeof(float));
@@ -97,20 +104,20 @@ static void work_carve(const struct hri_device_part *p, const hr_sequence_t *s,
     w->total = hri_device_carve(c, q, sizeof(float));
     w->score_work = hri_device_carve(c, p->launch->score_work(p->heads), sizeof(float));
     w->factor = hri_device_carve(c, q, sizeof(float));
-    w->key = hri_device_carve(c, blocks, sizeof(float));
-    w->error = hri_device_carve(c, blocks, sizeof(float));
+    w->key = hri_device_carve(c, items, sizeof(float));
+    w->error = hri_device_carve(c, items, sizeof(float));
     w->left = hri_device_carve(c, h, sizeof(float));
     w->left_out = hri_device_carve(c, h, sizeof(float));
     w->attend_work = hri_device_carve(c, p->launch->attend_work(p->heads), sizeof(float));
     w->score_arrived = hri_device_carve(c, h, sizeof(uint32_t));
     w->attend_arrived = hri_device_carve(c, p->launch->attend_counters(p->heads), sizeof(uint32_t));
-    w->cost = hri_device_carve(c, blocks, sizeof(uint32_t));
+    w->cost = hri_device_carve(c, items, sizeof(uint32_t));
     w->n_jobs = hri_device_carve(c, 1, sizeof(uint32_t));
     w->n_late = hri_device_carve(c, 1, sizeof(uint32_t));
     w->counts = hri_device_carve(c, 3, sizeof(uint32_t));
     w->bad = hri_device_carve(c, 1, sizeof(uint32_t));
-    w->class_ = hri_device_carve(c, blocks, 1);
-    w->mark = hri_device_carve(c, blocks, 1);
+    w->class_ = hri_device_carve(c, items, 1);
+    w->mark = hri_device_carve(c, items, 1);
     w->jobs = hri_device_carve(c, h * s->items_max, sizeof *w->jobs);
     w->late = hri_device_carve(c, p->direct ? 0 : h * s->items_max, sizeof *w->late);
 }
@@ -131,6 +138,9 @@ static void part_carve(struct hri_device_part *p, const hr_sequence_t *s,
         }
     }
     work_carve(p, s, c, &p->work);
+    if (p->sizes.lines > 0) {
+        hri_device_sketch_work_carve(p, c, &p->sketch_work);
+    }
     for (uint32_t i = 0; i < s->n_layers; i++) {
         if (s->layers[i].indexed) {
             layer_carve(p, s, c, layers != NULL ? &layers[i] : &none);
@@ -165,8 +175,8 @@ hr_status_t hri_device_supports(const hr_sequence_t *s)
     }
     if (!hri_index_viewable(&s->recipe)) {
         return hri_error_set(HR_ERR_UNSUPPORTED,
-                             "device %s: recipe %s has no steps there yet; \"headrace:sketch=0\", "
-                             "\"full\" and \"window\" have, or use the device \"cpu\"",
+                             "device %s: recipe %s has no steps there yet; \"headrace\", \"full\" "
+                             "and \"window\" have, or use the device \"cpu\"",
                              name, s->recipe_text);
     }
     if (s->dtype == HR_DTYPE_F32) {
@@ -197,7 +207,7 @@ static hr_status_t frames_deal(hr_sequence_t *s, struct hri_device_part *p, uint
 {
     const struct hr_tier_stats tier = hri_device_stats(p->device);
     double step = s->moved * s->tokens_max * s->row_bytes / p->frame_bytes + 1;
-    uint64_t whole = (uint64_t)s->n_kv * p->blocks_max;
+    uint64_t whole = (uint64_t)s->n_kv * p->items;
     uint64_t least = (uint64_t)(2 * step * s->n_kv),
              want = (uint64_t)(FRAME_STEPS * step * s->n_kv);
     least = least < whole ? least : whole;
@@ -231,7 +241,7 @@ static hr_status_t tier_create(hr_sequence_t *s, struct hri_device_part *p, uint
                                         .alloc = &s->runtime->alloc,
                                         .n_layers = hri_device_layers(s),
                                         .n_heads = s->n_kv,
-                                        .blocks_max = p->blocks_max,
+                                        .blocks_max = p->items,
                                         .frame_bytes = p->frame_bytes};
     hr_status_t status = frames_deal(s, p, fixed, &t);
     if (status == HR_OK) {
@@ -293,9 +303,11 @@ static hr_status_t host_create(hr_sequence_t *s, struct hri_device_part *p)
     c = (struct hri_device_carve){p->host.base, 0};
     host_carve(p, s, &c);
     p->synced = hri_calloc(a, (size_t)s->n_layers * s->n_kv, sizeof *p->synced);
-    p->offsets = hri_array(a, p->blocks_max, sizeof *p->offsets);
-    p->bytes = hri_array(a, p->blocks_max, sizeof *p->bytes);
-    if (p->synced == NULL || p->offsets == NULL || p->bytes == NULL) {
+    p->offsets = hri_array(a, p->items, sizeof *p->offsets);
+    p->bytes = hri_array(a, p->items, sizeof *p->bytes);
+    uint32_t numbers = p->blocks_max > p->sizes.lone_max ? p->blocks_max : p->sizes.lone_max;
+    p->numbers = hri_array(a, numbers, sizeof *p->numbers);
+    if (p->synced == NULL || p->offsets == NULL || p->bytes == NULL || p->numbers == NULL) {
         return hri_alloc_status();
     }
     uint64_t jobs = (uint64_t)s->n_kv * s->items_max;
@@ -344,6 +356,10 @@ hr_status_t hri_device_attach(hr_sequence_t *s)
     p->launch = hri_device_ops(p->device)->launch;
     p->heads = (struct hri_cuda_heads){s->n_kv, s->g, s->dk, s->dv};
     p->blocks_max = (uint32_t)hri_round_up(s->blocks_max, 16);
+    p->parts = s->parts;
+    p->part_rows = s->part_rows;
+    p->items = p->blocks_max * p->parts;
+    hri_device_sketch_sizes(s, &p->sizes);
     p->frame_bytes = (uint32_t)hri_round_up((uint64_t)s->part_rows * s->code_bytes, 64);
     p->direct = s->runtime->host_pinned && s->runtime->file_bytes == 0;
     hri_index_view_ranks(s->dk, s->dv, &p->rank_c, &p->rank_d);
@@ -392,6 +408,7 @@ void hri_device_detach(hr_sequence_t *s)
     hri_free(a, p->synced);
     hri_free(a, p->offsets);
     hri_free(a, p->bytes);
+    hri_free(a, p->numbers);
     hri_free(a, p->jobs);
     hri_free(a, p->reads);
     hri_free(a, p->answered);
@@ -443,7 +460,7 @@ struct upload { /* of one head */
     hr_status_t status;
 };
 
-/* Entries [first, end) of an array of blocks. */
+/* Entries [first, end) of an array of blocks, of `bytes` a block. */
 static void blocks_put(struct upload *u, void *array, const void *from, size_t bytes)
 {
     if (u->status == HR_OK) {
@@ -468,14 +485,16 @@ static void places_put(const hr_sequence_t *s, struct upload *u, const struct hr
                        struct hri_device_layer *d)
 {
     const unsigned char *base = hri_store_host_run(s->runtime->store).base;
-    for (uint32_t b = u->first; b < u->end; b++) {
-        const struct hri_block_at *at = &l->places[u->head][b];
-        const unsigned char *cell = hri_lane_peek(l->block_lane, at->cell);
-        u->p->offsets[b] = (uint64_t)(cell - base) + at->offset;
-        u->p->bytes[b] = hri_index_block_rows(l->heads[u->head], b) * s->code_bytes;
+    const uint32_t parts = u->p->parts;
+    for (uint32_t i = u->first * parts; i < u->end * parts; i++) {
+        const struct hri_block_at *at = &l->places[u->head][i];
+        const uint32_t rows = hri_index_item_rows(l->heads[u->head], i);
+        const unsigned char *cell = rows > 0 ? hri_lane_peek(l->block_lane, at->cell) : base;
+        u->p->offsets[i] = rows > 0 ? (uint64_t)(cell - base) + at->offset : 0;
+        u->p->bytes[i] = rows * s->code_bytes;
     }
-    blocks_put(u, d->host_offset, u->p->offsets, sizeof *u->p->offsets);
-    blocks_put(u, d->block_bytes, u->p->bytes, sizeof *u->p->bytes);
+    blocks_put(u, d->host_offset, u->p->offsets, parts * sizeof *u->p->offsets);
+    blocks_put(u, d->block_bytes, u->p->bytes, parts * sizeof *u->p->bytes);
 }
 
 static hr_status_t summaries_put(const hr_sequence_t *s, struct upload *u,
@@ -494,6 +513,9 @@ static hr_status_t summaries_put(const hr_sequence_t *s, struct upload *u,
     blocks_put(u, d->v_step, v.v_step, sizeof(float));
     if (u->p->direct) {
         places_put(s, u, l, d);
+    }
+    if (v.sketch != NULL && u->status == HR_OK) {
+        u->status = hri_device_sketch_put(u->p, l->heads[u->head], u->head, u->first, &d->sketches);
     }
     u->first = u->first / 16 * 16; /* centroids come in lines of 16 blocks */
     u->end = (uint32_t)hri_round_up(u->end, 16);
@@ -547,7 +569,8 @@ void hri_device_cut(hr_sequence_t *s)
                 continue;
             }
             d->blocks_synced[h] = n;
-            (void)hri_device_tier_truncate(p->tier, d->number, h, n); /* else the device is lost */
+            (void)hri_device_tier_truncate(p->tier, d->number, h,
+                                           n * p->parts); /* else the device is lost */
         }
     }
 }

@@ -12,6 +12,9 @@
  *   choose  score . factor . worth . select . resolve
  *   far     gather . mark . attention over all . predict
  *
+ * With sketches (device_sketch.c, device_step_sketch.c) all of them are read after the scores, and what is refined is a
+ * part of a block: one read of the file.
+ *
  * Where the device reaches the blocks itself (pinned host memory, no file tier) all is one graph. Else the host
  * brings the misses between `choose` and `far`, with the deadline that a step on the CPU has. */
 #ifndef HRI_RUNTIME_DEVICE_PART_H
@@ -23,9 +26,11 @@
 
 /* Of a layer and token, on the host and on the device alike. */
 struct hri_device_in {
-    uint32_t *n_blocks; /* [H] */
-    uint64_t *budget;   /* [H][2] of misses, of hits */
-    float *enough;      /* [H] */
+    uint32_t *n_blocks;                    /* [H] */
+    uint32_t *n_items;                     /* [H] parts of blocks */
+    uint32_t *n_bases, *n_lone, *n_strays; /* [H] of sketches */
+    uint64_t *budget;                      /* [H][2] of misses, of hits */
+    float *enough;                         /* [H] */
     uint32_t *ticket;   /* one number, where the host brings misses through the mailbox; and */
     uint64_t *limit_ns; /* how long the device waits for them */
     uint32_t *
@@ -49,6 +54,24 @@ struct hri_device_lists {
     size_t bytes;
 };
 
+/* A layer's sketches on the device, as index/sketch.h has them on the host. */
+struct hri_device_sketches {
+    uint8_t *codes;                     /* [H][lanes / 16][lines][64] */
+    uint32_t *first_lane, *first_stray; /* [H][blocks_max] */
+    uint16_t *basis_of;                 /* [H][blocks_max] */
+    uint8_t *miss;                      /* [H][blocks_max] */
+    struct hri_cuda_basis *bases;       /* [H][bases_max], with pointers to: */
+    int8_t *query, *value;              /* [H][bases_max][dk][dk], [coded_max][dv] */
+    float *query_scale, *missed;        /* [H][bases_max][dk] */
+    float *step, *value_scale;          /* [H][bases_max][coded_max] */
+    uint32_t *lone_lane, *lone_item;    /* [H][lone_max] */
+    uint8_t *lone_miss;                 /* [H][lone_max] */
+    uint32_t *stray_block;              /* [H][strays_max] */
+    uint8_t *stray_row;                 /* [H][strays_max] */
+    float *stray_step;                  /* [H][strays_max] */
+    int8_t *stray_key;                  /* [H][strays_max][dk] */
+};
+
 /* A layer's copy on the device: pointers into the part's memory. */
 struct hri_device_layer {
     struct hri_device_in in;
@@ -62,8 +85,9 @@ struct hri_device_layer {
     uint16_t *spread;
     int8_t *f, *w, *u;
     float *f_scale, *w_scale, *u_scale;
-    uint64_t *host_offset;
-    uint32_t *block_bytes;
+    struct hri_device_sketches sketches;
+    uint64_t *host_offset;   /* [H][items] */
+    uint32_t *block_bytes;   /* likewise */
     uint32_t number;         /* in the tier */
     uint32_t rows_synced;    /* tokens that the ring has seen */
     uint32_t sink_synced;    /* rows */
@@ -82,6 +106,23 @@ struct hri_device_work {
     struct hri_cuda_job *jobs, *late;
 };
 
+/* The same, of sketches. */
+struct hri_device_sketch_work {
+    struct hri_cuda_sketch_query *queries;  /* [H][bases_max] */
+    float *rest;                            /* [H][bases_max][G] */
+    float *x, *w;                           /* [H][G][lanes] logits, weights */
+    float *focus, *left_mass, *left_square; /* [H][G][blocks_max] */
+    float *size;                            /* [H][G] */
+    struct hri_cuda_rows_list list;
+    float *sum, *sum_work, *value_work, *added; /* added [H][G][dv] */
+    uint32_t *sum_arrived, *value_arrived;
+};
+
+/* Sizes of a head's sketches; lines 0: none are kept. */
+struct hri_device_sketch_sizes {
+    uint32_t lines, bases_max, lanes, coded_max, lone_max, strays_max, pairs_max;
+};
+
 struct hri_device_part {
     struct hri_device *device;
     const struct hri_launchers *launch;
@@ -89,6 +130,9 @@ struct hri_device_part {
     struct hri_device_tier *tier;
     struct hri_cuda_heads heads;
     uint32_t blocks_max; /* a multiple of 16 */
+    uint32_t parts, part_rows,
+        items; /* of a block; of blocks_max blocks: what is chosen, fetched, kept in frames */
+    struct hri_device_sketch_sizes sizes;
     uint32_t rank_c, rank_d, n_frames, jobs_max, frame_bytes;
     bool direct; /* the device reads blocks itself */
     bool
@@ -98,10 +142,12 @@ struct hri_device_part {
     struct hri_device_out *outs;   /* [n_layers] output, likewise */
     struct hri_device_lists lists; /* of one layer */
     struct hri_device_work work;
+    struct hri_device_sketch_work sketch_work;
     struct hri_device_layer *layers; /* [n_layers]; of layers without blocks all 0 */
     uint32_t *synced;                /* [n_layers][H] */
-    uint64_t *offsets;               /* [blocks_max] on the host */
+    uint64_t *offsets;               /* [items] on the host */
     uint32_t *bytes;
+    uint32_t *numbers; /* [blocks_max or lone_max] on the host, of sketches */
     /* The mailbox and the host's side of it (device_mail.c): */
     struct hri_device_buffer box_memory;
     struct hri_cuda_mailbox box;
@@ -126,6 +172,19 @@ void hri_device_cut(hr_sequence_t *s);
 void hri_device_shape_changed(hr_sequence_t *s, const struct hri_layer *layer);
 /* Brings the layer's copy up to date with the host, with the window's rows of tokens below `end`. */
 hr_status_t hri_device_sync(hr_sequence_t *s, struct hri_layer *layer, uint32_t end);
+/* -- sketches (device_sketch.c) -- */
+void hri_device_sketch_sizes(const hr_sequence_t *s, struct hri_device_sketch_sizes *sizes);
+void hri_device_sketch_carve(const struct hri_device_part *p, struct hri_device_carve *c,
+                             struct hri_device_sketches *sketches);
+void hri_device_sketch_work_carve(const struct hri_device_part *p, struct hri_device_carve *c,
+                                  struct hri_device_sketch_work *work);
+/* Those of blocks [first, n_blocks) of a head. */
+hr_status_t hri_device_sketch_put(struct hri_device_part *p, const struct hri_index_head *head,
+                                  uint32_t number, uint32_t first,
+                                  const struct hri_device_sketches *to);
+/* Code bytes that a step reads once. */
+uint64_t hri_device_sketch_read_bytes(const struct hri_index_head *head);
+
 /* Records the graphs of a layer (device_step.c). */
 hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index);
 

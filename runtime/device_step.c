@@ -1,24 +1,16 @@
 /* A step on the device: the launches of a layer, recorded once; what goes there and comes back for a token. */
-#include "runtime/device_part.h"
+#include "runtime/device_launch.h"
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "index/view.h"
 #include <string.h>
 
 #define GATHER_BLOCKS 4u /* thread blocks: enough for the bus, few enough to leave the rest alone */
 
 /* -- launches -- */
 
-struct launch { /* of one layer */
-    const hr_sequence_t *s;
-    const struct hri_device_part *p;
-    const struct hri_device_layer *d;
-    const struct hri_device_work *w;
-    void *stream;
-    const float *q; /* scaled */
-};
-
-static struct hri_cuda_shape shape_of(const struct launch *l)
+static struct hri_cuda_shape shape_of(const struct hri_device_launches *l)
 {
     const struct hri_device_layer *d = l->d;
     return (struct hri_cuda_shape){.f = d->f,
@@ -32,7 +24,7 @@ static struct hri_cuda_shape shape_of(const struct launch *l)
                                    .k_mean = d->k_mean};
 }
 
-static int append(const struct launch *l)
+static int append(const struct hri_device_launches *l)
 {
     const hr_sequence_t *s = l->s;
     const unsigned char *row = l->d->in.row;
@@ -51,7 +43,7 @@ static int append(const struct launch *l)
     return l->p->launch->append(&a, l->p->heads, 1, l->stream);
 }
 
-static struct hri_cuda_attend_args attend_args(const struct launch *l)
+static struct hri_cuda_attend_args attend_args(const struct hri_device_launches *l)
 {
     return (struct hri_cuda_attend_args){.q = l->q,
                                          .dtype = l->s->dtype,
@@ -60,7 +52,7 @@ static struct hri_cuda_attend_args attend_args(const struct launch *l)
                                          .arrived = l->w->attend_arrived};
 }
 
-static int near_attend(const struct launch *l)
+static int near_attend(const struct hri_device_launches *l)
 {
     const hr_sequence_t *s = l->s;
     struct hri_cuda_attend_args a = attend_args(l);
@@ -80,11 +72,13 @@ static int near_attend(const struct launch *l)
     return l->p->launch->attend(&a, l->p->heads, l->stream);
 }
 
-static int score(const struct launch *l)
+static int score(const struct hri_device_launches *l)
 {
     const struct hri_device_layer *d = l->d;
     const struct hri_cuda_summaries summaries = {d->k_codes, d->k_scale,       d->spread,
                                                  d->rows,    l->p->blocks_max, d->in.n_blocks};
+    const bool masses =
+        !hri_device_sketched(l->p); /* else their rows' sketches say what blocks weigh */
     const struct hri_cuda_score_args a = {.q = l->w->query.i8,
                                           .common = l->w->query.common,
                                           .variance = l->w->query.variance,
@@ -92,7 +86,7 @@ static int score(const struct launch *l)
                                           .near_l = l->w->ones,
                                           .soft_cap = l->s->soft_cap,
                                           .dots = l->w->dots,
-                                          .log_mass = l->w->log_mass,
+                                          .log_mass = masses ? l->w->log_mass : NULL,
                                           .stride = l->p->blocks_max,
                                           .top = l->w->top,
                                           .total = l->w->total,
@@ -101,8 +95,9 @@ static int score(const struct launch *l)
     return l->p->launch->score(&a, &summaries, l->p->heads, l->stream);
 }
 
-static int factor(const struct launch *l)
+static int factor(const struct hri_device_launches *l)
 {
+    const bool sketched = hri_device_sketched(l->p);
     const struct hri_cuda_factor_args a = {.log_mass = l->w->log_mass,
                                            .top = l->w->top,
                                            .total = l->w->total,
@@ -115,11 +110,13 @@ static int factor(const struct launch *l)
                                            .v_variance = l->d->v_variance,
                                            .n = l->d->in.n_blocks,
                                            .blocks_max = l->p->blocks_max,
-                                           .factor = l->w->factor};
+                                           .added = sketched ? l->p->sketch_work.added : NULL,
+                                           .factor = l->w->factor,
+                                           .size = sketched ? l->p->sketch_work.size : NULL};
     return l->p->launch->factor(&a, l->p->heads, l->stream);
 }
 
-static int worth(const struct launch *l, const struct hri_cuda_residency *table)
+static int worth(const struct hri_device_launches *l, const struct hri_cuda_residency *table)
 {
     const struct hri_cuda_worth_args a = {.log_mass = l->w->log_mass,
                                           .top = l->w->top,
@@ -142,14 +139,14 @@ static int worth(const struct launch *l, const struct hri_cuda_residency *table)
     return l->p->launch->worth(&a, l->p->heads, l->stream);
 }
 
-static int choose(const struct launch *l)
+static int choose(const struct hri_device_launches *l)
 {
     const struct hri_cuda_select_args a = {.key = l->w->key,
                                            .cost = l->w->cost,
                                            .class_ = l->w->class_,
                                            .error = l->w->error,
-                                           .stride = l->p->blocks_max,
-                                           .n = l->d->in.n_blocks,
+                                           .stride = l->p->items,
+                                           .n = l->d->in.n_items,
                                            .budget = l->d->in.budget,
                                            .left = l->w->left,
                                            .enough = l->d->in.enough,
@@ -160,7 +157,7 @@ static int choose(const struct launch *l)
     return l->p->launch->select(&a, l->s->n_kv, l->stream);
 }
 
-static struct hri_cuda_resolve_args resolve_args(const struct launch *l)
+static struct hri_cuda_resolve_args resolve_args(const struct hri_device_launches *l)
 {
     return (struct hri_cuda_resolve_args){.items = l->d->lists.items,
                                           .n_items = l->d->out.n_items,
@@ -172,21 +169,21 @@ static struct hri_cuda_resolve_args resolve_args(const struct launch *l)
                                           .counts = l->w->counts};
 }
 
-static int gather(const struct launch *l)
+static int gather(const struct hri_device_launches *l)
 {
     const struct hri_cuda_gather_args a = {.jobs = l->w->jobs,
                                            .n_jobs = l->w->n_jobs,
                                            .host = hri_store_host_run(l->s->runtime->store).base,
                                            .host_offset = l->d->host_offset,
                                            .bytes = l->d->block_bytes,
-                                           .blocks_max = l->p->blocks_max,
+                                           .blocks_max = l->p->items,
                                            .frames =
                                                hri_device_tier_frames(l->p->tier, l->d->number),
                                            .frame_bytes = l->p->frame_bytes};
     return l->p->launch->gather(&a, GATHER_BLOCKS, HRI_CUDA_PATH_AUTO, l->stream);
 }
 
-static int far_attend(const struct launch *l)
+static int far_attend(const struct hri_device_launches *l)
 {
     const struct hri_device_layer *d = l->d;
     struct hri_cuda_attend_args a = attend_args(l);
@@ -196,13 +193,14 @@ static int far_attend(const struct launch *l)
         .n_items = d->out.n_items,
         .frames_of = d->lists.frames,
         .items_max = l->s->items_max,
-        .rows_max = l->s->block_rows_max,
+        .rows_max = l->s->part_rows,
         .frames = (const int8_t *)hri_device_tier_frames(l->p->tier, d->number),
         .frame_bytes = l->p->frame_bytes,
         .k_step = d->k_step,
         .v_step = d->v_step,
         .rows = d->rows,
-        .dots = l->w->dots};
+        .dots = l->w->dots,
+        .parts = l->p->parts};
     a.estimate = (struct hri_cuda_estimate){.n = d->in.n_blocks,
                                             .log_mass = l->w->log_mass,
                                             .mark = l->w->mark,
@@ -217,12 +215,19 @@ static int far_attend(const struct launch *l)
     a.n_parts = 1;
     a.out = d->out.out;
     a.lse = l->w->lse;
-    int error = l->p->launch->mark(&a.refined, a.estimate.n, a.blocks_max, l->w->mark, l->s->n_kv,
-                                   l->stream);
-    return error != 0 ? error : l->p->launch->attend(&a, l->p->heads, l->stream);
+    HRI_LAUNCHED(l->p->launch->mark(&a.refined, d->in.n_items, l->p->items, l->w->mark, l->s->n_kv,
+                                    l->stream));
+    if (hri_device_sketched(l->p)) {
+        HRI_LAUNCHED(hri_device_sketch_rest(l));
+        a.estimate = (struct hri_cuda_estimate){.n = d->in.n_blocks,
+                                                .log_mass = l->p->sketch_work.left_mass};
+        a.added = l->p->sketch_work.added;
+        a.added_top = l->w->top;
+    }
+    return l->p->launch->attend(&a, l->p->heads, l->stream);
 }
 
-static int predict(const struct launch *l)
+static int predict(const struct hri_device_launches *l)
 {
     const struct hri_device_layer *d = l->d;
     const struct hri_cuda_predict_args a = {.log_mass = l->w->log_mass,
@@ -247,34 +252,33 @@ static int predict(const struct launch *l)
     return l->p->launch->predict(&a, l->p->heads, l->stream);
 }
 
-/* The first error ends it. */
-#define LAUNCH(call)                                                                               \
-    do {                                                                                           \
-        int launch_error = (call);                                                                 \
-        if (launch_error != 0)                                                                     \
-            return launch_error;                                                                   \
-    } while (0)
-
-static int choice(const struct launch *l)
+static int choice(const struct hri_device_launches *l)
 {
     const struct hri_cuda_residency *table = hri_device_tier_table(l->p->tier, l->d->number);
     const struct hri_cuda_resolve_args resolve = resolve_args(l);
-    LAUNCH(score(l));
-    LAUNCH(factor(l));
-    LAUNCH(worth(l, table));
-    LAUNCH(choose(l));
+    const bool sketched = hri_device_sketched(l->p);
+    HRI_LAUNCHED(score(l));
+    if (sketched) {
+        HRI_LAUNCHED(hri_device_sketch_read(l));
+    }
+    HRI_LAUNCHED(factor(l));
+    HRI_LAUNCHED(sketched ? hri_device_sketch_worth(l, table) : worth(l, table));
+    HRI_LAUNCHED(choose(l));
     return l->p->launch->resolve(table, &resolve, l->s->n_kv, l->stream);
 }
 
-static int first_half(const struct launch *l)
+static int first_half(const struct hri_device_launches *l)
 {
     const struct hri_cuda_shape shape = shape_of(l);
-    LAUNCH(l->p->launch->query(l->q, l->p->heads, &shape, &l->w->query, l->stream));
-    LAUNCH(near_attend(l));
+    HRI_LAUNCHED(l->p->launch->query(l->q, l->p->heads, &shape, &l->w->query, l->stream));
+    if (hri_device_sketched(l->p)) {
+        HRI_LAUNCHED(hri_device_sketch_query(l));
+    }
+    HRI_LAUNCHED(near_attend(l));
     return choice(l);
 }
 
-static int mail(const struct launch *l)
+static int mail(const struct hri_device_launches *l)
 {
     const struct hri_cuda_mail_args a = {.jobs = l->w->jobs,
                                          .n_jobs = l->w->n_jobs,
@@ -283,31 +287,30 @@ static int mail(const struct launch *l)
                                          .frames = hri_device_tier_frames(l->p->tier, l->d->number),
                                          .late = l->w->late,
                                          .n_late = l->w->n_late};
-    LAUNCH(l->p->launch->mail_post(&l->p->box, &a, l->stream));
+    HRI_LAUNCHED(l->p->launch->mail_post(&l->p->box, &a, l->stream));
     return l->p->launch->mail_collect(&l->p->box, &a, l->stream);
 }
 
-static int second_half(const struct launch *l)
+static int second_half(const struct hri_device_launches *l)
 {
     if (l->p->direct) {
-        LAUNCH(gather(l));
+        HRI_LAUNCHED(gather(l));
     } else {
         const struct hri_cuda_resolve_args resolve = resolve_args(l);
         if (l->p->mailed) {
-            LAUNCH(mail(l));
+            HRI_LAUNCHED(mail(l));
         }
-        LAUNCH(l->p->launch->resolve_late(hri_device_tier_table(l->p->tier, l->d->number), &resolve,
-                                          l->w->late, l->w->n_late, l->stream));
+        HRI_LAUNCHED(l->p->launch->resolve_late(hri_device_tier_table(l->p->tier, l->d->number),
+                                                &resolve, l->w->late, l->w->n_late, l->stream));
     }
-    LAUNCH(far_attend(l));
-    LAUNCH(predict(l));
-    return 0;
+    HRI_LAUNCHED(far_attend(l));
+    return hri_device_sketched(l->p) ? hri_device_sketch_predict(l) : predict(l);
 }
 
 /* -- recording -- */
 
-static hr_status_t record(struct hri_device *device, const struct launch *l, bool first,
-                          bool second, void **graph_out)
+static hr_status_t record(struct hri_device *device, const struct hri_device_launches *l,
+                          bool first, bool second, void **graph_out)
 {
     const struct hri_device_ops *ops = hri_device_ops(device);
     hr_status_t status = hri_device_check(device, ops->capture_begin(l->stream), "recording");
@@ -328,18 +331,18 @@ static hr_status_t record(struct hri_device *device, const struct launch *l, boo
     return status;
 }
 
-static struct launch launch_of(const hr_sequence_t *s, uint32_t layer_index)
+static struct hri_device_launches launch_of(const hr_sequence_t *s, uint32_t layer_index)
 {
     const struct hri_device_part *p = s->part;
     const struct hri_device_layer *d = &p->layers[layer_index];
-    return (struct launch){s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
+    return (struct hri_device_launches){s, p, d, &p->work, hri_device_stream(p->device), d->in.q};
 }
 
 hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
 {
     struct hri_device_part *p = s->part;
     struct hri_device_layer *d = &p->layers[layer_index];
-    const struct launch l = launch_of(s, layer_index);
+    const struct hri_device_launches l = launch_of(s, layer_index);
     const bool whole = p->direct || p->mailed;
     hr_status_t status = record(p->device, &l, true, whole, &d->first);
     if (status == HR_OK && !whole) {
@@ -349,7 +352,7 @@ hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
 }
 
 /* New rows that are on the device, into the ring and beside the output, where the host finds them. */
-static int append_floats(const struct launch *l, const float *k, const float *v)
+static int append_floats(const struct hri_device_launches *l, const float *k, const float *v)
 {
     const hr_sequence_t *s = l->s;
     struct hri_cuda_append_args a = {.k = k,
@@ -364,7 +367,7 @@ static int append_floats(const struct launch *l, const float *k, const float *v)
                                      .capacity = s->tail_max,
                                      .length = l->d->in.near + 3,
                                      .bad = l->w->bad};
-    LAUNCH(l->p->launch->append(&a, l->p->heads, 1, l->stream));
+    HRI_LAUNCHED(l->p->launch->append(&a, l->p->heads, 1, l->stream));
     a.tail = l->d->out.row;
     a.capacity = 1;
     return l->p->launch->append(&a, l->p->heads, 1, l->stream);
@@ -373,25 +376,25 @@ static int append_floats(const struct launch *l, const float *k, const float *v)
 int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float *q, const float *k,
                       const float *v)
 {
-    struct launch l = launch_of(s, layer_index);
+    struct hri_device_launches l = launch_of(s, layer_index);
     l.q = l.d->out.q;
-    LAUNCH(l.p->launch->scale(q, l.d->in.scale, s->n_q, s->dk, l.d->out.q, l.stream));
-    LAUNCH(append_floats(&l, k, v));
-    LAUNCH(first_half(&l));
+    HRI_LAUNCHED(l.p->launch->scale(q, l.d->in.scale, s->n_q, s->dk, l.d->out.q, l.stream));
+    HRI_LAUNCHED(append_floats(&l, k, v));
+    HRI_LAUNCHED(first_half(&l));
     return second_half(&l);
 }
 
 int hri_device_launch_again(const hr_sequence_t *s, uint32_t layer_index)
 {
-    const struct launch l = launch_of(s, layer_index);
-    LAUNCH(append(&l));
-    LAUNCH(first_half(&l));
+    const struct hri_device_launches l = launch_of(s, layer_index);
+    HRI_LAUNCHED(append(&l));
+    HRI_LAUNCHED(first_half(&l));
     return second_half(&l);
 }
 
 int hri_device_launch_choice(const hr_sequence_t *s, uint32_t layer_index)
 {
-    const struct launch l = launch_of(s, layer_index);
+    const struct hri_device_launches l = launch_of(s, layer_index);
     return choice(&l);
 }
 
@@ -426,7 +429,12 @@ void hri_device_in_fill(struct hri_device_token *t)
     uint64_t budget = hri_step_budget(s, l);
     uint64_t reuse = (uint64_t)(hri_recipe_value(&s->recipe, "reuse") * (double)budget);
     for (uint32_t h = 0; h < s->n_kv; h++) {
+        const struct hri_sketch *sketch = hri_index_view(l->heads[h]).sketch;
         in->n_blocks[h] = hri_index_blocks(l->heads[h]);
+        in->n_items[h] = in->n_blocks[h] * s->parts;
+        in->n_bases[h] = sketch != NULL ? sketch->n_bases : 0;
+        in->n_lone[h] = sketch != NULL ? sketch->n_lone : 0;
+        in->n_strays[h] = sketch != NULL ? sketch->strays.n : 0;
         in->budget[2 * h] = budget;
         in->budget[2 * h + 1] = reuse;
         in->enough[h] = (float)(s->g * s->tolerance * s->tolerance);
@@ -473,7 +481,7 @@ void hri_device_read_fill(const hr_sequence_t *s, uint32_t layer_index,
                               .cell = at->cell,
                               .n_cells = 1,
                               .offset = at->offset,
-                              .bytes = hri_index_block_rows(l->heads[job->head], job->block) *
+                              .bytes = hri_index_item_rows(l->heads[job->head], job->block) *
                                        s->code_bytes,
                               .dst = dst};
 }
@@ -635,7 +643,8 @@ static void report_head(struct hri_device_token *t, uint32_t h, uint32_t body)
     const hr_sequence_t *s = t->s;
     struct hr_attend_report *r = t->report;
     const uint32_t *c = t->out->counts + (size_t)h * HRI_CUDA_PREDICT_COUNTS;
-    uint32_t blocks = hri_index_blocks(t->layer->heads[h]);
+    const uint32_t blocks = hri_index_items(t->layer->heads[h]);
+    const int rest = hri_device_sketched(t->p) ? 1 : 0; /* the level of what is not refined */
     r->blocks_total += blocks;
     r->blocks_hit += c[1];
     r->blocks_fetched += c[0] - c[1];
@@ -643,8 +652,9 @@ static void report_head(struct hri_device_token *t, uint32_t h, uint32_t body)
     r->blocks_estimated += blocks - c[0] - c[2];
     r->rows_by_level[2] += c[3];
     r->bytes_by_level[2] += (uint64_t)c[3] * s->code_bytes;
-    r->rows_by_level[0] += body - c[3];
+    r->rows_by_level[rest] += body - c[3];
     r->bytes_by_level[0] += hri_index_summary_bytes(t->layer->heads[h]);
+    r->bytes_by_level[1] += hri_device_sketch_read_bytes(t->layer->heads[h]);
     r->bytes_selected += (uint64_t)(c[3] + c[5]) * s->code_bytes;
     r->bytes_hit += (uint64_t)c[4] * s->code_bytes;
     if (t->p->direct) {

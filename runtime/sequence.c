@@ -169,7 +169,8 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
             (uint32_t)hri_round_up((uint64_t)s->part_rows * s->code_bytes, HRI_PAGE_BYTES);
         uint32_t segments = s->tokens_max / s->decode_segment + 2;
         s->blocks_max = hri_index_blocks_bound(r, s->dk, s->dv, s->tokens_max, segments);
-        bool rows = hri_index_takes_rows(r);
+        /* A device with memory of its own refines parts alone. */
+        bool rows = hri_index_takes_rows(r) && s->runtime->gpu == NULL;
         /* Parts cost whole pages, so about three budgets' worth is more than a step can choose; blocks may be small. Where
          * everything is in host memory, rows are chosen and no parts. */
         uint64_t items =

@@ -226,27 +226,30 @@ int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
 struct hri_cuda_rows {
     const uint32_t *n; /* [H] blocks */
     uint32_t blocks_max, parts, part_rows;
-    const uint32_t *first_lane;         /* [H][blocks_max] */
-    const uint8_t *rows;                /* [H][blocks_max] */
-    const uint8_t *miss;                /* [H][blocks_max] what its sketches miss over the basis's: log coded */
+    const uint32_t *first_lane; /* [H][blocks_max] */
+    const uint8_t *rows;        /* [H][blocks_max] */
+    const uint8_t *miss; /* [H][blocks_max] what its sketches miss over the basis's: log coded */
     const uint16_t *basis_of;           /* [H][blocks_max] */
     const struct hri_cuda_basis *bases; /* [H][n_bases] */
     uint32_t n_bases;
     const float *rest; /* [H][n_bases][G] as query_sketch leaves it */
     float *x;          /* [H][G][lanes] scores of sketches; after weigh_rows logits */
     size_t lanes;
-    float *log_mass, *focus; /* [H][G][stride] log of the sum of a block's weights; the sum of their squares over
+    float *log_mass,
+        *focus; /* [H][G][stride] log of the sum of a block's weights; the sum of their squares over
                                 the square of that */
     size_t stride;
-    const float *top, *total; /* [H][G] of all log_mass and of what was attended before, as total_rows leaves them */
+    const float *top,
+        *total; /* [H][G] of all log_mass and of what was attended before, as total_rows leaves them */
 };
 /* Rows whose keys are kept beside their sketches; they ascend by block, then by row. */
 struct hri_cuda_strays {
-    const uint32_t *block, *first; /* [H][max], [H][blocks_max]: the first in this block or after it */
-    const uint8_t *row;            /* [H][max] its place in the block */
-    const float *step;             /* [H][max] */
-    const int8_t *key;             /* [H][max][dk] times step: key less centre */
-    const uint32_t *n;             /* [H] */
+    const uint32_t *block,
+        *first;         /* [H][max], [H][blocks_max]: the first in this block or after it */
+    const uint8_t *row; /* [H][max] its place in the block */
+    const float *step;  /* [H][max] */
+    const int8_t *key;  /* [H][max][dk] times step: key less centre */
+    const uint32_t *n;  /* [H] */
     uint32_t max;
 };
 /* x = capped(dots + x) + what is missed, strays by their keys; log_mass and focus of all blocks. */
@@ -275,9 +278,9 @@ int hri_cuda_list_rows(const struct hri_cuda_rows *rows, struct hri_cuda_rows_le
 /* Weights for sum_sketch of all lanes of the groups that list_rows lists, over exp(top). Rows of parts with mark 0 weigh
  * nothing; of what is left of every block the log of the mass and the sum of the squares over exp(2 top). */
 struct hri_cuda_rows_fill {
-    const uint8_t *mark;              /* [H][blocks_max parts], NULL: all are in */
-    float *w;                         /* [H][G][lanes] */
-    float *left_mass, *left_square;   /* [H][G][stride] or both NULL */
+    const uint8_t *mark;            /* [H][blocks_max parts], NULL: all are in */
+    float *w;                       /* [H][G][lanes] */
+    float *left_mass, *left_square; /* [H][G][stride] or both NULL */
 };
 int hri_cuda_fill_rows(const struct hri_cuda_rows *rows, struct hri_cuda_rows_least least,
                        const struct hri_cuda_rows_fill *fill, struct hri_cuda_heads heads,
@@ -293,7 +296,7 @@ struct hri_cuda_rows_values {
     uint32_t *arrived; /* [H] zero; zero again afterwards */
 };
 int hri_cuda_value_rows(const struct hri_cuda_rows_values *values, struct hri_cuda_heads heads,
-                         void *stream);
+                        void *stream);
 
 /* Rows that lie farthest from their centres, each by its lane and item, ascending, with its own miss. */
 struct hri_cuda_lone {
@@ -308,11 +311,11 @@ struct hri_cuda_worth_rows_args {
     const float *factor, *size; /* [H][G] far / |o|^2 and |o|^2, as factor leaves them */
     struct hri_cuda_lone lone;
     uint32_t row_bytes;
-    const uint32_t *frame_of;   /* [H][blocks_max parts] or NULL: nothing is in a frame */
-    float *key, *error;         /* [H][blocks_max parts] */
-    uint32_t *cost;             /* likewise, bytes; 0, with key 0: the block has no such part */
-    uint8_t *class_;            /* likewise, 1: in a frame */
-    float *left;                /* [H] sum of error */
+    const uint32_t *frame_of; /* [H][blocks_max parts] or NULL: nothing is in a frame */
+    float *key, *error;       /* [H][blocks_max parts] */
+    uint32_t *cost;           /* likewise, bytes; 0, with key 0: the block has no such part */
+    uint8_t *class_;          /* likewise, 1: in a frame */
+    float *left;              /* [H] sum of error */
 };
 int hri_cuda_worth_rows(const struct hri_cuda_rows *rows,
                         const struct hri_cuda_worth_rows_args *worth, struct hri_cuda_heads heads,
@@ -325,7 +328,8 @@ struct hri_cuda_predict_rows_args {
     uint32_t items_max;
     const uint8_t *class_;
     float *predicted, *late; /* [H][G] */
-    uint32_t *counts;        /* [H][HRI_CUDA_PREDICT_COUNTS] parts refined, of them hits, late; rows likewise */
+    uint32_t
+        *counts; /* [H][HRI_CUDA_PREDICT_COUNTS] parts refined, of them hits, late; rows likewise */
 };
 int hri_cuda_predict_rows(const struct hri_cuda_rows *rows,
                           const struct hri_cuda_predict_rows_args *predict,
@@ -556,7 +560,8 @@ struct hri_cuda_attend_args {
     /* Parts attended before: [n_parts][H][G][dv] and [n_parts][H][G]. */
     const float *parts_out, *parts_lse;
     uint32_t n_parts;
-    const float *added, *added_top; /* [H][G][dv] added to the weighted values, over exp(added_top [H][G]); or NULL */
+    const float *added,
+        *added_top; /* [H][G][dv] added to the weighted values, over exp(added_top [H][G]); or NULL */
     float *out, *lse;  /* [H][G][dv], [H][G]; without any row: 0 and -INFINITY */
     float *work;       /* hri_cuda_attend_work(heads) floats */
     uint32_t *arrived; /* hri_cuda_attend_counters(heads), zero; zero again afterwards */

@@ -87,7 +87,8 @@ static __global__ void __launch_bounds__(THREADS)
         rows_dot(q, dk, shape.f + (size_t)h * shape.rank_c * dk,
                  shape.f_scale + (size_t)h * shape.rank_c, shape.rank_c, row);
         __syncthreads();
-        const float sum = hri_block_sum(part, t < shape.rank_c ? row[t] * row[t] : 0.0f, THREADS / 32);
+        const float sum =
+            hri_block_sum(part, t < shape.rank_c ? row[t] * row[t] : 0.0f, THREADS / 32);
         if (t == 0)
             out.variance[at] = sum;
         __syncthreads();
@@ -173,8 +174,8 @@ static __device__ __forceinline__ float quantise(const float *x, uint32_t n, int
 
 static __global__ void __launch_bounds__(THREADS)
     query_sketch_kernel(const float *queries, struct hri_cuda_heads heads,
-                        const struct hri_cuda_basis *bases, uint32_t n_bases,
-                        const uint32_t *there, struct hri_cuda_sketch_query *out, float *rest)
+                        const struct hri_cuda_basis *bases, uint32_t n_bases, const uint32_t *there,
+                        struct hri_cuda_sketch_query *out, float *rest)
 {
     HRI_SHARED(struct turned, s, 1);
     const uint32_t b = blockIdx.x, first = blockIdx.y * CHUNK, h = blockIdx.z, dk = heads.dk;

@@ -81,8 +81,7 @@ static __global__ void __launch_bounds__(THREADS)
         for (uint32_t g = 0; g < heads.g; g++) {
             const size_t head = (size_t)h * heads.g + g;
             const float dot = dots[head * r.stride + b];
-            const float half =
-                fminf(0.5f * hri_rows_missed(r, heads, h, b, g), HALF_MISSED_MAX);
+            const float half = fminf(0.5f * hri_rows_missed(r, heads, h, b, g), HALF_MISSED_MAX);
             float *x = r.x + head * r.lanes + lane0;
             for (uint32_t i = hri_lane(); i < n; i += 32)
                 x[i] = hri_capped(dot + x[i], soft_cap) + half;
@@ -158,9 +157,10 @@ static __device__ __forceinline__ struct groups groups_of(const struct hri_cuda_
 }
 
 /* The groups that block b adds to the list: without the first, if a block before it has listed that. */
-static __device__ __forceinline__ struct groups
-groups_add(const struct hri_cuda_rows &r, const struct hri_cuda_heads &heads,
-           const struct hri_cuda_rows_least &least, uint32_t h, uint32_t b)
+static __device__ __forceinline__ struct groups groups_add(const struct hri_cuda_rows &r,
+                                                           const struct hri_cuda_heads &heads,
+                                                           const struct hri_cuda_rows_least &least,
+                                                           uint32_t h, uint32_t b)
 {
     struct groups mine = groups_of(r, hri_rows_block(r, h, b));
     if (!hri_rows_weighty(r, heads, least, h, b))
@@ -381,8 +381,7 @@ static __global__ void __launch_bounds__(THREADS)
     const uint32_t n = k < there ? basis.n4 + basis.n2 : 0;
     for (uint32_t g = 0; k < there && g < heads.g; g++) {
         if (j < n)
-            scaled[j] =
-                a.sum[(number * heads.g + g) * HR_HEAD_DIM_MAX + j] * basis.value_scale[j];
+            scaled[j] = a.sum[(number * heads.g + g) * HR_HEAD_DIM_MAX + j] * basis.value_scale[j];
         __syncthreads();
         float sum = 0;
         for (uint32_t c = 0; c < n && j < heads.dv; c++)
@@ -408,7 +407,7 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" int hri_cuda_value_rows(const struct hri_cuda_rows_values *values,
-                                    struct hri_cuda_heads heads, void *stream)
+                                   struct hri_cuda_heads heads, void *stream)
 {
     if (heads.n == 0 || values->n_bases == 0)
         return 0;

@@ -22,8 +22,7 @@ static __device__ __forceinline__ float hri_rows_missed(const struct hri_cuda_ro
                                                         uint32_t h, uint32_t b, uint32_t g)
 {
     const size_t at = hri_rows_block(r, h, b);
-    return hri_miss_of(r.miss[at]) *
-           r.rest[((size_t)h * r.n_bases + r.basis_of[at]) * heads.g + g];
+    return hri_miss_of(r.miss[at]) * r.rest[((size_t)h * r.n_bases + r.basis_of[at]) * heads.g + g];
 }
 
 /* A block's share of all that query head `head` = h G + g weighs. */
@@ -56,9 +55,10 @@ static __device__ __forceinline__ uint32_t hri_part_rows(const struct hri_cuda_r
 }
 
 /* From a squared share of a row of block b to the squared relative error that refining it removes. */
-static __device__ __forceinline__ float
-hri_row_factor(const struct hri_cuda_rows &r, const struct hri_cuda_heads &heads,
-               const float *factor, const float *size, uint32_t h, uint32_t b, uint32_t g)
+static __device__ __forceinline__ float hri_row_factor(const struct hri_cuda_rows &r,
+                                                       const struct hri_cuda_heads &heads,
+                                                       const float *factor, const float *size,
+                                                       uint32_t h, uint32_t b, uint32_t g)
 {
     const size_t head = (size_t)h * heads.g + g;
     const struct hri_cuda_basis *basis =

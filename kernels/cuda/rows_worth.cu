@@ -10,10 +10,11 @@
 #define WARPS        (THREADS / 32)
 #define HEAD_THREADS 512u
 #define HEAD_WARPS   (HEAD_THREADS / 32)
-#define NEGLIGIBLE   1e-3f /* so much do all blocks together weigh at most whose rows are not looked at */
-#define KEY_MIN      1e-37f
-#define LONE_REACH   1.4f /* as index/ladder.c */
-#define LONE_TAIL    20.0f
+#define NEGLIGIBLE                                                                                 \
+    1e-3f /* so much do all blocks together weigh at most whose rows are not looked at */
+#define KEY_MIN    1e-37f
+#define LONE_REACH 1.4f /* as index/ladder.c */
+#define LONE_TAIL  20.0f
 
 /* Relative squared error that a row's sketch leaves: its weight for query head `head`, squared, times the factor. */
 static __device__ __forceinline__ float row_error(const struct hri_cuda_rows &r, size_t head,

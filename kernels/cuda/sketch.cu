@@ -301,6 +301,6 @@ extern "C" int hri_cuda_sum_sketch(const struct hri_cuda_sketch_list *list,
     const uint32_t n = places(heads, list->n_bases, list->lines);
     if (heads.n == 0 || n == 0)
         return 0;
-    return HRI_LAUNCH(sum_sketch_kernel, dim3(sum_splits(heads.n, list->n_bases), heads.n, n), THREADS, 0,
-                      stream, *list, *sum, heads, chunks_most(list->lines));
+    return HRI_LAUNCH(sum_sketch_kernel, dim3(sum_splits(heads.n, list->n_bases), heads.n, n),
+                      THREADS, 0, stream, *list, *sum, heads, chunks_most(list->lines));
 }

@@ -26,8 +26,8 @@ struct setup {
     struct hri_cuda_rows_list list;
     struct hri_cuda_sketch_list sketches;
     /* In double: */
-    double *x;                              /* [H][G][LANES] logits */
-    double log_mass[H * 16 * BLOCKS_MAX];   /* [H][G][BLOCKS_MAX] */
+    double *x;                            /* [H][G][LANES] logits */
+    double log_mass[H * 16 * BLOCKS_MAX]; /* [H][G][BLOCKS_MAX] */
     double top[H * 16], total[H * 16];
 };
 
@@ -40,7 +40,8 @@ static void basis_make(struct hri_rng *rng, struct hri_cuda_basis *b, struct hri
                        uint32_t n4, uint32_t n2)
 {
     const uint32_t dk = heads.dk, n = n4 + n2;
-    float *scale = device_alloc(dk * 4), *step = device_alloc(n * 4), *missed = device_alloc(dk * 4);
+    float *scale = device_alloc(dk * 4), *step = device_alloc(n * 4),
+          *missed = device_alloc(dk * 4);
     float *value_scale = device_alloc(n * 4);
     for (uint32_t i = 0; i < dk; i++) {
         scale[i] = 0.01f * hri_rng_f32(rng);
@@ -169,16 +170,17 @@ static void make(struct setup *t, uint64_t seed)
                                           .n_pairs = device_zero(H * 4),
                                           .pairs_max = PAIRS_MAX,
                                           .work = device_zero(H * BLOCKS_MAX * 4)};
-    t->sketches = (struct hri_cuda_sketch_list){.codes = t->codes,
-                                                .codes_stride = stride,
-                                                .bases = t->bases,
-                                                .n_bases = BASES,
-                                                .lines = lines,
-                                                .there = device_copy((uint32_t[H]){THERE, THERE}, 8),
-                                                .groups = t->list.groups,
-                                                .pair_basis = t->list.pair_basis,
-                                                .n_pairs = t->list.n_pairs,
-                                                .pairs_max = PAIRS_MAX};
+    t->sketches =
+        (struct hri_cuda_sketch_list){.codes = t->codes,
+                                      .codes_stride = stride,
+                                      .bases = t->bases,
+                                      .n_bases = BASES,
+                                      .lines = lines,
+                                      .there = device_copy((uint32_t[H]){THERE, THERE}, 8),
+                                      .groups = t->list.groups,
+                                      .pair_basis = t->list.pair_basis,
+                                      .n_pairs = t->list.n_pairs,
+                                      .pairs_max = PAIRS_MAX};
     t->x = calloc(hg * LANES, sizeof *t->x);
     assert_non_null(t->x);
 }
@@ -299,9 +301,9 @@ static void check_weigh(const struct setup *t)
                 CHECK_BELOW(fabs((double)t->rows.x[at] - t->x[at]), 1e-4 * (10 + fabs(t->x[at])));
                 square += exp(2 * t->x[at]);
             }
-            CHECK_BELOW(
-                fabs((double)t->rows.log_mass[i * BLOCKS_MAX + b] - t->log_mass[i * BLOCKS_MAX + b]),
-                1e-3);
+            CHECK_BELOW(fabs((double)t->rows.log_mass[i * BLOCKS_MAX + b] -
+                             t->log_mass[i * BLOCKS_MAX + b]),
+                        1e-3);
             CHECK_BELOW(fabs((double)t->rows.focus[i * BLOCKS_MAX + b] * mass * mass / square - 1),
                         4e-3);
         }
@@ -320,7 +322,8 @@ static double weight_left(const struct setup *t, const uint8_t *mark, uint32_t i
     return in ? exp(t->x[(size_t)i * LANES + t->first_lane[at] + r] - t->top[i]) : 0;
 }
 
-static void check_fill(const struct setup *t, struct hri_cuda_rows_least least, const struct hri_cuda_rows_fill *f)
+static void check_fill(const struct setup *t, struct hri_cuda_rows_least least,
+                       const struct hri_cuda_rows_fill *f)
 {
     for (uint32_t i = 0; i < H * t->heads.g; i++) {
         const uint32_t h = i / t->heads.g;
@@ -352,7 +355,8 @@ static void check_fill(const struct setup *t, struct hri_cuda_rows_least least, 
     }
 }
 
-static void check_values(const struct setup *t, struct hri_cuda_rows_least least, const uint8_t *mark, const float *got)
+static void check_values(const struct setup *t, struct hri_cuda_rows_least least,
+                         const uint8_t *mark, const float *got)
 {
     const uint32_t dv = t->heads.dv;
     for (uint32_t i = 0; i < H * t->heads.g; i++) {
@@ -399,7 +403,8 @@ static void check_worth(const struct setup *t, const struct hri_cuda_worth_rows_
         for (uint32_t item = 0; item < t->n_blocks[h] * PARTS; item++) {
             const uint32_t b = item / PARTS, first = item % PARTS * PART_ROWS;
             const uint32_t all = t->block_rows[h * BLOCKS_MAX + b];
-            const uint32_t rows = all > first ? (all - first < PART_ROWS ? all - first : PART_ROWS) : 0;
+            const uint32_t rows =
+                all > first ? (all - first < PART_ROWS ? all - first : PART_ROWS) : 0;
             const bool singly = weighty(t, h, b, (struct hri_cuda_rows_least){1e-3f, 1});
             double error = 0, lift = 0;
             for (uint32_t i = h * t->heads.g; i < (h + 1) * t->heads.g; i++) {
@@ -515,7 +520,8 @@ static void worth(const struct setup *t, struct hri_rng *rng, uint8_t *mark)
     struct hri_cuda_worth_rows_args a = {.factor = t->factor,
                                          .size = t->size,
                                          .lone = {t->lone_lane, t->lone_item, t->lone_miss,
-                                                  device_copy(t->n_lone, sizeof t->n_lone), LONE_MAX},
+                                                  device_copy(t->n_lone, sizeof t->n_lone),
+                                                  LONE_MAX},
                                          .row_bytes = 32,
                                          .key = device_zero(H * ITEMS * 4),
                                          .error = device_zero(H * ITEMS * 4),
@@ -543,7 +549,8 @@ static void worth(const struct setup *t, struct hri_rng *rng, uint8_t *mark)
                                       .w = device_alloc(hg * LANES * 4),
                                       .left_mass = device_alloc(hg * BLOCKS_MAX * 4),
                                       .left_square = device_alloc(hg * BLOCKS_MAX * 4)};
-    RUN(hri_cuda_fill_rows(&t->rows, (struct hri_cuda_rows_least){1e-3f, 1}, &fill, t->heads, NULL));
+    RUN(hri_cuda_fill_rows(&t->rows, (struct hri_cuda_rows_least){1e-3f, 1}, &fill, t->heads,
+                           NULL));
     struct hri_cuda_predict_rows_args p = {.factor = t->factor,
                                            .size = t->size,
                                            .left_square = fill.left_square,
@@ -592,10 +599,11 @@ static void run(struct hri_cuda_heads heads, float soft_cap, int order)
 static void test_rows(void **state)
 {
     (void)state;
-    const struct hri_cuda_heads heads[] = {{H, 1, 16, 16}, {H, 4, 64, 64}, {H, 9, 80, 96},
-                                           {H, 16, 128, 128}, {H, 2, 256, 256}};
+    const struct hri_cuda_heads heads[] = {
+        {H, 1, 16, 16}, {H, 4, 64, 64}, {H, 9, 80, 96}, {H, 16, 128, 128}, {H, 2, 256, 256}};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        FOR_EACH_ORDER (order) {
+        FOR_EACH_ORDER(order)
+        {
             snprintf(case_text, sizeof case_text, "dk %u g %u order %d", heads[i].dk, heads[i].g,
                      order);
             run(heads[i], i == 1 ? 6 : 0, order);
@@ -611,7 +619,8 @@ static void test_none(void **state)
     t->heads = (struct hri_cuda_heads){H, 4, 64, 64};
     make(t, 3);
     t->rows.n = device_zero(H * 4);
-    RUN(hri_cuda_list_rows(&t->rows, (struct hri_cuda_rows_least){-1, 0}, &t->list, t->heads, NULL));
+    RUN(hri_cuda_list_rows(&t->rows, (struct hri_cuda_rows_least){-1, 0}, &t->list, t->heads,
+                           NULL));
     RUN(hri_cuda_total_rows(&t->rows, t->near_lse, (float *)(uintptr_t)t->rows.top,
                             (float *)(uintptr_t)t->rows.total, t->heads, NULL));
     for (uint32_t h = 0; h < H; h++)
