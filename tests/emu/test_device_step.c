@@ -3,22 +3,14 @@
  * The choice: blocks' worth in double, from docs/algorithm.md; what was chosen of misses and of hits is the best of
  * each to within 1e-2 of the worth, and what is best of the rest did not fit. The output: that of the CPU's own
  * functions for the blocks that were chosen and came, to 1e-3. Where everything is refined: the CPU's step. */
-#include "tests/emu/device_emu.h"
-#include "tests/offload/fault_io.h"
-#include "tests/runtime/naive.h"
-#include "tests/test.h"
+#include "tests/emu/device_bed.h"
 
 #include "base/half.h"
 #include "index/view.h"
-#include "offload/io_ops.h"
-#include "runtime/device_part.h"
 
 #include <errno.h>
-#include <math.h>
-#include <stdbool.h>
-#include <unistd.h>
 
-enum { HEADS = 4, KV = 2, G = HEADS / KV, D = 64, TOKENS = 900, LAYERS = 2, BLOCKS_MOST = 600 };
+enum { HEADS = 4, G = HEADS / KV };
 #define RECIPE    "headrace:sketch=0,block=12,decode_segment=64,window=32"
 #define TOLERANCE 1e-3
 #define NEARLY    1e-2
@@ -31,34 +23,6 @@ static const struct shape shape = {.n_layers = LAYERS,
                                    .dtype = HR_DTYPE_BF16,
                                    .rope = HR_ROPE_HALF};
 
-struct bed {
-    struct shape shape;
-    hr_runtime_t *rt;
-    hr_sequence_t *seq;
-    float *k, *v, *q, *out;
-    uint32_t n; /* tokens so far */
-    struct hr_attend_report report;
-};
-
-static char log_text[1024];
-static unsigned log_lines;
-
-static void log_keep(void *context, hr_log_level_t level, const char *line)
-{
-    (void)context, (void)level;
-    snprintf(log_text, sizeof log_text, "%s", line);
-    log_lines++;
-}
-
-struct plan {
-    const char *device, *recipe;
-    double moved, tolerance;
-    uint64_t device_bytes, host_bytes;
-    const struct hri_io_ops *io; /* with a file tier where set */
-    hr_dtype_t dtype;
-    float soft_cap;
-};
-
 static const struct plan plain = {.device = NULL, /* the one under test */
                                   .recipe = RECIPE,
                                   .moved = 0.1,
@@ -66,129 +30,12 @@ static const struct plan plain = {.device = NULL, /* the one under test */
                                   .host_bytes = 32u << 20,
                                   .dtype = HR_DTYPE_BF16};
 
-static hr_status_t runtime_open(const struct plan *p, hr_runtime_t **rt_out)
-{
-    struct hr_runtime_options o;
-    hr_runtime_options_init(&o);
-    o.device = p->device != NULL ? p->device : device_emu_ops()->name;
-    o.device_bytes = p->device_bytes;
-    o.host_bytes = p->host_bytes;
-    o.n_threads = 2;
-    o.log = log_keep;
-    if (p->io != NULL) {
-        o.file_dir = access(disk_dir(), W_OK) == 0 ? disk_dir() : "/var/tmp"; /* in a bundle */
-        o.file_bytes = 64u << 20;
-        o.io_mode = HR_IO_THREADS;
-    }
-    return hri_runtime_create_on(&o, p->io != NULL ? p->io : hri_io_real(), device_emu_ops(),
-                                 rt_out);
-}
-
-static hr_status_t sequence_open(const struct bed *b, const struct plan *p, hr_sequence_t **seq_out)
-{
-    struct hr_sequence_options so;
-    options_for(&b->shape, TOKENS, p->recipe, p->moved, &so);
-    so.tolerance = p->tolerance;
-    so.keep_tokens = 1;
-    return hr_sequence_create(b->rt, &so, seq_out);
-}
-
 static void bed_make(struct bed *b, const struct plan *p)
 {
-    struct random r = {.state = 11};
-    memset(b, 0, sizeof *b);
-    b->shape = shape;
-    b->shape.dtype = p->dtype;
-    b->shape.soft_cap = p->soft_cap;
-    assert_ok(runtime_open(p, &b->rt));
-    assert_ok(sequence_open(b, p, &b->seq));
-    b->k = malloc(sizeof(float) * TOKENS * KV * D);
-    b->v = malloc(sizeof(float) * TOKENS * KV * D);
-    b->q = malloc(sizeof(float) * TOKENS * HEADS * D);
-    b->out = malloc(sizeof(float) * TOKENS * HEADS * D);
-    assert_true(b->k && b->v && b->q && b->out);
-    rows_make(&r, &b->shape, TOKENS, b->k, b->v);
-    queries_make(&r, &b->shape, TOKENS, b->q);
-}
-
-static void bed_free(struct bed *b)
-{
-    hr_sequence_destroy(b->seq);
-    assert_ok(hr_runtime_destroy(b->rt));
-    free(b->k);
-    free(b->v);
-    free(b->q);
-    free(b->out);
-    assert_int_equal(device_emu_counts().device_bytes, 0);
-    assert_int_equal(device_emu_counts().pinned_bytes, 0);
-}
-
-static void append_to(struct bed *b, hr_sequence_t *seq, uint32_t n)
-{
-    for (uint32_t i = 0; i < LAYERS; i++)
-        assert_ok(rows_append(seq, &b->shape, i, b->k, b->v, b->n, n));
-}
-
-static void append(struct bed *b, uint32_t n)
-{
-    append_to(b, b->seq, n);
-    b->n += n;
-}
-
-static hr_status_t attend_with(const struct bed *b, hr_sequence_t *seq, uint32_t layer,
-                               const struct hr_attend_options *options, float *out,
-                               struct hr_attend_report *report)
-{
-    struct hr_tensor q =
-        hr_tensor_make(b->q + (size_t)(b->n - 1) * HEADS * D, HR_DTYPE_F32, 1, HEADS, D);
-    struct hr_tensor o = hr_tensor_make(out, HR_DTYPE_F32, 1, HEADS, D);
-    return hr_sequence_attend(seq, layer, &q, options, &o, report, NULL);
-}
-
-static void attend(struct bed *b, uint32_t layer)
-{
-    struct hr_attend_options options;
-    hr_attend_options_init(&options);
-    options.check_exact = 1;
-    assert_ok(attend_with(b, b->seq, layer, &options, b->out, &b->report));
+    bed_make_of(b, p, &shape);
 }
 
 /* ------------------------------------------------------------------------------ the same step on the CPU */
-
-struct choice { /* of one kv-head */
-    uint32_t n, n_came, items[BLOCKS_MOST];
-    bool chosen[BLOCKS_MOST], came[BLOCKS_MOST], hit[BLOCKS_MOST];
-};
-
-/* Blocks that are in frames now. */
-static void hits_read(const struct bed *b, uint32_t layer, struct choice c[KV])
-{
-    const struct hri_device_part *p = b->seq->part;
-    const struct hri_cuda_residency *t = hri_device_tier_table(p->tier, p->layers[layer].number);
-    uint32_t frame_of[KV * BLOCKS_MOST];
-    assert_true(p->blocks_max <= BLOCKS_MOST);
-    device_emu_read(frame_of, t->frame_of, (size_t)KV * p->blocks_max * 4);
-    for (uint32_t h = 0; h < KV; h++)
-        for (uint32_t i = 0; i < p->blocks_max; i++)
-            c[h].hit[i] = frame_of[h * p->blocks_max + i] != HRI_CUDA_NONE;
-}
-
-static void choice_read(const struct bed *b, struct choice c[KV])
-{
-    for (uint32_t h = 0; h < KV; h++) {
-        const struct hri_head_step *hs = &b->seq->steps[h];
-        memset(c[h].chosen, 0, sizeof c[h].chosen);
-        memset(c[h].came, 0, sizeof c[h].came);
-        c[h].n = hs->out.n_items;
-        c[h].n_came = 0;
-        for (uint32_t i = 0; i < c[h].n; i++) {
-            c[h].chosen[hs->items[i]] = true;
-            c[h].came[hs->items[i]] = hs->where[i] != NULL;
-            if (hs->where[i] != NULL)
-                c[h].items[c[h].n_came++] = hs->items[i];
-        }
-    }
-}
 
 struct reference {
     float q[G * D], out[G * D];
@@ -196,7 +43,7 @@ struct reference {
     struct hri_partial part;
     struct hri_select_in in;
     struct hri_select_out select;
-    uint32_t items[BLOCKS_MOST];
+    uint32_t items[ITEMS_MOST];
     void *scratch;
 };
 
@@ -220,29 +67,15 @@ static void block_attend(const hr_sequence_t *s, uint32_t layer, uint32_t h, uin
                          struct reference *r)
 {
     struct hri_index_head *head = s->layers[layer].heads[h];
-    const struct hri_block_at *at = &s->layers[layer].places[h][block];
-    const unsigned char *cell = hri_lane_peek(s->layers[layer].block_lane, at->cell);
+    int8_t *codes = codes_read(s, layer, h, block);
     float dots[G], center[D];
-    unsigned char *copy = NULL;
-    if (cell == NULL) { /* in the file alone */
-        copy = malloc(s->frames == NULL ? s->block_cell_bytes : 1);
-        assert_non_null(copy);
-        struct hri_read read = {
-            .lane = s->layers[layer].block_lane, .cell = at->cell, .n_cells = 1, .dst = copy};
-        struct hri_read_batch batch = {.reads = &read, .n_reads = 1};
-        assert_ok(hri_store_read_begin(s->runtime->store, &batch));
-        assert_ok(hri_store_read_wait(s->runtime->store, &batch, 0));
-        cell = copy;
-    }
-    struct hri_block_i8 i8 = {.codes = (const int8_t *)cell + at->offset,
-                              .k_dot = dots,
-                              .v_center = center,
-                              .n = hri_index_block_rows(head, block)};
+    struct hri_block_i8 i8 = {
+        .codes = codes, .k_dot = dots, .v_center = center, .n = hri_index_block_rows(head, block)};
     hri_index_block_dots(head, &r->in, block, dots);
     hri_index_centers(head, block, NULL, center);
     hri_index_steps(head, block, &i8.k_step, &i8.v_step);
     s->runtime->kernels->attend_block_i8(r->q, G, D, D, &i8, s->soft_cap, &r->part);
-    free(copy);
+    free(codes);
 }
 
 /* The CPU's output when these blocks are refined. */
@@ -261,7 +94,7 @@ static void output_of(const struct bed *b, uint32_t layer, uint32_t h, const str
                                    .row_bytes = b->seq->code_bytes,
                                    .position = b->n - 1,
                                    .scratch = r->scratch};
-    r->select = (struct hri_select_out){.items = r->items, .items_max = BLOCKS_MOST};
+    r->select = (struct hri_select_out){.items = r->items, .items_max = ITEMS_MOST};
     assert_ok(hri_index_select(head, &r->in, &r->select)); /* for its scores */
     memcpy(r->items, c->items, c->n_came * sizeof *c->items);
     r->select.n_items = c->n_came;
@@ -280,7 +113,7 @@ static void keys_of(const struct bed *b, uint32_t layer, uint32_t h, const struc
     memset(key, 0, v.n_blocks * sizeof *key);
     for (uint32_t g = 0; g < G; g++) {
         const float *q = r->q + g * D;
-        double variance = 0, mass[BLOCKS_MOST], sum = r->in.near->l[g];
+        double variance = 0, mass[ITEMS_MOST], sum = r->in.near->l[g];
         for (uint32_t i = 0; i < v.rank_c; i++) {
             double x = 0;
             for (uint32_t j = 0; j < D; j++)
@@ -320,7 +153,7 @@ static void check_choice(const struct bed *b, uint32_t layer, uint32_t h, const 
     const uint32_t n = hri_index_blocks(head);
     const uint64_t body = s->layers[layer].body_end - s->n_sink;
     const uint64_t budget = (uint64_t)(s->moved * (double)body * s->row_bytes);
-    double key[BLOCKS_MOST];
+    double key[ITEMS_MOST];
     keys_of(b, layer, h, r, key);
     for (int hit = 0; hit < 2; hit++) {
         double worst = INFINITY, best = 0;
@@ -348,39 +181,6 @@ static void check_choice(const struct bed *b, uint32_t layer, uint32_t h, const 
                             budget ||
                         (worst < best * (1 + NEARLY) && spent + most > budget));
     }
-}
-
-static void check_report(const struct bed *b, uint32_t layer, const struct choice c[KV])
-{
-    const struct hr_attend_report *r = &b->report;
-    const struct hri_layer *l = &b->seq->layers[layer];
-    const uint32_t body = l->body_end - b->seq->n_sink;
-    uint64_t rows[3] = {0}, blocks[3] = {0}, all = 0, total = 0; /* hits, fetched, late */
-    for (uint32_t h = 0; h < KV; h++) {
-        total += hri_index_blocks(l->heads[h]);
-        for (uint32_t i = 0; i < hri_index_blocks(l->heads[h]); i++) {
-            if (!c[h].chosen[i])
-                continue;
-            int kind = !c[h].came[i] ? 2 : c[h].hit[i] ? 0 : 1;
-            rows[kind] += hri_index_block_rows(l->heads[h], i);
-            blocks[kind]++;
-        }
-    }
-    for (int i = 0; i < HR_LEVELS; i++)
-        all += r->rows_by_level[i];
-    assert_int_equal(all, (uint64_t)b->n * KV);
-    assert_int_equal(r->rows_by_level[2], rows[0] + rows[1]);
-    assert_int_equal(r->body_bytes, (uint64_t)body * KV * b->seq->row_bytes);
-    assert_int_equal(r->blocks_hit, blocks[0]);
-    assert_int_equal(r->blocks_fetched, blocks[1]);
-    assert_int_equal(r->blocks_late, blocks[2]);
-    assert_int_equal(r->blocks_total, total);
-    assert_int_equal(r->blocks_estimated, total - blocks[0] - blocks[1] - blocks[2]);
-    assert_int_equal(r->bytes_hit, rows[0] * b->seq->code_bytes);
-    assert_int_equal(r->bytes_selected, (rows[0] + rows[1] + rows[2]) * b->seq->code_bytes);
-    assert_true(r->predicted_error >= 0 && isfinite(r->predicted_error));
-    assert_true(r->late_error <= r->predicted_error + 1e-6);
-    assert_true((r->late_error > 0) == (blocks[2] > 0));
 }
 
 /* The step that was just made, of which the hits were read before. */
@@ -419,15 +219,6 @@ static void step(struct bed *b)
 }
 
 /* ----------------------------------------------------------------------------------------------- tests */
-
-static int calm(void **state)
-{
-    (void)state;
-    device_emu_faults = (struct device_emu_faults){0};
-    log_text[0] = 0;
-    log_lines = 0;
-    return 0;
-}
 
 static void steps(const struct plan *p, uint32_t prefill, uint32_t n, uint64_t *hits,
                   uint64_t *fetched, uint64_t *late)
@@ -811,7 +602,7 @@ static void test_refused(void **state)
     assert_fails(runtime_open(&p, &b.rt), HR_ERR_NOMEM, "are wanted (device_bytes)");
     calm(NULL);
     assert_ok(runtime_open(&p, &b.rt));
-    const char *recipes[] = {"headrace", "quest", "retroinfer", "exact-topk"};
+    const char *recipes[] = {"quest", "retroinfer", "exact-topk"};
     for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
         p.recipe = recipes[i];
         assert_fails(sequence_open(&b, &p, &seq), HR_ERR_UNSUPPORTED, "has no steps there yet");

@@ -1,0 +1,794 @@
+/* Whole steps with sketches on the emulated device, against docs/algorithm.md (level 1) in double from the head's own tables.
+ *
+ * The choice: worth of every part of a block; what was chosen of misses and of hits is the best of each to within 2e-2 of
+ * the worth (what is worth 1e-10 of squared error), and what is best of the rest did not fit. The output: sketches of all rows, strays by their keys, parts
+ * that came by their int8 rows; to 2e-3. The predicted error: what the sketches of the other rows leave, to 3e-2. And beside
+ * the CPU's step with the same budget: as near to exact attention, or nearly. */
+#include "tests/emu/device_bed.h"
+
+#include "base/half.h"
+#include "index/head.h"
+#include "index/ladder_state.h"
+
+#include <errno.h>
+
+enum { G_MOST = 4, BLOCKS_MOST = ITEMS_MOST / 2, LANES_MOST = 3000 };
+#define TOLERANCE 2e-3
+#define NEARLY    2e-2
+#define FORESEEN  3e-2
+#define SEEN      1e-10
+#define SETTINGS  ",block=24,decode_segment=64,window=32"
+#define RECIPE    "headrace:sketch=2" SETTINGS
+
+static const struct shape shape_1 = {.n_layers = LAYERS,
+                                     .n_q = KV,
+                                     .n_kv = KV,
+                                     .dk = D,
+                                     .dv = D,
+                                     .dtype = HR_DTYPE_BF16,
+                                     .rope = HR_ROPE_HALF};
+static const struct shape shape_4 = {.n_layers = LAYERS,
+                                     .n_q = KV * 4,
+                                     .n_kv = KV,
+                                     .dk = D,
+                                     .dv = D,
+                                     .dtype = HR_DTYPE_BF16,
+                                     .rope = HR_ROPE_HALF};
+
+static const struct plan plain = {.device = NULL,
+                                  .recipe = RECIPE,
+                                  .moved = 0.1,
+                                  .device_bytes = 64u << 20,
+                                  .host_bytes = 32u << 20,
+                                  .dtype = HR_DTYPE_BF16};
+
+/* ---------------------------------------------------------------------------------------- in double */
+
+struct reference { /* of one kv-head */
+    const struct bed *b;
+    const struct hri_index_head *head;
+    uint32_t layer, h, g, position;
+    float q[G_MOST * D];
+    double near_mass[G_MOST], near_sum[G_MOST][D]; /* over exp(top) */
+    double top[G_MOST], total[G_MOST];             /* as the sketches have it */
+    double x[G_MOST][LANES_MOST],
+        value[LANES_MOST][D]; /* logits and values of rows, by their sketches */
+    double rest[G_MOST][HRI_SKETCH_BASES_MAX];
+    double far[G_MOST], size[G_MOST];
+    double key[ITEMS_MOST], out[G_MOST][D], predicted[G_MOST], late[G_MOST];
+};
+
+static double element(const hr_sequence_t *s, const unsigned char *row, uint32_t j)
+{
+    float x;
+    s->runtime->kernels->to_f32(&x, row + j * hr_dtype_bytes(s->dtype), s->dtype, 1);
+    return (double)x;
+}
+
+static double capped(const hr_sequence_t *s, double x)
+{
+    return s->soft_cap > 0 ? (double)s->soft_cap * tanh(x / (double)s->soft_cap) : x;
+}
+
+static uint32_t basis_of(const struct hri_index_head *head, uint32_t block)
+{
+    uint32_t i = 0;
+    while (block >= hri_basis_end(head, i))
+        i++;
+    return i;
+}
+
+/* Logits of sink and window: the rows of the exact tail. */
+static uint32_t near_logits(const struct reference *r, uint32_t g, double *x,
+                            const unsigned char **rows)
+{
+    const hr_sequence_t *s = r->b->seq;
+    const struct hri_layer *l = &s->layers[r->layer];
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < r->b->n; t++) {
+        if (t >= s->n_sink && t < l->body_end)
+            continue;
+        rows[n] = t < s->n_sink ? l->sink + ((size_t)r->h * s->n_sink + t) * s->row_bytes
+                                : hri_tail_row(s, l, r->h, t);
+        x[n] = 0;
+        for (uint32_t j = 0; j < D; j++)
+            x[n] += (double)r->q[g * D + j] * element(s, rows[n], j);
+        x[n] = capped(s, x[n]);
+        n++;
+    }
+    return n;
+}
+
+static void block_dots(const struct reference *r, uint32_t block, double *dots)
+{
+    float k[D], v[D];
+    hri_index_centers(r->head, block, k, v);
+    for (uint32_t g = 0; g < r->g; g++) {
+        dots[g] = 0;
+        for (uint32_t j = 0; j < D; j++)
+            dots[g] += (double)r->q[g * D + j] * (double)k[j];
+    }
+}
+
+/* Queries in a basis, as bytes: what sketches are scored with. */
+static void basis_rows(struct reference *r, uint32_t basis)
+{
+    const struct hri_sketch *sketch = r->head->sketch;
+    const struct hri_basis *k = &sketch->bases[basis];
+    static struct hri_sketch_query query;
+    float turned[G_MOST * D], x[G_MOST * D], rest[G_MOST];
+    hri_sketch_turn(r->head, k, r->q, turned, x, rest);
+    hri_sketch_query_make(&query, x, r->g, k->n4, k->n2);
+    for (uint32_t b = k->first_block; b < hri_basis_end(r->head, basis); b++) {
+        double dots[G_MOST], miss = exp2((sketch->miss[b] - 128.0) / 16);
+        float center[D];
+        block_dots(r, b, dots);
+        hri_index_centers(r->head, b, NULL, center);
+        for (uint32_t i = 0; i < r->head->block_rows[b]; i++) {
+            const uint32_t lane = sketch->first_lane[b] + i;
+            float codes[D];
+            hri_sketch_unpack(sketch->codes, k->n4, k->n2, lane, codes);
+            for (uint32_t g = 0; g < r->g; g++) {
+                double sum = dots[g];
+                for (uint32_t c = 0; c < k->n; c++)
+                    sum += (double)codes[c] *
+                           (c < k->n4 ? (double)query.scale4[g] * query.q4[g][c]
+                                      : (double)query.scale2[g] * query.q2[g][c - k->n4]);
+                r->x[g][lane] = capped(r->b->seq, sum) + fmin(0.5 * miss * (double)rest[g], 1);
+                r->rest[g][basis] = (double)rest[g];
+            }
+            for (uint32_t j = 0; j < D; j++) {
+                r->value[lane][j] = (double)center[j];
+                for (uint32_t c = 0; c < k->n; c++)
+                    r->value[lane][j] +=
+                        (double)codes[c] * (double)k->value_scale[c] * k->value[(size_t)c * D + j];
+            }
+        }
+    }
+}
+
+static void stray_rows(struct reference *r)
+{
+    const struct hri_strays *s = &r->head->sketch->strays;
+    for (uint32_t i = 0; i < s->n; i++) {
+        double dots[G_MOST];
+        block_dots(r, s->block[i], dots);
+        for (uint32_t g = 0; g < r->g; g++) {
+            double sum = dots[g];
+            for (uint32_t j = 0; j < D; j++)
+                sum += (double)r->q[g * D + j] * (double)s->step[i] * s->key[(size_t)i * D + j];
+            r->x[g][r->head->sketch->first_lane[s->block[i]] + s->row[i]] = capped(r->b->seq, sum);
+        }
+    }
+}
+
+/* What all weigh, by sink, window and sketches, and the output as far as heavy blocks make it. */
+static void totals(struct reference *r)
+{
+    const struct hri_sketch *sketch = r->head->sketch;
+    const uint32_t n_blocks = r->head->n_blocks;
+    static const unsigned char *rows[TOKENS];
+    static double x[TOKENS];
+    for (uint32_t g = 0; g < r->g; g++) {
+        double mass[BLOCKS_MOST] = {0}, output[D] = {0}, rest, far = 0;
+        const uint32_t n = near_logits(r, g, x, rows);
+        r->top[g] = x[0];
+        for (uint32_t i = 0; i < n; i++)
+            r->top[g] = fmax(r->top[g], x[i]);
+        for (uint32_t b = 0; b < n_blocks; b++)
+            for (uint32_t i = 0; i < r->head->block_rows[b]; i++)
+                r->top[g] = fmax(r->top[g], r->x[g][sketch->first_lane[b] + i]);
+        r->near_mass[g] = 0;
+        memset(r->near_sum[g], 0, sizeof r->near_sum[g]);
+        for (uint32_t i = 0; i < n; i++) {
+            double w = exp(x[i] - r->top[g]);
+            r->near_mass[g] += w;
+            for (uint32_t j = 0; j < D; j++)
+                r->near_sum[g][j] += w * element(r->b->seq, rows[i], D + j);
+        }
+        r->total[g] = r->near_mass[g];
+        for (uint32_t b = 0; b < n_blocks; b++) {
+            for (uint32_t i = 0; i < r->head->block_rows[b]; i++)
+                mass[b] += exp(r->x[g][sketch->first_lane[b] + i] - r->top[g]);
+            r->total[g] += mass[b];
+        }
+        rest = r->total[g] - r->near_mass[g];
+        for (uint32_t b = 0; b < n_blocks; b++)
+            for (uint32_t i = 0; mass[b] > 0.002 * r->total[g] && i < r->head->block_rows[b]; i++) {
+                double w = exp(r->x[g][sketch->first_lane[b] + i] - r->top[g]);
+                rest -= w;
+                for (uint32_t j = 0; j < D; j++)
+                    output[j] += w * r->value[sketch->first_lane[b] + i][j];
+            }
+        r->size[g] = 0;
+        for (uint32_t j = 0; j < D; j++) {
+            const double mean = (double)r->head->shape.v_mean[j];
+            output[j] = (output[j] + r->near_sum[g][j] + rest * mean) / r->total[g];
+            far += (output[j] - mean) * (output[j] - mean);
+            r->size[g] += output[j] * output[j];
+        }
+        r->far[g] = far + r->head->shape.v_variance;
+    }
+}
+
+/* Squared relative error that the sketch of a row leaves. */
+static double row_error(const struct reference *r, uint32_t g, uint32_t block, uint32_t lane,
+                        double lone)
+{
+    const struct hri_sketch *sketch = r->head->sketch;
+    const uint32_t basis = basis_of(r->head, block);
+    const double miss = exp2((sketch->miss[block] - 128.0) / 16);
+    const double share = exp(r->x[g][lane] - r->top[g]) / r->total[g];
+    const double factor =
+        (fmin(miss * r->rest[g][basis], 1) * r->far[g] + (double)sketch->bases[basis].value_rest) /
+        r->size[g];
+    return factor * share * share * exp(2 * fmin(1.4 * sqrt(lone * r->rest[g][basis]), 20));
+}
+
+static void worths(struct reference *r)
+{
+    const struct hri_sketch *sketch = r->head->sketch;
+    const hr_sequence_t *s = r->b->seq;
+    memset(r->key, 0, sizeof r->key);
+    for (uint32_t b = 0, l = 0; b < r->head->n_blocks; b++)
+        for (uint32_t i = 0; i < r->head->block_rows[b]; i++) {
+            const uint32_t lane = sketch->first_lane[b] + i, item = b * s->parts + i / s->part_rows;
+            double worth = 0, lifted = 0;
+            while (l < sketch->n_lone && sketch->lone_lane[l] < lane)
+                l++;
+            const bool is_lone = l < sketch->n_lone && sketch->lone_lane[l] == lane;
+            for (uint32_t g = 0; g < r->g; g++) {
+                worth += row_error(r, g, b, lane, 0);
+                lifted += row_error(r, g, b, lane,
+                                    is_lone ? exp2((sketch->lone_miss[l] - 128.0) / 16) : 0);
+            }
+            r->key[item] +=
+                fmax(worth, lifted) / ((double)hri_index_item_rows(r->head, item) * s->code_bytes);
+        }
+}
+
+/* The output where these parts came, and what the others leave. */
+static void outputs(struct reference *r, const struct choice *c)
+{
+    const hr_sequence_t *s = r->b->seq;
+    const struct hri_sketch *sketch = r->head->sketch;
+    double sum[G_MOST][D], mass[G_MOST], left[G_MOST] = {0}, late[G_MOST] = {0};
+    memcpy(sum, r->near_sum, sizeof sum);
+    memcpy(mass, r->near_mass, sizeof mass);
+    for (uint32_t item = 0; item < r->head->n_blocks * s->parts; item++) {
+        const uint32_t n = hri_index_item_rows(r->head, item), b = item / s->parts;
+        const uint32_t lane = sketch->first_lane[b] + item % s->parts * s->part_rows;
+        int8_t *codes = c->came[item] ? codes_read(s, r->layer, r->h, item) : NULL;
+        double dots[G_MOST];
+        float center[D];
+        block_dots(r, b, dots);
+        hri_index_centers(r->head, b, NULL, center);
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t g = 0; g < r->g; g++) {
+                double x = dots[g], w = exp(r->x[g][lane + i] - r->top[g]);
+                for (uint32_t j = 0; codes != NULL && j < D; j++)
+                    x += (double)r->q[g * D + j] * (double)r->head->k_step[b] *
+                         codes[(size_t)i * 2 * D + j];
+                w = codes != NULL ? exp(capped(s, x) - r->top[g]) : w;
+                mass[g] += w;
+                for (uint32_t j = 0; j < D; j++)
+                    sum[g][j] += w * (codes == NULL ? r->value[lane + i][j]
+                                                    : (double)center[j] +
+                                                          (double)r->head->v_step[b] *
+                                                              codes[(size_t)i * 2 * D + D + j]);
+                double error = codes == NULL ? row_error(r, g, b, lane + i, 0) : 0;
+                left[g] += error;
+                late[g] += c->chosen[item] ? error : 0;
+            }
+        free(codes);
+    }
+    for (uint32_t g = 0; g < r->g; g++) {
+        for (uint32_t j = 0; j < D; j++)
+            r->out[g][j] = sum[g][j] / mass[g];
+        r->predicted[g] = sqrt(left[g]);
+        r->late[g] = sqrt(late[g]);
+    }
+}
+
+static struct reference *reference_of(const struct bed *b, uint32_t layer, uint32_t h,
+                                      const struct choice *c)
+{
+    struct reference *r = calloc(1, sizeof *r);
+    assert_non_null(r);
+    r->b = b;
+    r->layer = layer;
+    r->h = h;
+    r->g = b->shape.n_q / KV;
+    r->head = b->seq->layers[layer].heads[h];
+    assert_true(r->head->sketch->lanes_max <= LANES_MOST);
+    for (uint32_t i = 0; i < r->g * D; i++)
+        r->q[i] = b->q[((size_t)(b->n - 1) * b->shape.n_q + h * r->g) * D + i] * b->seq->scale;
+    for (uint32_t i = 0; i < r->head->sketch->n_bases; i++)
+        basis_rows(r, i);
+    stray_rows(r);
+    totals(r);
+    worths(r);
+    outputs(r, c);
+    return r;
+}
+
+/* ------------------------------------------------------------------------------------------- checks */
+
+/* Of misses and of hits the best were chosen, and the next did not fit. */
+static void check_choice(const struct reference *r, const struct choice *c)
+{
+    const hr_sequence_t *s = r->b->seq;
+    const uint64_t body = s->layers[r->layer].body_end - s->n_sink;
+    const uint64_t budget = (uint64_t)(s->moved * (double)body * s->row_bytes);
+    for (int hit = 0; hit < 2; hit++) {
+        double worst = INFINITY, best = 0;
+        uint64_t spent = 0;
+        uint32_t next = 0;
+        for (uint32_t i = 0; i < r->head->n_blocks * s->parts; i++) {
+            if (c->hit[i] != hit || hri_index_item_rows(r->head, i) == 0)
+                continue;
+            if (c->chosen[i]) {
+                spent += (uint64_t)hri_index_item_rows(r->head, i) * s->code_bytes;
+                worst = fmin(worst, r->key[i]);
+            } else if (r->key[i] > best) {
+                best = r->key[i];
+                next = i;
+            }
+        }
+        assert_true(spent <= budget);
+        const uint64_t most = (uint64_t)s->part_rows * s->code_bytes;
+        const bool seen = best * (double)most > SEEN; /* rows of lighter blocks are not looked at */
+        if (seen && !(worst >= best * (1 - NEARLY)))
+            fail_msg("layer %u head %u hit %d: chose worth %g, left %g", r->layer, r->h, hit, worst,
+                     best);
+        if (s->tolerance == 0 && best > 0)
+            assert_true(spent + hri_index_item_rows(r->head, next) * (uint64_t)s->code_bytes >
+                            budget ||
+                        (worst < best * (1 + NEARLY) && spent + most > budget));
+    }
+}
+
+/* The step that was just made, of which the hits were read before. */
+static void check_step(const struct bed *b, uint32_t layer, struct choice c[KV], bool best)
+{
+    const uint32_t g_n = b->shape.n_q / KV;
+    double predicted = 0;
+    choice_read(b, c);
+    check_report(b, layer, c);
+    for (uint32_t h = 0; h < KV; h++) {
+        struct reference *r = reference_of(b, layer, h, &c[h]);
+        for (uint32_t g = 0; g < g_n; g++) {
+            float want[D];
+            const double foreseen = (double)b->seq->steps[h].out.predicted[g];
+            for (uint32_t j = 0; j < D; j++)
+                want[j] = (float)r->out[g][j];
+            double e = apart(b->out + (h * g_n + g) * D, want, D);
+            if (!(e < TOLERANCE))
+                fail_msg("token %u layer %u head %u.%u: apart by %g", b->n, layer, h, g, e);
+            if (!(fabs(foreseen - r->predicted[g]) <= FORESEEN * r->predicted[g] + 1e-9))
+                fail_msg("token %u layer %u head %u.%u: predicted %g, by the sketches %g", b->n,
+                         layer, h, g, foreseen, r->predicted[g]);
+            predicted += foreseen / b->shape.n_q;
+        }
+        if (best)
+            check_choice(r, &c[h]);
+        free(r);
+    }
+    assert_true(fabs(predicted - b->report.predicted_error) < 1e-5);
+}
+
+static void step(struct bed *b)
+{
+    static struct choice c[KV];
+    append(b, 1);
+    for (uint32_t i = 0; i < LAYERS; i++) {
+        hri_settle(b->seq, &b->seq->layers[i], b->seq->decode_segment, true);
+        hits_read(b, i, c);
+        attend(b, i);
+        check_step(b, i, c, true);
+    }
+}
+
+/* -------------------------------------------------------------------------------------------- tests */
+
+struct counts {
+    uint64_t hits, fetched, late;
+};
+
+static struct counts steps(const struct plan *p, const struct shape *shape, uint32_t prefill,
+                           uint32_t n)
+{
+    struct bed b;
+    struct counts sum = {0};
+    bed_make_of(&b, p, shape);
+    append(&b, prefill);
+    const uint64_t before = device_emu_counts().graph_launches;
+    for (uint32_t i = 0; i < n; i++) {
+        step(&b);
+        sum.hits += b.report.blocks_hit;
+        sum.fetched += b.report.blocks_fetched;
+        sum.late += b.report.blocks_late;
+    }
+    /* Recorded once, replayed for every token and layer. */
+    assert_int_equal(device_emu_counts().graph_launches - before,
+                     n * LAYERS * (b.seq->part->direct || b.seq->part->mailed ? 1u : 2u));
+    struct hr_runtime_stats st = {.struct_size = sizeof st};
+    assert_ok(hr_runtime_stats_get(b.rt, &st));
+    for (int i = 0; i < HR_TIERS; i++)
+        assert_true(st.tier[i].bytes_peak <= st.tier[i].bytes_cap);
+    bed_free(&b);
+    return sum;
+}
+
+/* Over the end of a segment, with 1, 2 and 3 bits, 1 and 4 query heads: blocks, bases, lone rows come while steps go on. */
+static void test_steps(void **state)
+{
+    (void)state;
+    static const char *const recipes[] = {"headrace:sketch=1" SETTINGS, RECIPE,
+                                          "headrace:sketch=3" SETTINGS};
+    for (uint32_t i = 0; i < 3; i++)
+        for (uint32_t four = 0; four < 2; four++) {
+            struct plan p = plain;
+            p.recipe = recipes[i];
+            struct counts sum = steps(&p, four ? &shape_4 : &shape_1, 542, 6);
+            assert_true(sum.hits > 0 && sum.fetched > 0 && sum.late == 0);
+        }
+    steps(&plain, &shape_4, 90, 4); /* few blocks, all new */
+}
+
+static void test_kinds(void **state)
+{
+    (void)state;
+    struct plan p = plain;
+    p.dtype = HR_DTYPE_F16;
+    p.soft_cap = 5;
+    steps(&p, &shape_4, 300, 2);
+    p = plain;
+    p.recipe = "headrace:block=12,sink=0,window=16,reuse=3"; /* blocks of one part */
+    steps(&p, &shape_1, 300, 2);
+    p.recipe = "headrace"; /* as it is */
+    steps(&p, &shape_4, 880, 2);
+}
+
+/* A text that repeats itself, with a line unlike the others here and there: what the sketches lose of those is kept. */
+static void test_strays(void **state)
+{
+    (void)state;
+    struct bed b;
+    uint32_t strays = 0;
+    bed_make_of(&b, &plain, &shape_4);
+    struct random r = {.state = 3};
+    for (uint32_t i = 0; i < TOKENS * KV; i++) {
+        const bool odd = i / KV % 61 == 30;
+        for (uint32_t j = 0; j < D; j++) {
+            float line = j < 6 ? 3 * (float)random_normal(&r) : 0.02f * (float)random_normal(&r);
+            b.k[(size_t)i * D + j] = odd ? 1.5f * (float)random_normal(&r) : line;
+        }
+    }
+    append(&b, 700);
+    for (uint32_t i = 0; i < 3; i++) {
+        append(&b, 1);
+        /* The query looks for one of those lines. */
+        for (uint32_t h = 0; h < b.shape.n_q; h++)
+            memcpy(b.q + ((size_t)(b.n - 1) * b.shape.n_q + h) * D,
+                   b.k + ((size_t)(61 * (2 + 3 * i) + 30) * KV + h / 4) * D, sizeof(float) * D);
+        static struct choice c[KV];
+        for (uint32_t layer = 0; layer < LAYERS; layer++) {
+            hri_settle(b.seq, &b.seq->layers[layer], b.seq->decode_segment, true);
+            hits_read(&b, layer, c);
+            attend(&b, layer);
+            check_step(&b, layer, c, true);
+            assert_true(b.report.true_error < 0.02);
+        }
+    }
+    for (uint32_t h = 0; h < KV; h++)
+        strays += b.seq->layers[0].heads[h]->sketch->strays.n;
+    print_message("strays: %u of %u rows\n", strays, b.seq->layers[0].body_end * KV);
+    assert_true(strays > 8);
+    bed_free(&b);
+}
+
+/* Everything refined: exact attention but for int8 rows, and nothing is predicted to be left. */
+static void test_growth(void **state)
+{
+    (void)state;
+    struct bed b;
+    struct plan p = plain;
+    p.moved = 1;
+    bed_make_of(&b, &p, &shape_4);
+    append(&b, 40);
+    double most = 0;
+    while (b.n < TOKENS) {
+        append(&b, TOKENS - b.n < 43 ? TOKENS - b.n : 43);
+        attend(&b, 0);
+        most = fmax(most, b.report.true_error_max);
+        assert_int_equal(b.report.blocks_estimated, 0);
+        assert_true(b.report.predicted_error == 0);
+    }
+    print_message("everything refined: error at most %.5f\n", most);
+    assert_true(most < 0.02);
+    bed_free(&b);
+}
+
+/* The CPU's step within the same budget, which chooses single rows where the device has parts of blocks: the errors, and what was
+ * predicted of them. */
+static void beside_cpu(const char *recipe, const struct shape *shape)
+{
+    struct bed b;
+    struct plan p = plain;
+    float out[KV * G_MOST * D];
+    double error[2] = {0}, foreseen[2] = {0};
+    p.recipe = recipe;
+    bed_make_of(&b, &p, shape);
+    hr_runtime_t *rt = runtime_make(64u << 20, 32u << 20, NULL, 0, HR_IO_AUTO);
+    hr_sequence_t *twin = NULL;
+    struct hr_sequence_options so;
+    struct hr_attend_options options;
+    hr_attend_options_init(&options);
+    options.check_exact = 1;
+    options_for(&b.shape, TOKENS, recipe, p.moved, &so);
+    assert_ok(hr_sequence_create(rt, &so, &twin));
+    append_to(&b, twin, 800);
+    append(&b, 800);
+    for (uint32_t i = 0; i < 8; i++) {
+        struct hr_attend_report report;
+        append_to(&b, twin, 1);
+        append(&b, 1);
+        attend(&b, 0);
+        assert_ok(attend_with(&b, twin, 0, &options, out, &report));
+        error[0] += b.report.true_error / 8;
+        foreseen[0] += b.report.predicted_error / 8;
+        error[1] += report.true_error / 8;
+        foreseen[1] += report.predicted_error / 8;
+    }
+    print_message(
+        "%s, %u query heads: error %.4f on the device, %.4f on the CPU; predicted %.4f, %.4f\n",
+        recipe, shape->n_q, error[0], error[1], foreseen[0], foreseen[1]);
+    assert_true(error[0] < 1.5 * error[1]);
+    assert_true(foreseen[0] / error[0] > 0.5 * foreseen[1] / error[1]);
+    assert_true(foreseen[0] / error[0] < 2 * foreseen[1] / error[1]);
+    hr_sequence_destroy(twin);
+    assert_ok(hr_runtime_destroy(rt));
+    bed_free(&b);
+}
+
+static void test_cpu(void **state)
+{
+    (void)state;
+    beside_cpu("headrace:sketch=1" SETTINGS, &shape_4);
+    beside_cpu(RECIPE, &shape_4);
+    beside_cpu("headrace:sketch=3" SETTINGS, &shape_1);
+}
+
+static void test_tolerance(void **state)
+{
+    (void)state;
+    struct bed b;
+    struct plan p = plain;
+    uint64_t all = 0, some = 0;
+    for (int with = 0; with < 2; with++) {
+        p.tolerance = with ? 0.1 : 0;
+        p.moved = 0.5;
+        bed_make_of(&b, &p, &shape_4);
+        append(&b, 500);
+        for (uint32_t i = 0; i < 3; i++) {
+            step(&b);
+            *(with ? &some : &all) += b.report.bytes_selected;
+            assert_true(!with || b.report.predicted_error <= 0.1 * 1.001 ||
+                        b.report.blocks_estimated > 0);
+        }
+        bed_free(&b);
+    }
+    assert_true(some < all);
+}
+
+/* As few frames as are let through, sketches and all: parts replace each other. */
+static void test_tiny(void **state)
+{
+    (void)state;
+    struct plan p = plain;
+    struct bed b = {.shape = shape_4};
+    hr_sequence_t *seq = NULL;
+    unsigned long long least = 0;
+    p.moved = 0.02;
+    p.device_bytes = 100000;
+    assert_ok(runtime_open(&p, &b.rt));
+    assert_fails(sequence_open(&b, &p, &seq), HR_ERR_BUDGET, "it needs at least");
+    assert_ok(hr_runtime_destroy(b.rt));
+    /* sketch=0 is the last that was tried: of this recipe itself with more than that. */
+    p.device_bytes = 64u << 20;
+    assert_ok(runtime_open(&p, &b.rt));
+    assert_ok(sequence_open(&b, &p, &seq));
+    assert_int_equal(seq->part->parts, 2);
+    hr_sequence_destroy(seq);
+    assert_ok(hr_runtime_destroy(b.rt));
+    for (p.device_bytes = 1u << 20;; p.device_bytes = least) {
+        assert_ok(runtime_open(&p, &b.rt));
+        hr_status_t status = sequence_open(&b, &p, &seq);
+        if (status == HR_OK)
+            break;
+        assert_int_equal(status, HR_ERR_BUDGET);
+        assert_int_equal(sscanf(strstr(hr_last_error(), "at least "), "at least %llu", &least), 1);
+        assert_ok(hr_runtime_destroy(b.rt));
+    }
+    const char *used = hr_sequence_recipe(seq);
+    print_message("%llu bytes: %s\n", least, used);
+    hr_sequence_destroy(seq);
+    assert_ok(hr_runtime_destroy(b.rt));
+}
+
+/* Pinned memory is refused: the host copies the misses. */
+static void test_pageable(void **state)
+{
+    (void)state;
+    device_emu_faults.no_pinning = true;
+    struct counts sum = steps(&plain, &shape_4, 500, 3);
+    assert_true(sum.hits > 0 && sum.fetched > 0 && sum.late == 0);
+}
+
+/* Parts in the file: brought by the host; those that miss the deadline stay at their rows' sketches. */
+static void file_steps(bool mailbox)
+{
+    struct fault_io io;
+    struct plan p = plain;
+    struct bed b;
+    static struct choice c[KV];
+    fault_io_init(&io);
+    p.io = &io.ops;
+    p.host_bytes = 128u << 10;
+    device_emu_faults.no_pinning = !mailbox;
+    bed_make_of(&b, &p, &shape_4);
+    assert_int_equal(b.seq->part->mailed, mailbox);
+    append(&b, 700);
+    assert_ok(hr_sequence_settle(b.seq, 0));
+    assert_ok(hr_sequence_settle(b.seq, 1));
+    assert_ok(hri_store_flush(b.rt->store));
+    uint64_t from_file = 0, late = 0;
+    for (uint32_t i = 0; i < 3; i++) {
+        step(&b);
+        from_file += b.report.bytes_from_file;
+    }
+    assert_true(from_file > 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct hr_attend_options options;
+        hr_attend_options_init(&options);
+        options.deadline_ns = 5000000;
+        append(&b, 1);
+        assert_ok(hri_device_tier_clear(b.seq->part->tier, 0)); /* so that much is missed */
+        hits_read(&b, 0, c);
+        io.stalled = 1;
+        assert_ok(attend_with(&b, b.seq, 0, &options, b.out, &b.report));
+        io.stalled = 0;
+        check_step(&b, 0, c, false);
+        late += b.report.blocks_late;
+    }
+    assert_true(late > 0);
+    step(&b); /* late parts left no trace */
+    bed_free(&b);
+}
+
+static void test_file(void **state)
+{
+    (void)state;
+    file_steps(true);
+    device_emu_faults = (struct device_emu_faults){0};
+    file_steps(false);
+}
+
+/* Cut within a segment, before it, and so far that bases go, too. */
+static void test_truncate(void **state)
+{
+    (void)state;
+    struct bed b;
+    bed_make_of(&b, &plain, &shape_4);
+    append(&b, 500);
+    step(&b);
+    for (uint32_t cut = 0; cut < 4; cut++) {
+        const uint32_t n = cut == 3 ? 20 : b.n - (cut == 0 ? 1 : cut == 1 ? 90 : 300);
+        assert_ok(hr_sequence_truncate(b.seq, n));
+        b.n = n;
+        append(&b, 130);
+        step(&b);
+    }
+    bed_free(&b);
+}
+
+/* A fork, and a session saved and opened, go on as the one they came from. */
+static void test_copies(void **state)
+{
+    (void)state;
+    struct bed b;
+    hr_sequence_t *fork = NULL, *opened = NULL;
+    float out[KV * G_MOST * D];
+    char dir[] = "/tmp/device_sketch_XXXXXX", home[64];
+    struct hr_sequence_options so;
+    assert_non_null(mkdtemp(dir));
+    snprintf(home, sizeof home, "%s/s", dir);
+    bed_make_of(&b, &plain, &shape_4);
+    append(&b, 500);
+    step(&b);
+    assert_ok(hr_sequence_fork(b.seq, &fork));
+    assert_ok(hr_sequence_save(b.seq, home, NULL));
+    options_for(&b.shape, TOKENS, plain.recipe, plain.moved, &so);
+    so.keep_tokens = 1;
+    assert_ok(hr_sequence_open(b.rt, home, &so, NULL, &opened));
+    hr_sequence_t *copies[2] = {fork, opened}, *first = b.seq;
+    append_to(&b, fork, 1);
+    append_to(&b, opened, 1);
+    step(&b);
+    for (int j = 0; j < 2; j++) {
+        struct hr_attend_report report;
+        static struct choice c[KV];
+        b.seq = copies[j];
+        hits_read(&b, 0, c);
+        assert_ok(attend_with(&b, b.seq, 0, NULL, out, &report));
+        b.report = report;
+        memcpy(b.out, out, sizeof out);
+        check_step(&b, 0, c, true);
+        b.seq = first;
+    }
+    hr_sequence_destroy(fork);
+    hr_sequence_destroy(opened);
+    assert_ok(hr_session_remove(home));
+    assert_int_equal(rmdir(dir), 0);
+    bed_free(&b);
+}
+
+/* The device is lost: exact attention goes on. */
+static void test_lost(void **state)
+{
+    (void)state;
+    struct bed b;
+    float exact[KV * G_MOST * D], out[KV * G_MOST * D];
+    struct hr_attend_options options;
+    bed_make_of(&b, &plain, &shape_4);
+    append(&b, 300);
+    step(&b);
+    hr_attend_options_init(&options);
+    options.mode = HR_ATTEND_EXACT;
+    assert_ok(attend_with(&b, b.seq, 0, &options, exact, NULL));
+    device_emu_faults.loss = true;
+    device_emu_faults.waits_before_loss = 0;
+    assert_int_equal(attend_with(&b, b.seq, 0, NULL, out, NULL), HR_ERR_DEVICE);
+    assert_ok(attend_with(&b, b.seq, 0, &options, out, NULL));
+    assert_memory_equal(exact, out, sizeof out);
+    append(&b, 200); /* a segment is grouped, and not copied */
+    assert_int_equal(attend_with(&b, b.seq, 0, NULL, out, NULL), HR_ERR_DEVICE);
+    bed_free(&b);
+}
+
+/* A decode step allocates nothing. */
+static void test_allocations(void **state)
+{
+    (void)state;
+    struct bed b;
+    bed_make_of(&b, &plain, &shape_4);
+    append(&b, 400);
+    step(&b);
+    struct hr_runtime_stats st = {.struct_size = sizeof st};
+    assert_ok(hr_runtime_stats_get(b.rt, &st));
+    const uint64_t before = st.allocations, held = st.tier[HR_TIER_DEVICE].bytes_held;
+    for (uint32_t i = 0; i < 3; i++) {
+        append(&b, 1);
+        assert_ok(attend_with(&b, b.seq, 0, NULL, b.out, NULL));
+    }
+    assert_ok(hr_runtime_stats_get(b.rt, &st));
+    assert_int_equal(st.allocations, before);
+    assert_int_equal(st.tier[HR_TIER_DEVICE].bytes_held, held);
+    bed_free(&b);
+}
+
+int main(void)
+{
+    if (!device_emu_available()) {
+        printf("skipped: no CUDA device\n");
+        return 77;
+    }
+#define TEST(name) cmocka_unit_test_setup(name, calm)
+    const struct CMUnitTest tests[] = {
+        TEST(test_steps),      TEST(test_kinds),    TEST(test_strays),    TEST(test_growth),
+        TEST(test_cpu),        TEST(test_tiny),     TEST(test_tolerance), TEST(test_pageable),
+        TEST(test_file),       TEST(test_truncate), TEST(test_copies),    TEST(test_lost),
+        TEST(test_allocations)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
