@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 enum { HEADS = 4, KV = 2, D = 64, TOKENS = 400, LAYERS = 3 };
-#define RECIPE "headrace:sketch=0,block=12,decode_segment=32,window=32"
+#define RECIPE   "headrace:sketch=0,block=12,decode_segment=32,window=32"
+#define SKETCHED "headrace:block=24,decode_segment=32,window=32"
 
 static const struct shape shape = {.n_layers = LAYERS,
                                    .n_q = HEADS,
@@ -107,12 +108,12 @@ static void append_all(hr_sequence_t *s, const struct text *t, uint32_t first, u
         assert_ok(rows_append(s, &shape, i, t->k, t->v, first, n));
 }
 
-static void equal(bool file)
+static void equal(const char *recipe, bool file)
 {
     struct text t;
     text_make(&t);
     hr_runtime_t *rt = runtime_on(device_emu_ops()->name, 64u << 20, file);
-    hr_sequence_t *s = sequence_open(rt, RECIPE), *twin = sequence_open(rt, RECIPE);
+    hr_sequence_t *s = sequence_open(rt, recipe), *twin = sequence_open(rt, recipe);
     struct hr_step_graph_options o;
     hr_step_graph_t *g = NULL;
     uint64_t fetched = 0, hits = 0, from_file = 0;
@@ -177,8 +178,10 @@ static void equal(bool file)
 static void test_equal(void **state)
 {
     (void)state;
-    equal(false);
-    equal(true); /* the device asks for blocks while the graph runs */
+    equal(RECIPE, false);
+    equal(SKETCHED, false);
+    equal(RECIPE, true);
+    equal(SKETCHED, true); /* the device asks for blocks while the graph runs */
 }
 
 /* -- launches of the caller -- */
