@@ -67,12 +67,13 @@ if [ -x "$headrace" ] && [ -n "$(query name)" ]; then
     # shellcheck disable=SC2046 # names are split on purpose
     run bench "$headrace" bench $("$headrace" bench list | sed -n 's/^ *\(device-[0-9a-z-]*\).*/\1/p' | grep -v -e '-1m$') \
         --json "$results/bench-$stamp.json"
-    run decode "$headrace" run --tokens-context 2048 --keys 4 --recipe headrace:sketch=0 --device cuda
+    run decode "$headrace" run --tokens-context 2048 --keys 4 --device cuda
+    run decode-summaries "$headrace" run --tokens-context 2048 --keys 4 --recipe headrace:sketch=0 --device cuda
 else
-    skipped="$skipped bench decode"
+    skipped="$skipped bench decode decode-summaries"
 fi
 sanitizer=$(command -v compute-sanitizer || true)
-for name in append pack score select resolve gather predict device_tier step_graph; do
+for name in append pack score select resolve gather predict sketch rows device_tier step_graph; do
     if [ -n "$sanitizer" ] && [ -x "$tests/gpu_$name" ]; then
         for tool in memcheck racecheck initcheck synccheck; do
             run "$tool-$name" "$sanitizer" --tool "$tool" --error-exitcode 1 "$tests/gpu_$name"

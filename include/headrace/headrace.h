@@ -106,7 +106,7 @@ struct hr_runtime_options {
     void (*free)(void *context, void *pointer);
     void *alloc_context;
     /* Where the device tier is and steps run: NULL or "cpu", "cuda" (the first GPU), "cuda:1", ... On a GPU device_bytes is its
-     * memory, host_bytes is pinned where that is allowed, and recipes with blocks run the steps of "headrace:sketch=0" there;
+     * memory, host_bytes is pinned where that is allowed, and the recipe "headrace" runs its steps there;
      * exact attention and indexing stay on the CPU. What is not there yet is refused by hr_sequence_create (HR_ERR_UNSUPPORTED). A
      * GPU that fails ends all its steps with HR_ERR_DEVICE; exact attention, hr_sequence_save and the rest go on. */
     const char *device;
