@@ -30,7 +30,8 @@ static void in_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct 
     in->bytes = c->used - begin;
 }
 
-static void out_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct hri_device_out *o)
+static void out_carve(const struct hri_device_part *p, const hr_sequence_t *s,
+                      struct hri_device_carve *c, struct hri_device_out *o)
 {
     const size_t begin = c->used, h = s->n_kv;
     o->out = hri_device_carve(c, (size_t)s->n_q * s->dv, sizeof *o->out);
@@ -38,6 +39,7 @@ static void out_carve(const hr_sequence_t *s, struct hri_device_carve *c, struct
     o->late = hri_device_carve(c, s->n_q, sizeof *o->late);
     o->counts = hri_device_carve(c, h * HRI_CUDA_PREDICT_COUNTS, sizeof *o->counts);
     o->n_items = hri_device_carve(c, h, sizeof *o->n_items);
+    o->worth = hri_device_carve(c, p->sizes.lines > 0 ? h * HRI_WORTH_BINS : 0, sizeof *o->worth);
     o->q = hri_device_carve(c, (size_t)s->n_q * s->dk, sizeof *o->q);
     o->row = hri_device_carve(c, h, s->row_bytes);
     o->bytes = c->used - begin;
@@ -134,7 +136,7 @@ static void part_carve(struct hri_device_part *p, const hr_sequence_t *s,
     }
     for (uint32_t i = 0; i < s->n_layers; i++) {
         if (s->layers[i].indexed) {
-            out_carve(s, c, layers != NULL ? &layers[i].out : &none.out);
+            out_carve(p, s, c, layers != NULL ? &layers[i].out : &none.out);
         }
     }
     work_carve(p, s, c, &p->work);
@@ -159,7 +161,7 @@ static void host_carve(struct hri_device_part *p, const hr_sequence_t *s,
     }
     for (uint32_t i = 0; i < s->n_layers; i++) {
         if (s->layers[i].indexed) {
-            out_carve(s, c, &p->outs[i]);
+            out_carve(p, s, c, &p->outs[i]);
         }
     }
     lists_carve(s, c, &p->lists);
@@ -206,10 +208,12 @@ static hr_status_t frames_deal(hr_sequence_t *s, struct hri_device_part *p, uint
                                struct hri_device_tier_options *t)
 {
     const struct hr_tier_stats tier = hri_device_stats(p->device);
-    double step = s->moved * s->tokens_max * s->row_bytes / p->frame_bytes + 1;
+    double dealt =
+        s->share.part != NULL ? (double)HRI_SHARE_MOST : 1; /* of one layer's heads together */
+    double step = dealt * s->moved * s->tokens_max * s->row_bytes / p->frame_bytes + 1;
     uint64_t whole = (uint64_t)s->n_kv * p->items;
     uint64_t least = (uint64_t)(2 * step * s->n_kv),
-             want = (uint64_t)(FRAME_STEPS * step * s->n_kv);
+             want = (uint64_t)(FRAME_STEPS / dealt * step * s->n_kv);
     least = least < whole ? least : whole;
     want = want < whole ? want : whole;
     t->n_frames = (uint32_t)least;

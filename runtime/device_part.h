@@ -44,6 +44,7 @@ struct hri_device_out {
     float *out, *predicted, *late; /* [H][G][dv], [H][G], [H][G] */
     uint32_t *counts;              /* [H][HRI_CUDA_PREDICT_COUNTS] */
     uint32_t *n_items;             /* [H] */
+    uint32_t *worth;               /* [H][HRI_WORTH_BINS], with sketches */
     float *q;                      /* [H][G][dk] scaled, and */
     unsigned char *row;            /* [H][row_bytes] the new row, where the device has made them */
     size_t bytes;
@@ -116,6 +117,7 @@ struct hri_device_sketch_work {
     struct hri_cuda_rows_list list;
     float *sum, *sum_work, *value_work, *added; /* added [H][G][dv] */
     uint32_t *sum_arrived, *value_arrived;
+    uint32_t *worth; /* [H][HRI_WORTH_BINS] */
 };
 
 /* Sizes of a head's sketches; lines 0: none are kept. */

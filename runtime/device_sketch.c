@@ -79,6 +79,7 @@ void hri_device_sketch_work_carve(const struct hri_device_part *p, struct hri_de
     w->sum_arrived = hri_device_carve(c, counters, sizeof(uint32_t));
     w->value_work = hri_device_carve(c, bases * p->heads.g * p->heads.dv, sizeof(float));
     w->value_arrived = hri_device_carve(c, h, sizeof(uint32_t));
+    w->worth = hri_device_carve(c, h * HRI_WORTH_BINS, sizeof(uint32_t));
     w->added = hri_device_carve(c, q * p->heads.dv, sizeof(float));
 }
 

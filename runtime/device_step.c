@@ -421,13 +421,29 @@ static void move_ends(struct hri_device_token *t, enum hri_stage stage)
     t->time_ns = now;
 }
 
+/* Budgets of misses and of hits, by what rows were worth to the last token where heads share. */
+static void budgets_fill(struct hri_device_token *t)
+{
+    hr_sequence_t *s = t->s;
+    const uint64_t equal = hri_step_budget(s, t->layer);
+    const double reuse = hri_recipe_value(&s->recipe, "reuse");
+    const float *part =
+        s->share.part != NULL
+            ? hri_share_parts(&s->share, t->layer_index, t->position, (double)equal / s->code_bytes)
+            : NULL;
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        const uint64_t budget = part != NULL ? (uint64_t)((double)part[h] * (double)equal) : equal;
+        t->in->budget[2 * h] = budget;
+        t->in->budget[2 * h + 1] = (uint64_t)(reuse * (double)budget);
+    }
+}
+
 void hri_device_in_fill(struct hri_device_token *t)
 {
     const hr_sequence_t *s = t->s;
     const struct hri_layer *l = t->layer;
     struct hri_device_in *in = t->in;
-    uint64_t budget = hri_step_budget(s, l);
-    uint64_t reuse = (uint64_t)(hri_recipe_value(&s->recipe, "reuse") * (double)budget);
+    budgets_fill(t);
     for (uint32_t h = 0; h < s->n_kv; h++) {
         const struct hri_sketch *sketch = hri_index_view(l->heads[h]).sketch;
         in->n_blocks[h] = hri_index_blocks(l->heads[h]);
@@ -435,8 +451,6 @@ void hri_device_in_fill(struct hri_device_token *t)
         in->n_bases[h] = sketch != NULL ? sketch->n_bases : 0;
         in->n_lone[h] = sketch != NULL ? sketch->n_lone : 0;
         in->n_strays[h] = sketch != NULL ? sketch->strays.n : 0;
-        in->budget[2 * h] = budget;
-        in->budget[2 * h + 1] = reuse;
         in->enough[h] = (float)(s->g * s->tolerance * s->tolerance);
     }
     uint32_t seen = t->position + 1, first = l->body_end > s->n_sink ? l->body_end : s->n_sink;
@@ -664,7 +678,7 @@ static void report_head(struct hri_device_token *t, uint32_t h, uint32_t body)
 
 void hri_device_report(struct hri_device_token *t)
 {
-    const hr_sequence_t *s = t->s;
+    hr_sequence_t *s = t->s;
     const struct hri_layer *l = t->layer;
     struct hr_attend_report *r = t->report;
     uint32_t body = hri_body_tokens(s, l);
@@ -677,6 +691,11 @@ void hri_device_report(struct hri_device_token *t)
     r->blocks_lost += t->n_lost;
     for (uint32_t h = 0; h < s->n_kv; h++) {
         report_head(t, h, body);
+        if (s->share.part != NULL) {
+            memcpy(hri_share_worth_set(&s->share, t->layer_index, h),
+                   t->out->worth + (size_t)h * HRI_WORTH_BINS,
+                   HRI_WORTH_BINS * sizeof *t->out->worth);
+        }
     }
     for (uint32_t h = 0; h < s->n_q; h++) {
         double predicted = t->out->predicted[h];

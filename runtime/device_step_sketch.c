@@ -123,7 +123,10 @@ int hri_device_sketch_worth(const struct hri_device_launches *l,
                                                .error = l->w->error,
                                                .cost = l->w->cost,
                                                .class_ = l->w->class_,
-                                               .left = l->w->left};
+                                               .left = l->w->left,
+                                               .bins = l->d->out.worth,
+                                               .bins_work = l->p->sketch_work.worth};
+    _Static_assert(HRI_CUDA_WORTH_BINS == HRI_WORTH_BINS, "the same bins");
     return l->p->launch->worth_rows(&rows, &a, l->p->heads, l->stream);
 }
 

@@ -175,10 +175,11 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
          * everything is in host memory, rows are chosen and no parts. */
         uint64_t items =
             rows ? 3 * budget_rows / s->part_rows + 32 : 2 * budget_rows * 4 / s->part_rows + 32;
+        double most = shares(s) ? HRI_SHARE_MOST : 1;
+        items = rows ? items : (uint64_t)(most * (double)items);
         items = rows && s->runtime->file_bytes == 0 ? 1 : items;
         uint64_t whole = (uint64_t)s->blocks_max * s->parts;
         s->items_max = (uint32_t)(items < whole ? items : whole);
-        double most = shares(s) ? HRI_SHARE_MOST : 1;
         s->rows_max = rows ? min_u32((uint32_t)(most * (double)budget_rows) + 1, s->tokens_max) : 0;
     } else if (r->selector->unit == HRI_UNIT_ROWS) {
         uint64_t rows = r->selector->shares_budget ? budget_rows * s->n_kv : budget_rows;

@@ -24,9 +24,16 @@ static __device__ __forceinline__ float row_error(const struct hri_cuda_rows &r,
     return factor * share * share;
 }
 
+/* Bin by the exponent. */
+static __device__ __forceinline__ uint32_t bin_of(float worth)
+{
+    return worth > 0 ? __float_as_uint(worth) >> 23 : 0;
+}
+
 static __device__ void block_worth(const struct hri_cuda_rows &r,
                                    const struct hri_cuda_worth_rows_args &a,
-                                   const struct hri_cuda_heads &heads, uint32_t h, uint32_t b)
+                                   const struct hri_cuda_heads &heads, uint32_t h, uint32_t b,
+                                   uint32_t *bins)
 {
     const size_t at = hri_rows_block(r, h, b);
     const uint32_t n = r.rows[at], lane0 = r.first_lane[at];
@@ -43,12 +50,14 @@ static __device__ void block_worth(const struct hri_cuda_rows &r,
         const size_t item = at * r.parts + p;
         const uint32_t rows = hri_part_rows(r, n, p), cost = rows * a.row_bytes;
         float error = whole * (float)rows / (float)n;
-        for (uint32_t g = 0; singly && g < heads.g; g++) {
-            const float factor = hri_row_factor(r, heads, a.factor, a.size, h, b, g);
-            float sum = 0;
-            for (uint32_t i = hri_lane(); i < rows; i += 32)
-                sum += row_error(r, (size_t)h * heads.g + g, lane0 + p * r.part_rows + i, factor);
-            error += hri_warp_sum(sum);
+        for (uint32_t i = hri_lane(); singly && i < hri_div_up(rows, 32) * 32; i += 32) {
+            float row = 0;
+            for (uint32_t g = 0; i < rows && g < heads.g; g++)
+                row += row_error(r, (size_t)h * heads.g + g, lane0 + p * r.part_rows + i,
+                                 hri_row_factor(r, heads, a.factor, a.size, h, b, g));
+            if (i < rows)
+                atomicAdd(bins + bin_of(row), 1u);
+            error += hri_warp_sum(row);
         }
         if (hri_lane() != 0)
             continue;
@@ -59,13 +68,21 @@ static __device__ void block_worth(const struct hri_cuda_rows &r,
     }
 }
 
+static_assert(THREADS == HRI_CUDA_WORTH_BINS, "a thread has a bin");
+
 static __global__ void __launch_bounds__(THREADS)
     worth_rows_kernel(struct hri_cuda_rows r, struct hri_cuda_worth_rows_args a,
                       struct hri_cuda_heads heads)
 {
-    const uint32_t h = blockIdx.y, n = r.n[h];
+    HRI_SHARED(uint32_t, bins, HRI_CUDA_WORTH_BINS);
+    const uint32_t h = blockIdx.y, n = r.n[h], t = threadIdx.x;
+    bins[t] = 0;
+    __syncthreads();
     for (uint32_t b = blockIdx.x * WARPS + hri_warp(); b < n; b += gridDim.x * WARPS)
-        block_worth(r, a, heads, h, b);
+        block_worth(r, a, heads, h, b, bins);
+    __syncthreads();
+    if (bins[t] > 0)
+        atomicAdd(a.bins_work + h * HRI_CUDA_WORTH_BINS + t, bins[t]);
 }
 
 /* By what lone row i of block b promises more than its sketch says. */
@@ -110,6 +127,10 @@ static __global__ void __launch_bounds__(HEAD_THREADS)
     left = hri_block_sum(part, left, HEAD_WARPS);
     if (threadIdx.x == 0)
         a.left[h] = left;
+    for (uint32_t i = threadIdx.x; i < HRI_CUDA_WORTH_BINS; i += HEAD_THREADS) {
+        a.bins[h * HRI_CUDA_WORTH_BINS + i] = a.bins_work[h * HRI_CUDA_WORTH_BINS + i];
+        a.bins_work[h * HRI_CUDA_WORTH_BINS + i] = 0;
+    }
 }
 
 extern "C" int hri_cuda_worth_rows(const struct hri_cuda_rows *rows,

@@ -318,9 +318,9 @@ static struct reference *reference_of(const struct bed *b, uint32_t layer, uint3
 static void check_choice(const struct reference *r, const struct choice *c)
 {
     const hr_sequence_t *s = r->b->seq;
-    const uint64_t body = s->layers[r->layer].body_end - s->n_sink;
-    const uint64_t budget = (uint64_t)(s->moved * (double)body * s->row_bytes);
+    const uint64_t *budgets = s->part->ins[r->layer].budget + 2 * r->h;
     for (int hit = 0; hit < 2; hit++) {
+        const uint64_t budget = budgets[hit];
         double worst = INFINITY, best = 0;
         uint64_t spent = 0;
         uint32_t next = 0;
@@ -377,6 +377,24 @@ static void check_step(const struct bed *b, uint32_t layer, struct choice c[KV],
     assert_true(fabs(predicted - b->report.predicted_error) < 1e-5);
 }
 
+/* One budget, dealt out to the heads of all layers by what rows were worth to the last token. Returns how far one is from its equal
+ * share. */
+static double check_budgets(const struct bed *b)
+{
+    const hr_sequence_t *s = b->seq;
+    const uint64_t body = s->layers[0].body_end - s->n_sink;
+    const double equal = s->moved * (double)body * s->row_bytes;
+    double sum = 0, most = 0;
+    for (uint32_t i = 0; i < LAYERS * KV; i++) {
+        const double part = (double)s->part->ins[i / KV].budget[2 * (i % KV)] / equal;
+        assert_true(part > 0.499 && part < 2.001);
+        sum += part / (LAYERS * KV);
+        most = fmax(most, fabs(part - 1));
+    }
+    assert_true(fabs(sum - 1) < 1e-2);
+    return most;
+}
+
 static void step(struct bed *b)
 {
     static struct choice c[KV];
@@ -393,6 +411,7 @@ static void step(struct bed *b)
 
 struct counts {
     uint64_t hits, fetched, late;
+    double apart; /* budgets of heads from equal shares */
 };
 
 static struct counts steps(const struct plan *p, const struct shape *shape, uint32_t prefill,
@@ -408,6 +427,7 @@ static struct counts steps(const struct plan *p, const struct shape *shape, uint
         sum.hits += b.report.blocks_hit;
         sum.fetched += b.report.blocks_fetched;
         sum.late += b.report.blocks_late;
+        sum.apart = fmax(sum.apart, check_budgets(&b));
     }
     /* Recorded once, replayed for every token and layer. */
     assert_int_equal(device_emu_counts().graph_launches - before,
@@ -432,7 +452,11 @@ static void test_steps(void **state)
             p.recipe = recipes[i];
             struct counts sum = steps(&p, four ? &shape_4 : &shape_1, 542, 6);
             assert_true(sum.hits > 0 && sum.fetched > 0 && sum.late == 0);
+            assert_true(sum.apart > 0.05);
         }
+    struct plan alone = plain;
+    alone.recipe = RECIPE ",share=0";
+    assert_true(steps(&alone, &shape_4, 542, 2).apart < 1e-3);
     steps(&plain, &shape_4, 90, 4); /* few blocks, all new */
 }
 

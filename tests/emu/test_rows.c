@@ -396,10 +396,31 @@ static double row_error(const struct setup *t, uint32_t i, uint32_t b, uint32_t 
     return factor * p * p * exp(2 * fmin(1.4 * sqrt(lone * rest), 20));
 }
 
+/* How many rows are worth so much: to within two that lie at an edge. */
+static void check_bins(const struct setup *t, uint32_t h, const uint32_t *bins)
+{
+    int more[HRI_CUDA_WORTH_BINS] = {0}, sum = 0;
+    for (uint32_t b = 0; b < t->n_blocks[h]; b++)
+        for (uint32_t r = 0; r < t->block_rows[h * BLOCKS_MAX + b] &&
+                             weighty(t, h, b, (struct hri_cuda_rows_least){1e-3f, 1});
+             r++) {
+            double worth = 0;
+            for (uint32_t i = h * t->heads.g; i < (h + 1) * t->heads.g; i++)
+                worth += row_error(t, i, b, r, 0);
+            const int exponent = worth > 1e-37 ? 127 + (int)floor(log2(worth)) : 0;
+            more[exponent > 0 ? exponent : 0]--;
+        }
+    for (uint32_t i = HRI_CUDA_WORTH_BINS; i-- > 1;) {
+        sum += more[i] + (int)bins[i];
+        assert_true(abs(sum) <= 2);
+    }
+}
+
 static void check_worth(const struct setup *t, const struct hri_cuda_worth_rows_args *a)
 {
     for (uint32_t h = 0; h < H; h++) {
         double left = 0;
+        check_bins(t, h, a->bins + h * HRI_CUDA_WORTH_BINS);
         for (uint32_t item = 0; item < t->n_blocks[h] * PARTS; item++) {
             const uint32_t b = item / PARTS, first = item % PARTS * PART_ROWS;
             const uint32_t all = t->block_rows[h * BLOCKS_MAX + b];
@@ -527,13 +548,16 @@ static void worth(const struct setup *t, struct hri_rng *rng, uint8_t *mark)
                                          .error = device_zero(H * ITEMS * 4),
                                          .cost = device_zero(H * ITEMS * 4),
                                          .class_ = device_zero(H * ITEMS),
-                                         .left = device_zero(H * 4)};
+                                         .left = device_zero(H * 4),
+                                         .bins = device_alloc(H * HRI_CUDA_WORTH_BINS * 4),
+                                         .bins_work = device_zero(H * HRI_CUDA_WORTH_BINS * 4)};
     uint32_t *frame_of = device_zero(H * ITEMS * 4), *items = device_zero(H * LIST_MAX * 4);
     uint32_t *frames = device_zero(H * LIST_MAX * 4), *n_items = device_zero(H * 4);
     for (uint32_t i = 0; i < H * ITEMS; i++)
         frame_of[i] = hri_rng_below(rng, 3) ? HRI_CUDA_NONE : i;
     a.frame_of = frame_of;
-    RUN(hri_cuda_worth_rows(&t->rows, &a, t->heads, NULL));
+    for (int again = 0; again < 2; again++)
+        RUN(hri_cuda_worth_rows(&t->rows, &a, t->heads, NULL));
     check_worth(t, &a);
     for (uint32_t h = 0; h < H; h++)
         for (uint32_t i = h; i < t->n_blocks[h] * PARTS && n_items[h] < LIST_MAX; i += 2) {
