@@ -316,8 +316,8 @@ struct hri_cuda_worth_rows_args {
     uint32_t *cost;           /* likewise, bytes; 0, with key 0: the block has no such part */
     uint8_t *class_;          /* likewise, 1: in a frame */
     float *left;              /* [H] sum of error */
-    /* [H][HRI_CUDA_WORTH_BINS]: how many of the rows that are looked at singly are worth from 2^(i - 127) on, to twice that
-     * (index/index.h). bins_work [same], zero; zero again afterwards. */
+    /* [H][HRI_CUDA_WORTH_BINS]: how many rows of blocks that weigh something lie in parts that remove from 2^(i - 127) on, to
+     * twice that, a row (index/index.h). bins_work [same], zero; zero again afterwards. */
     uint32_t *bins, *bins_work;
 };
 #define HRI_CUDA_WORTH_BINS 256u

@@ -55,12 +55,12 @@ static __device__ void block_worth(const struct hri_cuda_rows &r,
             for (uint32_t g = 0; i < rows && g < heads.g; g++)
                 row += row_error(r, (size_t)h * heads.g + g, lane0 + p * r.part_rows + i,
                                  hri_row_factor(r, heads, a.factor, a.size, h, b, g));
-            if (i < rows)
-                atomicAdd(bins + bin_of(row), 1u);
             error += hri_warp_sum(row);
         }
         if (hri_lane() != 0)
             continue;
+        if (singly && rows > 0)
+            atomicAdd(bins + bin_of(error / (float)rows), rows);
         a.key[item] = rows > 0 ? fmaxf(error / (float)cost, KEY_MIN) : 0.0f;
         a.error[item] = error;
         a.cost[item] = cost;

@@ -418,20 +418,26 @@ struct counts {
 };
 
 static struct counts steps(const struct plan *p, const struct shape *shape, uint32_t prefill,
-                           uint32_t n)
+                           uint32_t n, bool over_segment)
 {
     struct bed b;
     struct counts sum = {0};
     bed_make_of(&b, p, shape);
     append(&b, prefill);
     const uint64_t before = device_emu_counts().graph_launches;
+    uint32_t body_end = 0;
     for (uint32_t i = 0; i < n; i++) {
+        if (i == 1 && over_segment) { /* up to a few tokens before a segment leaves the window */
+            append(&b, 61);
+            body_end = b.seq->layers[0].body_end;
+        }
         step(&b);
         sum.hits += b.report.blocks_hit;
         sum.fetched += b.report.blocks_fetched;
         sum.late += b.report.blocks_late;
         sum.apart = fmax(sum.apart, check_budgets(&b));
     }
+    assert_true(!over_segment || b.seq->layers[0].body_end > body_end);
     /* Recorded once, replayed for every token and layer. */
     assert_int_equal(device_emu_counts().graph_launches - before,
                      n * LAYERS * (b.seq->part->direct || b.seq->part->mailed ? 1u : 2u));
@@ -453,14 +459,14 @@ static void test_steps(void **state)
         for (uint32_t four = 0; four < 2; four++) {
             struct plan p = plain;
             p.recipe = recipes[i];
-            struct counts sum = steps(&p, four ? &shape_4 : &shape_1, 542, 6);
+            struct counts sum = steps(&p, four ? &shape_4 : &shape_1, 542, 5, true);
             assert_true(sum.hits > 0 && sum.fetched > 0 && sum.late == 0);
             assert_true(sum.apart > 0.05);
         }
     struct plan alone = plain;
     alone.recipe = RECIPE ",share=0";
-    assert_true(steps(&alone, &shape_4, 542, 2).apart < 1e-3);
-    steps(&plain, &shape_4, 90, 4); /* few blocks, all new */
+    assert_true(steps(&alone, &shape_4, 542, 2, false).apart < 1e-3);
+    steps(&plain, &shape_4, 90, 4, false); /* few blocks, all new */
 }
 
 static void test_kinds(void **state)
@@ -469,12 +475,12 @@ static void test_kinds(void **state)
     struct plan p = plain;
     p.dtype = HR_DTYPE_F16;
     p.soft_cap = 5;
-    steps(&p, &shape_4, 300, 2);
+    steps(&p, &shape_4, 300, 2, false);
     p = plain;
     p.recipe = "headrace:block=12,sink=0,window=16,reuse=3"; /* blocks of one part */
-    steps(&p, &shape_1, 300, 2);
+    steps(&p, &shape_1, 300, 2, false);
     p.recipe = "headrace"; /* as it is */
-    steps(&p, &shape_4, 880, 2);
+    steps(&p, &shape_4, 880, 2, false);
 }
 
 /* A text that repeats itself, with a line unlike the others here and there: what the sketches lose of those is kept. */
@@ -537,45 +543,56 @@ static void test_growth(void **state)
     bed_free(&b);
 }
 
-/* The CPU's step within the same budget, which chooses single rows where the device has parts of blocks: the errors, and what was
- * predicted of them. */
+/* The CPU's steps within the same budget, which refine parts of blocks, too, where these lie in the file, and single rows where they lie
+ * in host memory: the errors, and what was predicted of them. */
+enum { DEVICE, CPU_PARTS, CPU_ROWS, PLACES };
+
 static void beside_cpu(const char *recipe, const struct shape *shape)
 {
     struct bed b;
     struct plan p = plain;
     float out[KV * G_MOST * D];
-    double error[2] = {0}, foreseen[2] = {0};
-    p.recipe = recipe;
-    bed_make_of(&b, &p, shape);
-    hr_runtime_t *rt = runtime_make(64u << 20, 32u << 20, NULL, 0, HR_IO_AUTO);
-    hr_sequence_t *twin = NULL;
+    double error[PLACES] = {0}, foreseen[PLACES] = {0};
+    hr_runtime_t *rt[PLACES];
+    hr_sequence_t *seq[PLACES] = {NULL};
     struct hr_sequence_options so;
     struct hr_attend_options options;
     hr_attend_options_init(&options);
     options.check_exact = 1;
+    p.recipe = recipe;
+    bed_make_of(&b, &p, shape);
+    const char *dir = access(disk_dir(), W_OK) == 0 ? disk_dir() : "/var/tmp";
+    rt[CPU_PARTS] = runtime_make(64u << 20, 128u << 10, dir, 64u << 20, HR_IO_THREADS);
+    rt[CPU_ROWS] = runtime_make(64u << 20, 32u << 20, NULL, 0, HR_IO_AUTO);
     options_for(&b.shape, TOKENS, recipe, p.moved, &so);
-    assert_ok(hr_sequence_create(rt, &so, &twin));
-    append_to(&b, twin, 800);
+    for (int i = CPU_PARTS; i < PLACES; i++) {
+        assert_ok(hr_sequence_create(rt[i], &so, &seq[i]));
+        append_to(&b, seq[i], 800);
+    }
+    seq[DEVICE] = b.seq;
     append(&b, 800);
-    for (uint32_t i = 0; i < 8; i++) {
-        struct hr_attend_report report;
-        append_to(&b, twin, 1);
+    for (uint32_t n = 0; n < 6; n++) {
+        for (int i = CPU_PARTS; i < PLACES; i++)
+            append_to(&b, seq[i], 1);
         append(&b, 1);
-        attend(&b, 0);
-        assert_ok(attend_with(&b, twin, 0, &options, out, &report));
-        error[0] += b.report.true_error / 8;
-        foreseen[0] += b.report.predicted_error / 8;
-        error[1] += report.true_error / 8;
-        foreseen[1] += report.predicted_error / 8;
+        for (int i = 0; i < PLACES * LAYERS; i++) {
+            struct hr_attend_report r;
+            assert_ok(attend_with(&b, seq[i / LAYERS], i % LAYERS, &options, out, &r));
+            error[i / LAYERS] += r.true_error / (6 * LAYERS);
+            foreseen[i / LAYERS] += r.predicted_error / (6 * LAYERS);
+        }
     }
     print_message(
-        "%s, %u query heads: error %.4f on the device, %.4f on the CPU; predicted %.4f, %.4f\n",
-        recipe, shape->n_q, error[0], error[1], foreseen[0], foreseen[1]);
-    assert_true(error[0] < 1.5 * error[1]);
-    assert_true(foreseen[0] / error[0] > 0.5 * foreseen[1] / error[1]);
-    assert_true(foreseen[0] / error[0] < 2 * foreseen[1] / error[1]);
-    hr_sequence_destroy(twin);
-    assert_ok(hr_runtime_destroy(rt));
+        "%s, %u query heads: error %.4f on the device, on the CPU %.4f with parts, %.4f with "
+        "rows; predicted %.4f, %.4f, %.4f\n",
+        recipe, shape->n_q, error[0], error[1], error[2], foreseen[0], foreseen[1], foreseen[2]);
+    assert_true(error[DEVICE] < 1.25 * error[CPU_PARTS]);
+    assert_true(foreseen[DEVICE] / error[DEVICE] > 0.5 * foreseen[CPU_ROWS] / error[CPU_ROWS]);
+    assert_true(foreseen[DEVICE] / error[DEVICE] < 2 * foreseen[CPU_ROWS] / error[CPU_ROWS]);
+    for (int i = CPU_PARTS; i < PLACES; i++) {
+        hr_sequence_destroy(seq[i]);
+        assert_ok(hr_runtime_destroy(rt[i]));
+    }
     bed_free(&b);
 }
 
@@ -640,7 +657,7 @@ static void test_tiny(void **state)
         *(keeps_recipe(p, middle) ? &most : &least) = middle;
     }
     p.device_bytes = most;
-    struct counts sum = steps(&p, &shape_4, 600, 8);
+    struct counts sum = steps(&p, &shape_4, 600, 8, false);
     print_message("%llu bytes: %llu hits, %llu fetched, %llu without a frame\n",
                   (unsigned long long)most, (unsigned long long)sum.hits,
                   (unsigned long long)sum.fetched, (unsigned long long)sum.late);
@@ -652,7 +669,7 @@ static void test_pageable(void **state)
 {
     (void)state;
     device_emu_faults.no_pinning = true;
-    struct counts sum = steps(&plain, &shape_4, 500, 3);
+    struct counts sum = steps(&plain, &shape_4, 500, 3, false);
     assert_true(sum.hits > 0 && sum.fetched > 0 && sum.late == 0);
 }
 

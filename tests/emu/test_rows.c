@@ -396,23 +396,25 @@ static double row_error(const struct setup *t, uint32_t i, uint32_t b, uint32_t 
     return factor * p * p * exp(2 * fmin(1.4 * sqrt(lone * rest), 20));
 }
 
-/* How many rows are worth so much: to within two that lie at an edge. */
+/* How many rows are worth so much: to within one part that lies at an edge. */
 static void check_bins(const struct setup *t, uint32_t h, const uint32_t *bins)
 {
     int more[HRI_CUDA_WORTH_BINS] = {0}, sum = 0;
-    for (uint32_t b = 0; b < t->n_blocks[h]; b++)
-        for (uint32_t r = 0; r < t->block_rows[h * BLOCKS_MAX + b] &&
-                             weighty(t, h, b, (struct hri_cuda_rows_least){1e-3f, 1});
-             r++) {
-            double worth = 0;
+    for (uint32_t item = 0; item < t->n_blocks[h] * PARTS; item++) {
+        const uint32_t b = item / PARTS, all = t->block_rows[h * BLOCKS_MAX + b];
+        double worth = 0;
+        int n = 0;
+        for (uint32_t r = item % PARTS * PART_ROWS; r < all && n < PART_ROWS; r++, n++)
             for (uint32_t i = h * t->heads.g; i < (h + 1) * t->heads.g; i++)
                 worth += row_error(t, i, b, r, 0);
-            const int exponent = worth > 1e-37 ? 127 + (int)floor(log2(worth)) : 0;
-            more[exponent > 0 ? exponent : 0]--;
-        }
+        if (n == 0 || !weighty(t, h, b, (struct hri_cuda_rows_least){1e-3f, 1}))
+            continue;
+        const int exponent = 127 + (int)floor(log2(worth / n));
+        more[exponent > 0 ? exponent : 0] -= n;
+    }
     for (uint32_t i = HRI_CUDA_WORTH_BINS; i-- > 1;) {
         sum += more[i] + (int)bins[i];
-        assert_true(abs(sum) <= 2);
+        assert_true(abs(sum) <= PART_ROWS);
     }
 }
 

@@ -27,12 +27,8 @@ static void make_basis(struct hri_rng *rng, struct hri_cuda_basis *b, uint32_t d
     }
     for (uint32_t i = 0; i < n4 + n2; i++)
         step[i] = 0.1f + hri_rng_f32(rng);
-    *b = (struct hri_cuda_basis){.query = codes,
-                                 .query_scale = scale,
-                                 .step = step,
-                                 .missed = missed,
-                                 .n4 = n4,
-                                 .n2 = n2};
+    *b = (struct hri_cuda_basis){
+        .query = codes, .query_scale = scale, .step = step, .missed = missed, .n4 = n4, .n2 = n2};
 }
 
 /* Groups g of basis g % n_bases, a random choice of them, in pairs. */
@@ -190,7 +186,8 @@ static void run(struct setup *t, int order)
     struct hri_rng rng;
     hri_rng_seed(&rng, 7);
     set_order(order);
-    RUN(hri_cuda_query_sketch(t->q, t->heads, t->bases, t->n_bases, NULL, t->queries, t->rest, NULL));
+    RUN(hri_cuda_query_sketch(t->q, t->heads, t->bases, t->n_bases, NULL, t->queries, t->rest,
+                              NULL));
     const size_t stride = (size_t)t->n_groups * 16, all = t->heads.n * t->heads.g * stride;
     float *out = device_alloc(all * 4), *w = device_alloc(all * 4);
     RUN(hri_cuda_score_sketch(&t->list, t->queries, t->heads, out, stride, NULL));
