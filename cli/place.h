@@ -37,7 +37,7 @@ struct cli_place {
     CLI_HEADING("Where the KV cache lies:"),                                                       \
         CLI_OPTION("device", CLI_STRING, &(place).device, "DEVICE",                                \
                    "cpu, cuda or cuda:NUMBER: the fast tier is that GPU's memory, and steps of "   \
-                   "headrace run there (not measured on a GPU) [cpu]"),                   \
+                   "headrace run there (not measured on a GPU) [cpu]"),                            \
         CLI_OPTION("device-bytes", CLI_BYTES, &(place).device_bytes, "SIZE",                       \
                    "budget of the fast tier: sink, window, summaries, blocks in use"),             \
         CLI_OPTION("host-bytes", CLI_BYTES, &(place).host_bytes, "SIZE",                           \
