@@ -13,6 +13,9 @@ struct setup {
     float soft_cap;
     uint32_t n_sink, n_tail, tail_first, n_paged, blocks[3], blocks_max, rows_max;
     uint32_t refined_every; /* one block in so many is refined; 0: none */
+    bool
+        split; /* blocks are refined in two parts of rows_max rows, and what is left of them is estimated */
+    bool added; /* values come on top */
     bool estimate, shift, part;
     float q_size;
     struct hri_cuda_attend_args a;
@@ -95,10 +98,11 @@ static void make_blocks(struct setup *t, struct hri_rng *rng)
                  n_frames = 0;
         uint8_t *rows = device_alloc(blocks);
         for (size_t b = 0; b < blocks; b++)
-            rows[b] = (uint8_t)(1 + hri_rng_below(rng, t->rows_max));
+            rows[b] = (uint8_t)(1 + hri_rng_below(rng, (1 + t->split) * t->rows_max));
         for (uint32_t h = 0; h < hd.n; h++)
             for (uint32_t b = 0; b < t->blocks[h]; b += t->refined_every) {
-                items[h * items_max + n_items[h]] = b;
+                const bool second = rows[(size_t)h * t->blocks_max + b] > t->rows_max && b % 4 != 0;
+                items[h * items_max + n_items[h]] = t->split ? 2 * b + second : b;
                 frames[h * items_max + n_items[h]++] = b % 5 == 4 ? HRI_CUDA_NONE : n_frames++;
             }
         const uint32_t frame_bytes = t->rows_max * (hd.dk + hd.dv);
@@ -113,7 +117,8 @@ static void make_blocks(struct setup *t, struct hri_rng *rng)
                                       .k_step = steps_of(rng, blocks, 0.02f),
                                       .v_step = steps_of(rng, blocks, 0.02f),
                                       .rows = rows,
-                                      .dots = device_normal(rng, hg * a->stride, 1)};
+                                      .dots = device_normal(rng, hg * a->stride, 1),
+                                      .parts = 1 + t->split};
         const size_t up = (size_t)hd.n * hri_cuda_g_up(hd.g);
         struct hri_cuda_shape shape = {0};
         struct hri_cuda_query_out out = {
@@ -128,10 +133,10 @@ static void make_blocks(struct setup *t, struct hri_rng *rng)
             spread[b] = hri_bf16_from_f32(hri_rng_f32(rng));
         float *mass = device_normal(rng, hg * a->stride, 2);
         mass[0] = -INFINITY;
-        RUN(hri_cuda_mark(&a->refined, t->n_blocks, t->blocks_max, mark,
-                          t->refined_every ? hd.n : 0, NULL));
+        const bool marked = t->refined_every && !t->split;
+        RUN(hri_cuda_mark(&a->refined, t->n_blocks, t->blocks_max, mark, marked ? hd.n : 0, NULL));
         a->estimate = (struct hri_cuda_estimate){
-            .n = t->n_blocks, .log_mass = mass, .mark = t->refined_every ? mark : NULL};
+            .n = t->n_blocks, .log_mass = mass, .mark = marked ? mark : NULL};
         if (t->shift) {
             a->estimate.spread = spread;
             a->estimate.shift = device_normal(rng, hg * hd.dv, 0.5);
@@ -155,6 +160,10 @@ static void make(struct setup *t, uint64_t seed)
         float *lse = device_normal(&rng, 2 * hg, 2);
         lse[0] = -INFINITY;
         t->a.parts_lse = lse;
+    }
+    if (t->added) {
+        t->a.added = device_normal(&rng, hg * hd.dv, 1);
+        t->a.added_top = device_normal(&rng, hg, 1);
     }
     t->a.out = device_alloc(hg * hd.dv * 4);
     t->a.lse = device_alloc(hg * 4);
@@ -192,12 +201,14 @@ static void want_blocks(const struct setup *t, uint32_t h, uint32_t g, struct hr
     float centre[HR_HEAD_DIM_MAX];
     assert_non_null(refined);
     for (uint32_t k = 0; a->refined.items && k < a->refined.n_items[h]; k++) {
-        const uint32_t b = a->refined.items[h * a->refined.items_max + k],
+        const uint32_t item = a->refined.items[h * a->refined.items_max + k],
+                       b = item / a->refined.parts, before = item % a->refined.parts * t->rows_max,
                        f = a->refined.frames_of[h * a->refined.items_max + k];
         const size_t block = (size_t)h * t->blocks_max + b;
+        const uint32_t left = a->refined.rows[block] - before;
         if (f == HRI_CUDA_NONE)
             continue;
-        refined[b] = 1;
+        refined[b] = !t->split;
         for (uint32_t j = 0; j < hd.dv; j++)
             centre[j] = a->v_scale[block] * (float)a->v_codes[block * hd.dv + j];
         struct hri_block_i8 i8 = {a->refined.frames + (size_t)f * a->refined.frame_bytes,
@@ -205,7 +216,7 @@ static void want_blocks(const struct setup *t, uint32_t h, uint32_t g, struct hr
                                   centre,
                                   a->refined.k_step[block],
                                   a->refined.v_step[block],
-                                  a->refined.rows[block],
+                                  left < t->rows_max ? left : t->rows_max,
                                   NULL,
                                   0};
         ref->attend_block_i8(a->q + head * hd.dk, 1, hd.dk, hd.dv, &i8, t->soft_cap, part);
@@ -238,6 +249,8 @@ static void check(const struct setup *t, uint32_t h, uint32_t g)
         hri_partial_add(&part, 1, hd.dv, t->a.parts_lse + p * hg + head,
                         t->a.parts_out + (p * hg + head) * hd.dv);
     hri_partial_finish(&part, 1, hd.dv, out, &lse);
+    for (uint32_t j = 0; t->added && !isinf(lse) && j < hd.dv; j++)
+        out[j] += expf(t->a.added_top[head] - lse) * t->a.added[head * hd.dv + j];
     const float *got = t->a.out + head * hd.dv;
     if (isinf(lse)) {
         assert_true(isinf(t->a.lse[head]) && t->a.lse[head] < 0);
@@ -284,6 +297,28 @@ static void test_everything_by_dims(void **state)
                           .part = f16};
         CASE("attend %u+%u, dtype %d", t.heads.dk, t.heads.dv, t.dtype);
         run(&t, (int)(d % 3));
+    }
+}
+
+/* Parts of blocks, whose other rows are estimated, and what their sketches add. */
+static void test_parts(void **state)
+{
+    (void)state;
+    FOR_EACH(d, cuda_dims)
+    FOR_EACH_ORDER(order)
+    {
+        struct setup t = {.heads = {2, d % 2 ? 9 : 3, cuda_dims[d][0], cuda_dims[d][1]},
+                          .dtype = HR_DTYPE_BF16,
+                          .n_tail = d % 3 ? 20 : 0,
+                          .blocks = {37, 21},
+                          .blocks_max = 48,
+                          .rows_max = 16 + 8 * (uint32_t)(d % 2),
+                          .refined_every = 2,
+                          .split = true,
+                          .added = true,
+                          .estimate = true};
+        CASE("parts, attend %u+%u order %d", t.heads.dk, t.heads.dv, order);
+        run(&t, order);
     }
 }
 
@@ -353,7 +388,8 @@ static void test_peaked(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {EMU_TEST(test_everything_by_dims), EMU_TEST(test_groups),
-                                       EMU_TEST(test_lengths), EMU_TEST(test_peaked)};
+    const struct CMUnitTest tests[] = {EMU_TEST(test_everything_by_dims), EMU_TEST(test_parts),
+                                       EMU_TEST(test_groups), EMU_TEST(test_lengths),
+                                       EMU_TEST(test_peaked)};
     return cmocka_run_group_tests(tests, small_machine, NULL);
 }
