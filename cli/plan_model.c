@@ -11,6 +11,8 @@
 #define FRAME_STEPS   8 /* frames for so many steps' worth of refined rows */
 #define SKETCHED_ROWS 48.0
 #define SUMMARY_ROWS  36.0
+#define FAMILY_BLOCKS 8.0 /* blocks of a family, where a head without sketches has at least ... */
+#define FAMILIES_FROM 2048.0 /* ... so many */
 #define BASIS_ROWS    4096.0 /* a basis of sketches serves at least so many */
 #define BASES_MAX     512.0
 #define LONE_ROWS     64.0 /* one row in so many is listed with its own miss */
@@ -42,12 +44,15 @@ static double least(double a, double b)
 }
 
 /* Codes of mean key and mean value, their steps, rows, spread, peak, and the steps of the int8 rows;
- * per head the mean key and the shape. */
+ * per head the mean key and the shape. In long texts without sketches, families. */
 double plan_summary_bytes(const struct plan_shape *shape, double rows, unsigned sketch)
 {
     double d = shape->head_dim, blocks = ceil(rows / block_rows(sketch));
     double per_head = 4 * d + SHAPE_C_RANK * (d + 4) + SHAPE_D_RANK * (2 * d + 8) + 4 * d;
-    return blocks * (2 * d + 4 + 4 + 9 + 3) + per_head;
+    double bytes = blocks * (2 * d + 4 + 4 + 9 + 3) + per_head;
+    if (sketch == 0 && blocks >= FAMILIES_FROM) /* members' keys once more; families */
+        bytes += blocks * (d + 4 + 4 + (2 * d + 8 + 3 + 18) / FAMILY_BLOCKS) + per_head;
+    return bytes;
 }
 
 double plan_sketch_bytes(const struct plan_shape *shape, double rows, unsigned sketch)

@@ -21,7 +21,7 @@ static const struct plan_use use = {.moved = 0.01, .sketch = 2, .sequences = 1};
 #define ROWS 3000u
 
 /* Fills a layer of one head and returns its statistics. */
-static struct hr_sequence_stats held(uint32_t dim, unsigned sketch)
+static struct hr_sequence_stats held(uint32_t dim, unsigned sketch, uint32_t rows)
 {
     struct hr_runtime_options ro;
     struct hr_sequence_options so;
@@ -37,14 +37,14 @@ static struct hr_sequence_stats held(uint32_t dim, unsigned sketch)
     snprintf(recipe, sizeof recipe, "headrace:sketch=%u", sketch);
     so.n_layers = so.n_q_heads = so.n_kv_heads = 1;
     so.k_dim = so.v_dim = dim;
-    so.tokens_max = ROWS;
+    so.tokens_max = rows;
     so.recipe = recipe;
     assert_int_equal(hr_sequence_create(runtime, &so, &sequence), HR_OK);
-    uint16_t *x = malloc((size_t)ROWS * dim * sizeof *x);
+    uint16_t *x = malloc((size_t)rows * dim * sizeof *x);
     hri_rng_seed(&rng, dim);
-    for (size_t i = 0; i < (size_t)ROWS * dim; i++)
+    for (size_t i = 0; i < (size_t)rows * dim; i++)
         x[i] = hri_bf16_from_f32((float)hri_rng_normal(&rng));
-    struct hr_tensor t = hr_tensor_make(x, HR_DTYPE_BF16, ROWS, 1, dim);
+    struct hr_tensor t = hr_tensor_make(x, HR_DTYPE_BF16, rows, 1, dim);
     assert_int_equal(hr_sequence_append(sequence, 0, &t, &t, NULL), HR_OK);
     assert_int_equal(hr_sequence_settle(sequence, 0), HR_OK);
     assert_int_equal(hr_sequence_stats_get(sequence, &stats), HR_OK);
@@ -60,7 +60,7 @@ static void bytes_are_the_librarys(void **state)
     (void)state;
     for (unsigned i = 0; i < 3; i++)
         for (unsigned sketch = 0; sketch <= 3; sketch++) {
-            struct hr_sequence_stats s = held(dims[i], sketch);
+            struct hr_sequence_stats s = held(dims[i], sketch, ROWS);
             struct plan_shape shape = {1, 1, 1, dims[i], 2};
             double rows = (double)s.body_rows, summary = plan_summary_bytes(&shape, rows, sketch),
                    codes = plan_sketch_bytes(&shape, rows, sketch);
@@ -71,6 +71,17 @@ static void bytes_are_the_librarys(void **state)
             double bases = 3.0 * (2.0 * dims[i] * dims[i] + 16.0 * dims[i]);
             assert_true(sketch == 0 || codes <= (double)s.sketch_bytes * 1.02 + bases);
         }
+}
+
+/* Long texts without sketches have families. The last blocks are in none. */
+static void bytes_of_long_texts(void **state)
+{
+    struct plan_shape shape = {1, 1, 1, 64, 2};
+    (void)state;
+    struct hr_sequence_stats s = held(64, 0, 100000);
+    double summary = plan_summary_bytes(&shape, (double)s.body_rows, 0);
+    assert_true(s.blocks >= 2048);
+    assert_true(summary >= (double)s.summary_bytes && summary < 1.15 * (double)s.summary_bytes);
 }
 
 static void times_add_up(void **state)
@@ -183,13 +194,10 @@ static void fits_go_through_their_samples(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bytes_are_the_librarys),
-        cmocka_unit_test(times_add_up),
-        cmocka_unit_test(more_is_never_slower),
-        cmocka_unit_test(small_devices),
-        cmocka_unit_test(short_texts),
-        cmocka_unit_test(least_is_least),
-        cmocka_unit_test(fits_go_through_their_samples),
+        cmocka_unit_test(bytes_are_the_librarys), cmocka_unit_test(bytes_of_long_texts),
+        cmocka_unit_test(times_add_up),           cmocka_unit_test(more_is_never_slower),
+        cmocka_unit_test(small_devices),          cmocka_unit_test(short_texts),
+        cmocka_unit_test(least_is_least),         cmocka_unit_test(fits_go_through_their_samples),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
