@@ -411,17 +411,21 @@ uint32_t hri_layer_ahead(const struct hri_layer *layer)
     return layer->indexed ? hri_index_rows_ahead(layer->heads[0]) : 0;
 }
 
+/* Heads that have their turn together, whatever the number of threads, on which the result must not depend: on two they take as long as
+ * one alone. */
+#define TURN_HEADS 2u
+
 /* A step's share of the work on the next segment: heads [first, end) are grouped, or only fitted. */
 struct ahead {
     uint32_t first, end;
     bool fits;
 };
 
-/* How many heads had their turn `passed` tokens after the first head's, all of them having theirs within `lead` tokens. */
-static uint32_t turns(uint32_t n_heads, int64_t passed, uint32_t lead)
+/* How many of n turns came `passed` tokens after the first, all of them coming within `lead` tokens. */
+static uint32_t turns_passed(uint32_t n, int64_t passed, uint32_t lead)
 {
-    int64_t n = passed < 0 ? 0 : 1 + passed * n_heads / lead;
-    return n < n_heads ? (uint32_t)n : n_heads;
+    int64_t came = passed < 0 ? 0 : 1 + passed * n / lead;
+    return came < n ? (uint32_t)came : n;
 }
 
 /* What a layer has to do `passed` tokens after the first of `lead` at which that may begin, `made` heads being grouped: heads take turns,
@@ -430,14 +434,20 @@ static uint32_t turns(uint32_t n_heads, int64_t passed, uint32_t lead)
 static struct ahead ahead_of(uint32_t n_heads, uint32_t layer, uint32_t made, int64_t passed,
                              uint32_t lead)
 {
-    uint32_t gap = lead > n_heads ? lead / n_heads : 1, half = gap / 2;
-    passed -= layer % (gap - half);
-    uint32_t grouped = turns(n_heads, passed - half, lead);
-    if (grouped > made) {
-        return (struct ahead){.first = made, .end = grouped};
+    uint32_t n = (n_heads + TURN_HEADS - 1) / TURN_HEADS, done = made / TURN_HEADS;
+    uint32_t gap = lead > n ? lead / n : 1, half = gap / 2;
+    if (made == n_heads) {
+        return (struct ahead){.first = made, .end = made};
     }
-    bool now = turns(n_heads, passed, lead) > made && turns(n_heads, passed - 1, lead) <= made;
-    return (struct ahead){.first = made, .end = made + now, .fits = true};
+    passed -= layer % (gap - half);
+    uint32_t grouped = turns_passed(n, passed - half, lead);
+    if (grouped > done) {
+        uint32_t end = grouped * TURN_HEADS;
+        return (struct ahead){.first = made, .end = end < n_heads ? end : n_heads};
+    }
+    bool now = turns_passed(n, passed, lead) > done && turns_passed(n, passed - 1, lead) <= done;
+    uint32_t end = made + TURN_HEADS < n_heads ? made + TURN_HEADS : n_heads;
+    return (struct ahead){.first = made, .end = now ? end : made, .fits = true};
 }
 
 /* Rows of the next segment that are still in the window, where steps attend them exactly, can be grouped already; all its blocks are
