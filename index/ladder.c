@@ -26,10 +26,12 @@
 static void block_factors(struct hri_ladder *l, uint32_t b, uint32_t basis, const float *scale)
 {
     uint32_t n_g = l->head->options.g;
-    float miss = hri_sketch_miss(l->head, b), value = l->head->sketch->bases[basis].value_rest;
+    float miss = hri_sketch_miss(l->head, b);
+    float value = hri_sketch_value_miss(l->head, b) * l->head->sketch->bases[basis].value_rest;
     for (uint32_t g = 0; g < n_g; g++) {
         float variance = hri_smaller(miss * l->rest[basis * n_g + g], 1);
-        l->factor[g * l->step->stride + b] = (variance * l->far[g] + value) * scale[g];
+        float excess = variance * (1 + variance * (0.5f + variance * (1.0f / 6)));
+        l->factor[g * l->step->stride + b] = (excess * l->far[g] + (1 + excess) * value) * scale[g];
     }
 }
 

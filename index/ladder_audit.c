@@ -16,7 +16,7 @@
 #define EVIDENCE   8u /* audits below which level 0 is taken by its word */
 #define FACTOR_MAX 8.0
 #define SCATTER    0.5 /* variance of the logarithm of one block's error, before anything is known */
-#define PRIOR      0.5 /* deviation of the common factor's logarithm, before anything is known */
+#define PRIOR      0.3 /* deviation of the common factor's logarithm, before anything is known */
 
 uint32_t hri_ladder_audits_max(const struct hri_index_options *o)
 {

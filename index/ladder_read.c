@@ -277,12 +277,12 @@ static float half_missed(const struct hri_ladder *l, uint32_t g, uint32_t b, uin
     return hri_smaller(half, HALF_MISSED_MAX);
 }
 
-/* With a soft cap the sum of centre and sketch is bent. */
-static void block_bend(const struct hri_ladder *l, uint32_t g, uint32_t b, float *score)
+/* With a soft cap the sum of centre and sketch, less the sketches' mean, is bent. */
+static void block_bend(const struct hri_ladder *l, uint32_t g, uint32_t b, float mean, float *score)
 {
     float cap = l->head->options.soft_cap, dot = l->step->dots[g * l->step->stride + b];
     for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
-        score[i] = cap * tanhf((dot + score[i]) / cap) - dot;
+        score[i] = cap * tanhf((dot + score[i] - mean) / cap) - dot;
 }
 
 static bool has_weights(const struct hri_ladder *l, uint32_t b)
@@ -334,6 +334,40 @@ static void neighbours_clear(struct hri_ladder *l, uint32_t b)
     hri_ladder_lanes_clear(l, at, end); /* no rows at all */
 }
 
+/* Residuals of a block's rows add up to nothing, and so do their scores: the mean that those of the sketches have is an error that all
+ * rows have in common. Rows that are nearly alike have no other, since no code stands for zero. score: of n_strays rows the true one, which
+ * stays. shift_out[g]: what is still to be taken off all scores, after which those of strays are theirs. */
+static void block_centre(struct hri_ladder *l, uint32_t b, uint32_t n_strays, const float *half,
+                         float *score, float *shift_out)
+{
+    uint32_t rows = l->head->block_rows[b], n_g = l->head->options.g;
+    float add[HR_GROUP_MAX];
+    bool bent = l->head->options.soft_cap > 0;
+    for (uint32_t g = 0; g < n_g; g++) {
+        float sum = hri_sum(score + g * HRI_LADDER_CHUNK, rows);
+        float mean = rows > n_strays ? sum / (float)(rows - n_strays) : 0;
+        shift_out[g] = mean - half[g];
+        add[g] = bent ? mean : mean - half[g];
+    }
+    if (n_strays > 0)
+        hri_ladder_strays_lift(l, n_strays, add, score);
+    for (uint32_t g = 0; bent && g < n_g; g++) {
+        block_bend(l, g, b, shift_out[g] + half[g], score + g * HRI_LADDER_CHUNK);
+        shift_out[g] = add[g] = -half[g];
+    }
+    if (bent && n_strays > 0)
+        hri_ladder_strays_lift(l, n_strays, add, score);
+}
+
+/* What is known of a row is the gain times what its sketch says. */
+static void block_gain(const struct hri_ladder *l, uint32_t b, float *score)
+{
+    float gain = hri_sketch_gain(l->head, b);
+    for (uint32_t g = 0; g < l->head->options.g; g++)
+        for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
+            score[g * HRI_LADDER_CHUNK + i] *= gain;
+}
+
 /* Weights of the rows of block b, whose scores are given. */
 static void block_weigh(struct hri_ladder *l, uint32_t basis, uint32_t b, float *score)
 {
@@ -341,15 +375,14 @@ static void block_weigh(struct hri_ladder *l, uint32_t basis, uint32_t b, float 
     struct hri_step *step = l->step;
     uint32_t lane = head->sketch->first_lane[b], n_g = head->options.g;
     float shift[HR_GROUP_MAX] = {0}, sum[HR_GROUP_MAX], square[HR_GROUP_MAX], most[HR_GROUP_MAX];
-    float half[HR_GROUP_MAX] = {0};
-    for (uint32_t g = 0; head->options.soft_cap > 0 && g < n_g; g++)
-        block_bend(l, g, b, score + g * HRI_LADDER_CHUNK);
+    float half[HR_GROUP_MAX] = {0}, off[HR_GROUP_MAX] = {0};
     for (uint32_t g = 0; g < n_g; g++)
         half[g] = half_missed(l, g, b, basis);
-    hri_ladder_strays_put(l, b, half, score);
+    block_gain(l, b, score);
+    block_centre(l, b, hri_ladder_strays_put(l, b, score), half, score, off);
     for (bool again = true; again;) {
         for (uint32_t g = 0; g < n_g; g++)
-            shift[g] = step->top[g] - (step->dots[g * step->stride + b] + half[g]);
+            shift[g] = step->top[g] - (step->dots[g * step->stride + b] - off[g]);
         head->options.kernels->weigh_rows(score, HRI_LADDER_CHUNK, shift, n_g, head->block_rows[b],
                                           l->weight + lane, l->stride, sum, square, most);
         again = false;

@@ -88,7 +88,7 @@ struct hri_ladder {
     struct hri_audit *audit;    /* [g][audits_max] */
     struct hri_lone *lone;      /* [sketch->lone_max] */
     uint32_t n_lone;
-    float *stray;      /* [g][strays.max] their logits */
+    float *stray;      /* [g][strays.max] what their keys add to their blocks' dots */
     uint32_t stray_at; /* the next one, while blocks are read in their order */
     float light; /* all light blocks together, as worth of single rows at most: relative, squared */
     float *corrected; /* [g] factor on what level 0 has of unread blocks */
@@ -137,6 +137,18 @@ static inline float hri_sketch_miss(const struct hri_index_head *head, uint32_t 
     return head->sketch->miss_of[head->sketch->miss[block]];
 }
 
+/* By how much they are to be taken. */
+static inline float hri_sketch_gain(const struct hri_index_head *head, uint32_t block)
+{
+    return (float)head->sketch->gain[block] * (1 / 128.0f);
+}
+
+/* What they miss of the values. */
+static inline float hri_sketch_value_miss(const struct hri_index_head *head, uint32_t block)
+{
+    return head->sketch->miss_of[head->sketch->value_miss[block]];
+}
+
 /* Marks the blocks whose sketches are read next, so that of what the others leave, ranked with the lift of their tails, about `part`
  * remains; all if part < 0. Returns how many are new. */
 uint32_t hri_ladder_mark(struct hri_ladder *l, float part);
@@ -162,11 +174,12 @@ uint32_t hri_ladder_groups_add(struct hri_ladder *l, uint32_t b, uint32_t n);
 void hri_ladder_values_add(struct hri_ladder *l, uint32_t i, uint32_t n, float *sum);
 /* Lanes [first, end) weigh nothing. */
 void hri_ladder_lanes_clear(struct hri_ladder *l, uint32_t first, uint32_t end);
-/* Stray rows: scores them all; marks the blocks that weigh more by theirs than level 0 has, returns how many are new; puts the scores of
- * block b's over those of their sketches (blocks ascend from stray_at 0 on), so that with half[g] added they are their logits less the dot. */
+/* Stray rows: scores them all; marks the blocks that weigh more by theirs than level 0 has, returns how many are new; puts what their keys
+ * give over the scores of block b's sketches (blocks ascend from stray_at 0 on), returns how many they are; adds to the n that were put. */
 void hri_ladder_strays_score(struct hri_ladder *l);
 uint32_t hri_ladder_strays_mark(struct hri_ladder *l);
-void hri_ladder_strays_put(struct hri_ladder *l, uint32_t b, const float *half, float *score);
+uint32_t hri_ladder_strays_put(struct hri_ladder *l, uint32_t b, float *score);
+void hri_ladder_strays_lift(const struct hri_ladder *l, uint32_t n, const float *add, float *score);
 /* Reads the sketches of all marked blocks; weights and totals follow. Returns the bytes read. */
 uint64_t hri_ladder_read(struct hri_ladder *l);
 /* What unread blocks leave: left[g] set to it; far and size measured. Returns the sum of the group. */

@@ -19,10 +19,10 @@ uint32_t hri_points_dims(uint32_t k_dim, uint32_t v_dim)
 }
 
 hr_status_t hri_points_init(struct hri_points *points, struct hri_alloc *alloc, uint32_t k_dim,
-                            uint32_t v_dim)
+                            uint32_t v_dim, double ridge)
 {
-    *points =
-        (struct hri_points){.k_dim = k_dim, .v_dim = v_dim, .dims = hri_points_dims(k_dim, v_dim)};
+    *points = (struct hri_points){
+        .k_dim = k_dim, .v_dim = v_dim, .dims = hri_points_dims(k_dim, v_dim), .ridge = ridge};
     points->metric = hri_aligned(alloc, 64, (size_t)k_dim * k_dim * sizeof(float));
     points->k_axes = hri_aligned(alloc, 64, (size_t)points->dims * k_dim * sizeof(float));
     points->v_axes = hri_aligned(alloc, 64, (size_t)points->dims * v_dim * sizeof(float));
@@ -146,8 +146,8 @@ hr_status_t hri_points_fit(struct hri_points *points, struct hri_qstats *stats, 
     if (points->rows && n < REFIT_ROWS && n <= points->rows && near_last)
         return HR_OK;
     struct work w = take_work(dk, dv, work);
-    hr_status_t status =
-        hri_qstats_metric(stats, position, position + horizon, w.metric, points->metric);
+    hr_status_t status = hri_qstats_metric(stats, position, position + horizon, points->ridge,
+                                           w.metric, points->metric);
     if (status != HR_OK)
         return status;
     covariance(stats->kernels, k, n, dk, &w, w.k_cov);

@@ -17,6 +17,7 @@ struct hri_points {
     uint32_t k_dim, v_dim;
     uint32_t n_k, n_v; /* axes kept of each; n_k + n_v = dims */
     uint32_t dims;
+    double ridge;            /* of the metric */
     float *metric;           /* [k_dim][k_dim] P of index/qstats.h */
     float *k_axes;           /* [dims][k_dim], the first n_k in use */
     float *v_axes;           /* [dims][v_dim], the first n_v in use */
@@ -24,7 +25,7 @@ struct hri_points {
 };
 uint32_t hri_points_dims(uint32_t k_dim, uint32_t v_dim);
 hr_status_t hri_points_init(struct hri_points *points, struct hri_alloc *alloc, uint32_t k_dim,
-                            uint32_t v_dim);
+                            uint32_t v_dim, double ridge);
 void hri_points_fini(struct hri_points *points, struct hri_alloc *alloc);
 
 /* Fits metric and axes to the queries seen and these rows. Small segments near the last fit keep

@@ -231,8 +231,8 @@ size_t hri_qstats_metric_work_bytes(uint32_t d)
     return ((size_t)d * d + d) * sizeof(double) + hri_eigen_work_bytes(d) + 64;
 }
 
-hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t last, void *work,
-                              float *p_out)
+hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t last, double ridge,
+                              void *work, float *p_out)
 {
     uint32_t d = stats->d;
     double *s = work, *values = s + (size_t)d * d, trace = 0;
@@ -246,7 +246,7 @@ hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t
         return HR_OK;
     }
     for (uint32_t i = 0; i < d; i++)
-        s[(size_t)i * d + i] += HRI_QSTATS_RIDGE * trace / d;
+        s[(size_t)i * d + i] += ridge * trace / d;
     hr_status_t status = hri_eigen(s, d, values, values + d);
     if (status != HR_OK)
         return status;

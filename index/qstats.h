@@ -33,8 +33,10 @@ struct hri_qstats {
 #define HRI_QSTATS_STRIDE   8u  /* while decoding, one position of so many is sampled */
 #define HRI_QSTATS_DECAY                                                                           \
     0.98 /* of the moment's weight per batch: the newest 2,400 samples count most */
-#define HRI_QSTATS_RIDGE                                                                           \
-    0.1 /* of the mean diagonal, added to it: queries to come are not all like those seen */
+/* Of the mean diagonal, added to it: queries to come are not all like those seen. Sketches are to tell rows apart for those, too; where there
+ * are only summaries, every direction more makes all of them worse. */
+#define HRI_QSTATS_RIDGE        0.1
+#define HRI_QSTATS_RIDGE_SKETCH 0.3
 
 hr_status_t hri_qstats_init(struct hri_qstats *stats, const struct hri_kernels *kernels,
                             struct hri_alloc *alloc, uint32_t d, const struct hr_rope *rope);
@@ -55,10 +57,10 @@ bool hri_qstats_moment(struct hri_qstats *stats, uint32_t first, uint32_t last, 
 uint32_t hri_qstats_recent(const struct hri_qstats *stats, uint32_t first, uint32_t last,
                            float *out);
 
-/* p_out [d][d] with p'p = S + ridge for those positions (rows are scaled eigenvectors); the
+/* p_out [d][d] with p'p = S + ridge of its mean diagonal for those positions (rows are scaled eigenvectors); the
  * identity if no query was seen. work: hri_qstats_metric_work_bytes(d), 64-byte aligned. */
 size_t hri_qstats_metric_work_bytes(uint32_t d);
-hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t last, void *work,
-                              float *p_out);
+hr_status_t hri_qstats_metric(struct hri_qstats *stats, uint32_t first, uint32_t last, double ridge,
+                              void *work, float *p_out);
 
 #endif

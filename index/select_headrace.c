@@ -43,8 +43,9 @@ static hr_status_t create(struct hri_index_head *head)
     status = hri_shape_create(head);
     if (status != HR_OK)
         goto err_summary;
-    status = hri_points_init(&head->points, head->options.scratch, head->options.k_dim,
-                             head->options.v_dim);
+    status = hri_points_init(
+        &head->points, head->options.scratch, head->options.k_dim, head->options.v_dim,
+        hri_sketch_bits(&head->options) > 0 ? HRI_QSTATS_RIDGE_SKETCH : HRI_QSTATS_RIDGE);
     if (status != HR_OK)
         goto err_shape;
     status = hri_sketch_create(head);

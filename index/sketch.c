@@ -20,6 +20,7 @@
 #define STALE_SMALL 1.5   /* the same for segments too small to fit one of their own */
 #define MISS_STEPS  16.0f /* of the log coding: 16 per power of two */
 #define MISS_ZERO   128
+#define GAIN_ONE    128.0f
 /* Twice as far, squared, as rows are on the mean. */
 #define LONE_FAR_MIN 16
 /* Five times as much is missed of a stray's length, squared, as of other rows'; with one bit, where all are missed more, four times. Logs in
@@ -80,7 +81,7 @@ uint64_t hri_sketch_bytes(const struct hri_index_options *o)
     if (hri_sketch_bits(o) == 0)
         return 0;
     return hri_sketch_bases_max(o) * basis_bytes(o) + code_bytes(o, hri_sketch_lanes_max(o)) +
-           o->blocks_max * (sizeof(uint32_t) + 1) + hri_sketch_lone_max(o) * LONE_BYTES +
+           o->blocks_max * (sizeof(uint32_t) + 3) + hri_sketch_lone_max(o) * LONE_BYTES +
            hri_strays_bytes(o, hri_strays_max(o));
 }
 
@@ -96,7 +97,7 @@ uint64_t hri_sketch_held(const struct hri_index_head *head)
         return 0;
     return head->sketch->n_bases * basis_bytes(&head->options) +
            code_bytes(&head->options, hri_lanes_up(next_lane(head))) +
-           head->n_blocks * (sizeof(uint32_t) + 1) + head->sketch->n_lone * LONE_BYTES +
+           head->n_blocks * (sizeof(uint32_t) + 3) + head->sketch->n_lone * LONE_BYTES +
            hri_strays_bytes(&head->options, head->sketch->strays.n);
 }
 
@@ -140,13 +141,15 @@ hr_status_t hri_sketch_create(struct hri_index_head *head)
     s->codes = hri_aligned_zero(o->device, 64, code_bytes(o, s->lanes_max));
     s->first_lane = hri_array(o->device, o->blocks_max, sizeof *s->first_lane);
     s->miss = hri_array(o->device, o->blocks_max, 1);
+    s->value_miss = hri_array(o->device, o->blocks_max, 1);
+    s->gain = hri_array(o->device, o->blocks_max, 1);
     for (int i = 0; i < 256; i++)
         s->miss_of[i] = exp2f(((float)i - MISS_ZERO) / MISS_STEPS);
     s->lone_max = hri_sketch_lone_max(o);
     s->lone_lane = hri_array(o->device, s->lone_max, sizeof *s->lone_lane);
     s->lone_miss = hri_array(o->device, s->lone_max, 1);
     bool all = hri_strays_create(o, &s->strays) && s->codes && s->first_lane && s->miss &&
-               s->lone_lane && s->lone_miss;
+               s->value_miss && s->gain && s->lone_lane && s->lone_miss;
     for (uint32_t i = 0; all && i < s->bases_max; i++)
         all = basis_create(o, &s->bases[i]);
     if (all)
@@ -167,6 +170,8 @@ void hri_sketch_destroy(struct hri_index_head *head)
     hri_free(o->device, s->codes);
     hri_free(o->device, s->first_lane);
     hri_free(o->device, s->miss);
+    hri_free(o->device, s->value_miss);
+    hri_free(o->device, s->gain);
     hri_free(o->device, s->lone_lane);
     hri_free(o->device, s->lone_miss);
     hri_strays_destroy(o, &s->strays);
@@ -184,7 +189,8 @@ struct work {
     float *columns;            /* [k_dim][k_dim] */
     /* [n] of every row: what is missed, how far it is from its centre, and what is missed of its length, whatever queries make of it */
     uint8_t *miss, *far, *plain;
-    float *length; /* [k_dim] square of what a coordinate of 1 is long */
+    float *length;  /* [k_dim] square of what a coordinate of 1 is long */
+    float *rounded; /* [HRI_BLOCK_ROWS_LIMIT][k_dim] */
     void *fit;
 };
 
@@ -195,10 +201,10 @@ static size_t fit_rows(void)
 
 size_t hri_sketch_work_bytes(const struct hri_index_options *o, uint32_t n)
 {
-    size_t checking = (2 * CHECK_ROWS + (size_t)o->k_dim) * o->k_dim;
+    size_t checking = (2 * CHECK_ROWS + (size_t)o->k_dim + HRI_BLOCK_ROWS_LIMIT) * o->k_dim;
     return (fit_rows() * ((size_t)2 * o->k_dim + o->v_dim + 1) + checking) * sizeof(float) +
            hri_sketch_fit_bytes(o->k_dim, o->v_dim) + 3 * (size_t)n + o->k_dim * sizeof(float) +
-           11 * 64;
+           12 * 64;
 }
 
 static struct work take_work(const struct hri_index_options *o, uint32_t n, void *memory)
@@ -216,6 +222,7 @@ static struct work take_work(const struct hri_index_options *o, uint32_t n, void
     w.far = hri_arena_array(&arena, n, 1);
     w.plain = hri_arena_array(&arena, n, 1);
     w.length = hri_arena_array(&arena, o->k_dim, sizeof(float));
+    w.rounded = hri_arena_array(&arena, (size_t)HRI_BLOCK_ROWS_LIMIT * o->k_dim, sizeof(float));
     w.fit = hri_arena_array(&arena, hri_sketch_fit_bytes(o->k_dim, o->v_dim), 1);
     HRI_ASSERT(w.fit != NULL);
     return w;
@@ -356,36 +363,105 @@ static void lengths_fill(const struct hri_basis *basis, uint32_t d, float *lengt
     }
 }
 
+/* Sums over a block's rows: what they are, what they are coded as, its square, and the product of both. */
+struct coded {
+    float z[HR_HEAD_DIM_MAX], sum[HR_HEAD_DIM_MAX];
+    double square, product;
+};
+
+/* Codes the rows z [rows][d] of a block. far: how far they lie out. */
+static void rows_code(const struct hri_basis *basis, uint32_t rows, uint32_t d, const float *z,
+                      double mean, float *rounded, uint8_t *far, struct coded *out)
+{
+    memset(out, 0, sizeof *out);
+    for (uint32_t i = 0; i < rows; i++) {
+        const float *x = z + (size_t)i * d;
+        float *y = rounded + (size_t)i * basis->n;
+        float all = 0, square = 0, product = 0;
+        hri_sketch_round(basis, x, y);
+        for (uint32_t j = 0; j < d; j++)
+            all += x[j] * x[j];
+        for (uint32_t j = 0; j < basis->n; j++) {
+            out->z[j] += x[j];
+            out->sum[j] += y[j];
+            square += y[j] * y[j];
+            product += x[j] * y[j];
+        }
+        out->square += (double)square;
+        out->product += (double)product;
+        far[i] = log_code((double)all, mean);
+    }
+}
+
+/* Where a block's rows differ by less than the levels of the codes do, what they are coded as is mostly noise: it is taken by the part that
+ * best says what they are, both around their means. */
+static uint8_t gain_of(const struct hri_basis *basis, uint32_t rows, const struct coded *coded)
+{
+    double square = coded->square, product = coded->product;
+    for (uint32_t j = 0; j < basis->n; j++) {
+        square -= (double)coded->sum[j] * (double)coded->sum[j] / rows;
+        product -= (double)coded->sum[j] * (double)coded->z[j] / rows;
+    }
+    double gain = square > 1e-6 * coded->square ? GAIN_ONE * product / square : 0;
+    return (uint8_t)(gain > 255 ? 255 : gain > 0 ? lrint(gain) : 0);
+}
+
 static void blocks_miss(struct hri_index_head *head, const struct hri_basis *basis,
-                        const struct hri_segment *g, uint32_t begin, uint32_t end, const float *z,
-                        struct work *w, uint32_t row)
+                        const struct hri_segment *g, uint32_t begin, uint32_t end, struct work *w,
+                        uint32_t row)
 {
     uint8_t *miss = w->miss + row, *far = w->far + row, *plain = w->plain + row;
-    double plain_mean = 0;
-    for (uint32_t j = 0; j < head->options.k_dim; j++)
-        plain_mean += (double)w->length[j] * (double)basis->missed[j];
-
-    double mean = head->shape.rows > 0 ? head->shape.spread_sum / head->shape.rows : 0;
     uint32_t d = head->options.k_dim;
-    float rounded[HR_HEAD_DIM_MAX];
+    const float *z = w->turned;
+    double plain_mean = 0;
+    double mean = head->shape.rows > 0 ? head->shape.spread_sum / head->shape.rows : 0;
+    for (uint32_t j = 0; j < d; j++)
+        plain_mean += (double)w->length[j] * (double)basis->missed[j];
     for (uint32_t b = begin; b < end; b++) {
         double sum = 0;
-        for (uint32_t i = 0; i < g->block_rows[b]; i++, z += d) {
-            double square = 0, all = 0, plain_square = 0;
-            hri_sketch_round(basis, z, rounded);
+        uint32_t rows = g->block_rows[b];
+        struct coded coded;
+        rows_code(basis, rows, d, z, mean, w->rounded, far, &coded);
+        uint8_t code = gain_of(basis, rows, &coded);
+        float gain = (float)code / GAIN_ONE;
+        head->sketch->gain[head->n_blocks + b] = code;
+        far += rows;
+        for (uint32_t i = 0; i < rows; i++, z += d) {
+            const float *y = w->rounded + (size_t)i * basis->n;
+            float square = 0, plain_square = 0;
             for (uint32_t j = 0; j < d; j++) {
-                double x = (double)z[j] - (j < basis->n ? rounded[j] : 0);
+                float x = z[j];
+                if (j < basis->n)
+                    x -= gain * (y[j] - coded.sum[j] / (float)rows);
                 square += x * x;
-                plain_square += x * x * (double)w->length[j];
-                all += (double)z[j] * (double)z[j];
+                plain_square += x * x * w->length[j];
             }
-            *miss++ = log_code(square, (double)basis->missed_mean);
-            *far++ = log_code(all, mean);
-            *plain++ = log_code(plain_square, plain_mean);
-            sum += square;
+            *miss++ = log_code((double)square, (double)basis->missed_mean);
+            *plain++ = log_code((double)plain_square, plain_mean);
+            sum += (double)square;
         }
         head->sketch->miss[head->n_blocks + b] =
             log_code(sum / g->block_rows[b], (double)basis->missed_mean);
+    }
+}
+
+/* Of values, rows that queries look at count for more: it is their values that are off by this. `row` is the first one's place in order. */
+static void blocks_value_miss(struct hri_index_head *head, const struct hri_basis *basis,
+                              const struct hri_segment *g, uint32_t begin, uint32_t end,
+                              const float *values, uint32_t row)
+{
+    uint32_t d = head->options.v_dim;
+    for (uint32_t b = begin; b < end; b++) {
+        double sum = 0, weights = 0;
+        for (uint32_t i = 0; i < g->block_rows[b]; i++, row++, values += d) {
+            double square = 0, weight = g->weight ? (double)g->weight[g->order[row]] : 1;
+            for (uint32_t j = 0; j < d; j++)
+                square += (double)values[j] * (double)values[j];
+            sum += weight * square;
+            weights += weight;
+        }
+        head->sketch->value_miss[head->n_blocks + b] =
+            log_code(weights > 0 ? sum / weights : 0, (double)basis->value_spread);
     }
 }
 
@@ -457,10 +533,11 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
             s->first_lane[head->n_blocks + b] = lane + held;
             held += g->block_rows[b];
         }
-        gather(head, g, begin, b, row, 1, w.residuals, NULL);
+        gather(head, g, begin, b, row, 1, w.residuals, w.values);
         o->kernels->matmul_nt(w.residuals, held, d, basis->turn, d, w.turned);
         o->kernels->pack_sketch(w.turned, d, held, inverse, basis->n4, basis->n2, s->codes, lane);
-        blocks_miss(head, basis, g, begin, b, w.turned, &w, row);
+        blocks_miss(head, basis, g, begin, b, &w, row);
+        blocks_value_miss(head, basis, g, begin, b, w.values, row);
         lane += held;
         row += held;
     }
@@ -512,6 +589,7 @@ static void basis_image(const struct hri_index_head *head, struct hri_basis *bas
     hri_image_bytes(im, basis->value, basis->n * dv);
     hri_image_floats(im, basis->value_scale, basis->n);
     hri_image_floats(im, &basis->value_rest, 1);
+    hri_image_floats(im, &basis->value_spread, 1);
     hri_image_floats(im, basis->turn, dk * dk);
     hri_image_floats(im, &basis->missed_mean, 1);
 }
@@ -544,6 +622,8 @@ void hri_sketch_image(struct hri_index_head *head, struct hri_image *im)
         basis_image(head, &s->bases[i], im);
     hri_image_u32s(im, s->first_lane, head->n_blocks, s->lanes_max, "no such lane");
     hri_image_bytes(im, s->miss, head->n_blocks);
+    hri_image_bytes(im, s->value_miss, head->n_blocks);
+    hri_image_bytes(im, s->gain, head->n_blocks);
     hri_image_u32(im, &s->n_lone, s->lone_max, "too many lone rows");
     hri_image_u32s(im, s->lone_lane, s->n_lone, s->lanes_max, "no such lane");
     hri_image_bytes(im, s->lone_miss, s->n_lone);

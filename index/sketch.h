@@ -25,6 +25,7 @@ struct hri_basis {
     int8_t *value;      /* [n][v_dim] V, by coordinate, times step: what a code of one adds */
     float *value_scale; /* [n] */
     float value_rest;   /* mean |v - v_m - V z~|^2 */
+    float value_spread; /* mean |v - v_m|^2; to encode with, not on the device */
     float *turn;        /* [k_dim][k_dim] B; to encode with, not on the device */
     float missed_mean;  /* sum of missed */
 };
@@ -38,7 +39,9 @@ struct hri_sketch {
     uint32_t *first_lane; /* [blocks_max] device: where a block's rows begin */
     float miss_of[256];   /* what the codes of miss stand for */
     uint8_t
-        *miss; /* [blocks_max] device: the block's mean |z - z~|^2 over the basis's, log coded */
+        *miss; /* [blocks_max] device: the mean |z - gain (z~ - mean z~)|^2 of the block over the basis's, log coded */
+    uint8_t *gain;       /* [blocks_max] device: by how much its z~ are to be taken, in 1/128 */
+    uint8_t *value_miss; /* [blocks_max] device: its mean |v - v_m|^2 over the basis's, likewise */
     /* Rows that lie farthest from their centres, at most one in HRI_SKETCH_LONE: their lanes, ascending, and their own miss. One row unlike all
      * others may be what a query looks for, along directions no query looked before. */
     uint32_t n_lone, lone_max;

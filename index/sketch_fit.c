@@ -175,6 +175,7 @@ static hr_status_t regress(struct fit *f, struct hri_basis *basis, uint32_t n_ro
     bool solved = trace > 0 && isfinite(trace) && hri_solve(f->gram, n, f->target, dv);
     for (uint32_t j = 0; j < dv; j++)
         rest += f->joint[(size_t)(n + j) * width + n + j];
+    basis->value_spread = (float)(rest / n_rows);
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t j = 0; j < dv; j++) {
             double v = solved ? f->target[(size_t)i * dv + j] : 0;

@@ -57,7 +57,8 @@ static void world_free(void)
 struct naive {
     double dot[ROWS_MAX], spread[ROWS_MAX]; /* of a block */
     double sketch[HR_GROUP_MAX][ROWS_MAX];  /* of a row in block order: its logit */
-    double mass[HR_GROUP_MAX][ROWS_MAX];    /* of a block at level 0, logarithm */
+    uint8_t stray[ROWS_MAX];
+    double mass[HR_GROUP_MAX][ROWS_MAX]; /* of a block at level 0, logarithm */
     double rest[HRI_SKETCH_BASES_MAX][HR_GROUP_MAX];
     double value[ROWS_MAX][HR_HEAD_DIM_MAX]; /* of a row as its sketch has it */
     double worth[ROWS_MAX], lone_worth[ROWS_MAX], plain_worth[ROWS_MAX];
@@ -140,20 +141,42 @@ static double half_missed(uint32_t g, uint32_t b)
     return fmin(0.5 * miss * naive.rest[basis_at(s, b)][g], 1);
 }
 
-/* Of rows whose keys are kept the logits are these keys'. */
-static void naive_strays(const struct hri_select_in *in)
+/* Of rows whose keys are kept the scores are these keys'. */
+static void naive_strays(void)
 {
     const struct hri_strays *s = &world.b.head->sketch->strays;
     const struct hri_index_options *o = &world.b.options;
+    memset(naive.stray, 0, sizeof naive.stray);
     for (uint32_t i = 0; i < s->n; i++) {
-        float dots[HR_GROUP_MAX];
-        hri_index_block_dots(world.b.head, in, s->block[i], dots);
+        uint32_t row = world.b.first[s->block[i]] + s->row[i];
+        naive.stray[row] = 1;
         for (uint32_t g = 0; g < o->g; g++) {
-            double sum = (double)dots[g];
+            double sum = 0;
             for (uint32_t j = 0; j < o->k_dim; j++)
                 sum += (double)world.q[(size_t)g * o->k_dim + j] * (double)s->step[i] *
                        s->key[(size_t)i * o->k_dim + j];
-            naive.sketch[g][world.b.first[s->block[i]] + s->row[i]] = bend(sum);
+            naive.sketch[g][row] = sum;
+        }
+    }
+}
+
+/* Scores become logits: of the rows of a block they add up to nothing, which those of sketches are shifted for. */
+static void naive_logits(const struct hri_select_in *in)
+{
+    const struct hri_index_head *head = world.b.head;
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
+        float dots[HR_GROUP_MAX];
+        uint32_t first = world.b.first[b], end = first + head->block_rows[b];
+        hri_index_block_dots(head, in, b, dots);
+        for (uint32_t g = 0; g < head->options.g; g++) {
+            double *x = naive.sketch[g], sum = 0, n = 0;
+            for (uint32_t i = first; i < end; i++) {
+                sum += x[i];
+                n += !naive.stray[i];
+            }
+            for (uint32_t i = first; i < end; i++)
+                x[i] = naive.stray[i] ? bend((double)dots[g] + x[i])
+                                      : bend((double)dots[g] + x[i] - sum / n) + half_missed(g, b);
         }
     }
 }
@@ -184,10 +207,10 @@ static void naive_read(const struct hri_select_in *in)
                                            (double)basis->value_scale[c] *
                                            basis->value[(size_t)c * o->v_dim + j];
             for (uint32_t g = 0; g < o->g; g++) {
-                double sum = (double)dots[g];
+                double sum = 0;
                 for (uint32_t c = 0; c < basis->n; c++)
                     sum += x[at][g][c] * code_of(s, basis, lane, c);
-                naive.sketch[g][row] = bend(sum) + half_missed(g, b);
+                naive.sketch[g][row] = sum * s->gain[b] / 128;
             }
         }
         for (uint32_t g = 0; g < o->g; g++) {
@@ -199,7 +222,8 @@ static void naive_read(const struct hri_select_in *in)
                                fmin(0.5 * (double)variance * naive.spread[b] * slope * slope, 3);
         }
     }
-    naive_strays(in);
+    naive_strays();
+    naive_logits(in);
 }
 
 static uint32_t first_of(uint32_t block)
@@ -369,7 +393,9 @@ static void naive_worth(void)
         for (uint32_t b = 0; b < head->n_blocks; b++) {
             uint32_t at = basis_at(s, b);
             double rest = naive.rest[at][g], variance = exp2((s->miss[b] - 128.0) / 16) * rest;
-            double factor = fmin(variance, 1) * far + (double)s->bases[at].value_rest;
+            double value = exp2((s->value_miss[b] - 128.0) / 16) * (double)s->bases[at].value_rest;
+            double v = fmin(variance, 1), excess = v + v * v / 2 + v * v * v / 6;
+            double factor = excess * far + (1 + excess) * value;
             factor /= size * naive.total[g] * naive.total[g];
             for (uint32_t i = first_of(b); i < first_of(b + 1); i++) {
                 double w = exp(naive.sketch[g][i] - naive.top[g]);

@@ -98,7 +98,7 @@ static void test_metric(void **state)
     assert_int_equal(posix_memalign(&work, 64, hri_qstats_metric_work_bytes(D)), 0);
     assert_int_equal(hri_qstats_init(&stats, hri_kernels_get(HRI_KERNEL_REF), NULL, D, &rope),
                      HR_OK);
-    assert_int_equal(hri_qstats_metric(&stats, 0, 100, work, p), HR_OK);
+    assert_int_equal(hri_qstats_metric(&stats, 0, 100, 0.2, work, p), HR_OK);
     for (int i = 0; i < D * D; i++)
         assert_true(p[i] == (i % (D + 1) == 0));
     float *q = synth_normal(&rng, 40 * D, 2);
@@ -107,13 +107,13 @@ static void test_metric(void **state)
     assert_true(hri_qstats_moment(&stats, 0, 100, s));
     for (int i = 0; i < D; i++)
         trace += s[i * D + i];
-    assert_int_equal(hri_qstats_metric(&stats, 0, 100, work, p), HR_OK);
+    assert_int_equal(hri_qstats_metric(&stats, 0, 100, 0.2, work, p), HR_OK);
     for (int i = 0; i < D; i++)
         for (int j = 0; j < D; j++) {
             double sum = 0;
             for (int r = 0; r < D; r++)
                 sum += (double)p[r * D + i] * p[r * D + j];
-            CHECK_NEAR(sum, s[i * D + j] + (i == j ? HRI_QSTATS_RIDGE * trace / D : 0), 1e-4);
+            CHECK_NEAR(sum, s[i * D + j] + (i == j ? 0.2 * trace / D : 0), 1e-4);
         }
     hri_qstats_fini(&stats);
     free(q);
