@@ -38,8 +38,8 @@ struct hri_sketch {
     uint8_t *codes;       /* [lanes_max / 16][lines][64] device */
     uint32_t *first_lane; /* [blocks_max] device: where a block's rows begin */
     float miss_of[256];   /* what the codes of miss stand for */
-    uint8_t
-        *miss; /* [blocks_max] device: the mean |z - gain (z~ - mean z~)|^2 of the block over the basis's, log coded */
+    uint8_t *
+        miss; /* [blocks_max] device: the mean |z - gain (z~ - mean z~)|^2 of the block over the basis's, log coded */
     uint8_t *gain;       /* [blocks_max] device: by how much its z~ are to be taken, in 1/128 */
     uint8_t *value_miss; /* [blocks_max] device: its mean |v - v_m|^2 over the basis's, likewise */
     /* Rows that lie farthest from their centres, at most one in HRI_SKETCH_LONE: their lanes, ascending, and their own miss. One row unlike all

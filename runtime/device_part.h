@@ -61,6 +61,7 @@ struct hri_device_sketches {
     uint32_t *first_lane, *first_stray; /* [H][blocks_max] */
     uint16_t *basis_of;                 /* [H][blocks_max] */
     uint8_t *miss;                      /* [H][blocks_max] */
+    uint8_t *gain, *value_miss;         /* the same */
     struct hri_cuda_basis *bases;       /* [H][bases_max], with pointers to: */
     int8_t *query, *value;              /* [H][bases_max][dk][dk], [coded_max][dv] */
     float *query_scale, *missed;        /* [H][bases_max][dk] */

@@ -36,6 +36,8 @@ void hri_device_sketch_carve(const struct hri_device_part *p, struct hri_device_
     k->first_stray = hri_device_carve(c, blocks, sizeof *k->first_stray);
     k->basis_of = hri_device_carve(c, blocks, sizeof *k->basis_of);
     k->miss = hri_device_carve(c, blocks, 1);
+    k->gain = hri_device_carve(c, blocks, 1);
+    k->value_miss = hri_device_carve(c, blocks, 1);
     k->bases = hri_device_carve(c, bases, sizeof *k->bases);
     k->query = hri_device_carve(c, bases * dk, dk);
     k->value = hri_device_carve(c, bases * z->coded_max, p->heads.dv);
@@ -165,6 +167,8 @@ static void codes_put(struct upload *u, const uint8_t *block_rows)
     put(u, u->to->first_lane, k->first_lane, u->p->blocks_max, u->first, u->end,
         sizeof *k->first_lane);
     put(u, u->to->miss, k->miss, u->p->blocks_max, u->first, u->end, 1);
+    put(u, u->to->gain, k->gain, u->p->blocks_max, u->first, u->end, 1);
+    put(u, u->to->value_miss, k->value_miss, u->p->blocks_max, u->first, u->end, 1);
 }
 
 static void lone_put(struct upload *u, const uint8_t *block_rows, uint32_t part_rows)

@@ -18,6 +18,8 @@ static struct hri_cuda_rows rows_of(const struct hri_device_launches *l)
                                   .first_lane = k->first_lane,
                                   .rows = l->d->rows,
                                   .miss = k->miss,
+                                  .gain = k->gain,
+                                  .value_miss = k->value_miss,
                                   .basis_of = k->basis_of,
                                   .bases = k->bases,
                                   .n_bases = l->p->sizes.bases_max,

@@ -229,6 +229,7 @@ struct hri_cuda_rows {
     const uint32_t *first_lane; /* [H][blocks_max] */
     const uint8_t *rows;        /* [H][blocks_max] */
     const uint8_t *miss; /* [H][blocks_max] what its sketches miss over the basis's: log coded */
+    const uint8_t *gain, *value_miss;   /* [H][blocks_max] as struct hri_sketch has them */
     const uint16_t *basis_of;           /* [H][blocks_max] */
     const struct hri_cuda_basis *bases; /* [H][n_bases] */
     uint32_t n_bases;
@@ -252,7 +253,7 @@ struct hri_cuda_strays {
     const uint32_t *n;  /* [H] */
     uint32_t max;
 };
-/* x = capped(dots + x) + what is missed, strays by their keys; log_mass and focus of all blocks. */
+/* x = capped(dots + gain x, centred in its block) + what is missed, strays by their keys; log_mass and focus of all blocks. */
 int hri_cuda_weigh_rows(const struct hri_cuda_rows *rows, const struct hri_cuda_strays *strays,
                         const float *q, const float *dots /* [H][G][stride] */, float soft_cap,
                         struct hri_cuda_heads heads, void *stream);

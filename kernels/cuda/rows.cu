@@ -70,6 +70,26 @@ static __device__ void block_weigh(const struct hri_cuda_rows &r, size_t head, u
     r.focus[head * r.stride + b] = squares / (sum * sum);
 }
 
+static __device__ uint32_t strays_of(const struct hri_cuda_rows &r,
+                                     const struct hri_cuda_strays &strays, uint32_t h, uint32_t b)
+{
+    const uint32_t first = strays.first[hri_rows_block(r, h, b)];
+    uint32_t end = first;
+    while (end < strays.n[h] && strays.block[(size_t)h * strays.max + end] == b)
+        end++;
+    return end - first;
+}
+
+/* x of a block, whose strays' are dot and their keys', less what they have for a mean, which is 0 of true ones. */
+static __device__ float rows_mean(const float *x, uint32_t n, uint32_t n_strays, float dot)
+{
+    float sum = 0;
+    for (uint32_t i = hri_lane(); i < n; i += 32)
+        sum += x[i];
+    sum = hri_warp_sum(sum) - (float)n_strays * dot;
+    return n > n_strays ? sum / (float)(n - n_strays) : 0.0f;
+}
+
 static __global__ void __launch_bounds__(THREADS)
     weigh_rows_kernel(struct hri_cuda_rows r, struct hri_cuda_strays strays, const float *q,
                       const float *dots, float soft_cap, struct hri_cuda_heads heads)
@@ -78,13 +98,23 @@ static __global__ void __launch_bounds__(THREADS)
     for (uint32_t b = blockIdx.x * WARPS + hri_warp(); b < n_blocks; b += gridDim.x * WARPS) {
         const size_t at = hri_rows_block(r, h, b);
         const uint32_t lane0 = r.first_lane[at], n = r.rows[at];
+        const uint32_t n_strays = strays_of(r, strays, h, b);
+        for (uint32_t g = 0; g < heads.g; g++) {
+            float *x = r.x + ((size_t)h * heads.g + g) * r.lanes + lane0;
+            for (uint32_t i = hri_lane(); i < n; i += 32)
+                x[i] *= (float)r.gain[at] / 128.0f;
+        }
+        __syncwarp();
+        strays_put(r, strays, q, dots, 0.0f, heads, h, b);
+        __syncwarp();
         for (uint32_t g = 0; g < heads.g; g++) {
             const size_t head = (size_t)h * heads.g + g;
             const float dot = dots[head * r.stride + b];
             const float half = fminf(0.5f * hri_rows_missed(r, heads, h, b, g), HALF_MISSED_MAX);
             float *x = r.x + head * r.lanes + lane0;
+            const float mean = rows_mean(x, n, n_strays, dot);
             for (uint32_t i = hri_lane(); i < n; i += 32)
-                x[i] = hri_capped(dot + x[i], soft_cap) + half;
+                x[i] = hri_capped(dot + x[i] - mean, soft_cap) + half;
         }
         __syncwarp();
         strays_put(r, strays, q, dots, soft_cap, heads, h, b);

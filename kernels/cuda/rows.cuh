@@ -64,7 +64,9 @@ static __device__ __forceinline__ float hri_row_factor(const struct hri_cuda_row
     const struct hri_cuda_basis *basis =
         r.bases + (size_t)h * r.n_bases + r.basis_of[hri_rows_block(r, h, b)];
     const float missed = fminf(hri_rows_missed(r, heads, h, b, g), 1.0f);
-    return missed * factor[head] + (size[head] > 0 ? basis->value_rest / size[head] : 0.0f);
+    const float excess = missed * (1.0f + missed * (0.5f + missed * (1.0f / 6)));
+    const float value = hri_miss_of(r.value_miss[hri_rows_block(r, h, b)]) * basis->value_rest;
+    return excess * factor[head] + (size[head] > 0 ? (1.0f + excess) * value / size[head] : 0.0f);
 }
 
 #endif

@@ -76,6 +76,22 @@ static inline void block_dots(const struct reference *r, uint32_t block, double 
     }
 }
 
+/* What a stray's own key adds to its block's dot; `else_score` for other rows. */
+static double stray_score(const struct reference *r, uint32_t g, uint32_t block, uint32_t row,
+                          double else_score)
+{
+    const struct hri_strays *s = &r->head->sketch->strays;
+    for (uint32_t i = 0; i < s->n; i++) {
+        double sum = 0;
+        if (s->block[i] != block || s->row[i] != row)
+            continue;
+        for (uint32_t j = 0; j < D; j++)
+            sum += (double)r->q[g * D + j] * (double)s->step[i] * s->key[(size_t)i * D + j];
+        return sum;
+    }
+    return else_score;
+}
+
 /* Queries in a basis, as bytes: what sketches are scored with. */
 static inline void basis_rows(struct reference *r, uint32_t basis)
 {
@@ -95,12 +111,12 @@ static inline void basis_rows(struct reference *r, uint32_t basis)
             float codes[D];
             hri_sketch_unpack(sketch->codes, k->n4, k->n2, lane, codes);
             for (uint32_t g = 0; g < r->g; g++) {
-                double sum = dots[g];
+                double sum = 0;
                 for (uint32_t c = 0; c < k->n; c++)
                     sum += (double)codes[c] *
                            (c < k->n4 ? (double)query.scale4[g] * query.q4[g][c]
                                       : (double)query.scale2[g] * query.q2[g][c - k->n4]);
-                r->x[g][lane] = capped(r->b->seq, sum) + fmin(0.5 * miss * (double)rest[g], 1);
+                r->x[g][lane] = stray_score(r, g, b, i, sum * sketch->gain[b] / 128);
                 r->rest[g][basis] = (double)rest[g];
             }
             for (uint32_t j = 0; j < D; j++) {
@@ -109,6 +125,17 @@ static inline void basis_rows(struct reference *r, uint32_t basis)
                     r->value[lane][j] +=
                         (double)codes[c] * (double)k->value_scale[c] * k->value[(size_t)c * D + j];
             }
+        }
+        for (uint32_t g = 0; g < r->g; g++) {
+            uint32_t n = r->head->block_rows[b], first = sketch->first_lane[b];
+            double *score = r->x[g] + first, sum = 0, others = 0;
+            for (uint32_t i = 0; i < n; i++) {
+                sum += score[i];
+                others += isnan(stray_score(r, g, b, i, NAN));
+            }
+            for (uint32_t i = 0; i < n; i++)
+                score[i] = capped(r->b->seq, dots[g] + score[i] - (others > 0 ? sum / others : 0)) +
+                           fmin(0.5 * miss * (double)rest[g], 1);
         }
     }
 }
@@ -185,9 +212,10 @@ static inline double row_error(const struct reference *r, uint32_t g, uint32_t b
     const uint32_t basis = basis_of(r->head, block);
     const double miss = exp2((sketch->miss[block] - 128.0) / 16);
     const double share = exp(r->x[g][lane] - r->top[g]) / r->total[g];
-    const double factor =
-        (fmin(miss * r->rest[g][basis], 1) * r->far[g] + (double)sketch->bases[basis].value_rest) /
-        r->size[g];
+    const double v = fmin(miss * r->rest[g][basis], 1), excess = v + v * v / 2 + v * v * v / 6;
+    const double value =
+        exp2((sketch->value_miss[block] - 128.0) / 16) * (double)sketch->bases[basis].value_rest;
+    const double factor = (excess * r->far[g] + (1 + excess) * value) / r->size[g];
     return factor * share * share * exp(2 * fmin(1.4 * sqrt(lone * r->rest[g][basis]), 20));
 }
 

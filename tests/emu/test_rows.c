@@ -15,7 +15,7 @@ struct setup {
     float soft_cap;
     uint32_t n_blocks[H], n_strays[H], n_lone[H];
     uint32_t *first_lane, *stray_block, *stray_first, *lone_lane, *lone_item;
-    uint8_t *block_rows, *miss, *stray_row, *lone_miss, *codes;
+    uint8_t *block_rows, *miss, *gain, *value_miss, *stray_row, *lone_miss, *codes;
     uint16_t *basis_of;
     float *stray_step, *q, *dots, *near_lse, *factor, *size;
     int8_t *stray_key;
@@ -76,6 +76,8 @@ static void blocks_make(struct hri_rng *rng, struct setup *t, uint32_t h)
         t->block_rows[at] = (uint8_t)(1 + hri_rng_below(rng, b % 3 == 0 ? ROWS_MOST : 6));
         t->first_lane[at] = lane;
         t->miss[at] = (uint8_t)(100 + hri_rng_below(rng, 40));
+        t->gain[at] = (uint8_t)(60 + hri_rng_below(rng, 100));
+        t->value_miss[at] = (uint8_t)(100 + hri_rng_below(rng, 60));
         t->basis_of[at] = (uint16_t)basis;
         lane += t->block_rows[at];
         t->stray_first[at] = t->n_strays[h];
@@ -102,6 +104,8 @@ static void arrays_make(struct setup *t)
     t->stray_first = device_zero(blocks * 4);
     t->block_rows = device_zero(blocks);
     t->miss = device_zero(blocks);
+    t->gain = device_zero(blocks);
+    t->value_miss = device_zero(blocks);
     t->basis_of = device_zero(blocks * 2);
     t->stray_block = device_zero(H * STRAYS_MAX * 4);
     t->stray_row = device_zero(H * STRAYS_MAX);
@@ -147,6 +151,8 @@ static void make(struct setup *t, uint64_t seed)
                                      .first_lane = t->first_lane,
                                      .rows = t->block_rows,
                                      .miss = t->miss,
+                                     .gain = t->gain,
+                                     .value_miss = t->value_miss,
                                      .basis_of = t->basis_of,
                                      .bases = t->bases,
                                      .n_bases = BASES,
@@ -205,13 +211,16 @@ static void codes_of(const struct setup *t, uint32_t h, uint32_t b, uint32_t row
                       t->first_lane[h * BLOCKS_MAX + b] + row, out);
 }
 
-static double row_logit(const struct setup *t, uint32_t h, uint32_t b, uint32_t row, uint32_t g)
+/* What a row adds to its block's dot, by its own key or by its sketch. */
+static double row_score(const struct setup *t, uint32_t h, uint32_t b, uint32_t row, uint32_t g,
+                        bool *stray_out)
 {
     const uint32_t k = t->basis_of[h * BLOCKS_MAX + b];
     const struct hri_cuda_basis *basis = &t->bases[h * BASES + k];
     const struct hri_cuda_sketch_query *q = &t->queries[h * BASES + k];
-    double x = t->dots[((size_t)h * t->heads.g + g) * BLOCKS_MAX + b];
+    double x = 0;
     float codes[HR_HEAD_DIM_MAX];
+    *stray_out = true;
     for (uint32_t i = 0; i < t->n_strays[h]; i++) {
         const size_t s = (size_t)h * STRAYS_MAX + i;
         if (t->stray_block[s] != b || t->stray_row[s] != row)
@@ -219,13 +228,28 @@ static double row_logit(const struct setup *t, uint32_t h, uint32_t b, uint32_t 
         for (uint32_t j = 0; j < t->heads.dk; j++)
             x += (double)t->stray_step[s] * t->stray_key[s * t->heads.dk + j] *
                  (double)t->q[((size_t)h * t->heads.g + g) * t->heads.dk + j];
-        return capped(t, x);
+        return x;
     }
+    *stray_out = false;
     codes_of(t, h, b, row, codes);
     for (uint32_t i = 0; i < basis->n4 + basis->n2; i++)
         x += (double)codes[i] * (i < basis->n4 ? (double)q->scale4[g] * q->q4[g][i]
                                                : (double)q->scale2[g] * q->q2[g][i - basis->n4]);
-    return capped(t, x) +
+    return x * t->gain[h * BLOCKS_MAX + b] / 128;
+}
+
+static double row_logit(const struct setup *t, uint32_t h, uint32_t b, uint32_t row, uint32_t g)
+{
+    double x = t->dots[((size_t)h * t->heads.g + g) * BLOCKS_MAX + b], sum = 0, others = 0;
+    bool stray;
+    for (uint32_t i = 0; i < t->block_rows[h * BLOCKS_MAX + b]; i++) {
+        sum += row_score(t, h, b, i, g, &stray);
+        others += !stray;
+    }
+    x += row_score(t, h, b, row, g, &stray);
+    if (stray)
+        return capped(t, x);
+    return capped(t, x - sum / others) +
            fmin(0.5 * missed_of(t->miss[h * BLOCKS_MAX + b]) * rest_of(t, h, b, g), 1);
 }
 
@@ -390,9 +414,11 @@ static double row_error(const struct setup *t, uint32_t i, uint32_t b, uint32_t 
     const uint32_t h = i / t->heads.g, g = i % t->heads.g;
     const size_t at = h * BLOCKS_MAX + b;
     double p = weight_left(t, NULL, i, b, r) / t->total[i], rest = rest_of(t, h, b, g);
-    double factor = fmin(missed_of(t->miss[at]) * rest, 1) * (double)t->factor[i];
+    double v = fmin(missed_of(t->miss[at]) * rest, 1), excess = v + v * v / 2 + v * v * v / 6;
+    double factor = excess * (double)t->factor[i];
     if (t->size[i] > 0)
-        factor += (double)t->bases[h * BASES + t->basis_of[at]].value_rest / (double)t->size[i];
+        factor += (1 + excess) * missed_of(t->value_miss[at]) *
+                  (double)t->bases[h * BASES + t->basis_of[at]].value_rest / (double)t->size[i];
     return factor * p * p * exp(2 * fmin(1.4 * sqrt(lone * rest), 20));
 }
 
