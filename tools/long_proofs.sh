@@ -23,7 +23,7 @@ prove() {
     kill) "$tests/proof_kill" 500 ;;
     stall) HEADRACE_LONG=1 "$tests/test_deadline" ;;
     faults) mixes ;;
-    disk_full) "$tests/test_offload_disk_full" || [ $? = 77 ] ;;
+    disk_full) HEADRACE_LONG=1 "$tests/test_offload_disk_full" || [ $? = 77 ] ;;
     soak) "$tests/proof_threads" "$seconds" ;;
     threads) threads ;;
     broken) ctest --test-dir build/release -R '^broken_' --output-on-failure ;;

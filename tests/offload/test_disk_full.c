@@ -187,7 +187,8 @@ static void test_device_fails(void **state)
 
 /* -- a device that is cut off, with all that is on it kept -- */
 
-/* Of the device of the image; 0: all of it. */
+/* Of the device of the image; 0: all of it. While it is limited nothing may be freed on it: ext4 tries for ever to read bitmaps behind the
+ * end of its device, in a thread that the whole kernel shares. */
 static void limit_device(uint64_t bytes)
 {
     char command[2048], name[64] = "";
@@ -320,6 +321,14 @@ static void test_session_eio(void **state)
     assert_ok(hr_session_remove(dir));
 }
 
+/* Whatever became of a test. */
+static int device_whole(void **state)
+{
+    (void)state;
+    limit_device(0);
+    return 0;
+}
+
 static int in_image(const struct CMUnitTest *tests, size_t n, const char *size,
                     const char *mkfs_options)
 {
@@ -335,10 +344,10 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_disk_full),
                                        cmocka_unit_test(test_save_without_room),
                                        cmocka_unit_test(test_device_fails)};
-    const struct CMUnitTest cut_off[] = {cmocka_unit_test(test_tier_eio),
-                                         cmocka_unit_test(test_session_eio)};
+    const struct CMUnitTest cut_off[] = {cmocka_unit_test_teardown(test_tier_eio, device_whole),
+                                         cmocka_unit_test_teardown(test_session_eio, device_whole)};
     int n_failed = in_image(tests, 3, "24M", "");
-    if (n_failed == 0)
+    if (n_failed == 0 && getenv("HEADRACE_LONG") != NULL)
         n_failed = in_image(cut_off, 2, "48M", "-E packed_meta_blocks=1 -J size=1");
     if (n_failed == 77)
         printf("skipped: no ext4 image can be mounted here (wants root and a loop device)\n");
