@@ -2,8 +2,10 @@
 
 #include "base/half.h"
 
-/* Sanitizers run before the loader could resolve such functions. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(HR_SANITIZE)
+/* Sanitizers run before the loader could resolve such functions, and clang before 17 gives them names of its own, which callers in other
+ * files do not know. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(HR_SANITIZE) &&                          \
+    (!defined(__clang__) || __clang_major__ >= 17)
 #define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define WIDE
