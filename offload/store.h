@@ -137,9 +137,12 @@ void hri_store_read_poll(struct hri_store *store, struct hri_read_batch *batch);
  * read failed for good (see its status). */
 hr_status_t hri_store_read_wait(struct hri_store *store, struct hri_read_batch *batch,
                                 uint64_t deadline_ns);
-/* Gives the batch up: when this returns no dst will be written any more. Waits for what the kernel
- * writes straight to a dst; never with `indirect`. */
+/* Gives the batch up: when this returns no dst will be written any more, unless the disk itself was given up (hri_store_gave_up). Waits
+ * for what the kernel writes straight to a dst; never with `indirect`. */
 void hri_store_read_cancel(struct hri_store *store, struct hri_read_batch *batch);
+/* The file's disk gave no answer and was given up, for good: the kernel may still write to every dst that a read had until then, which so
+ * must not be used or freed again (hri_lose). */
+bool hri_store_gave_up(const struct hri_store *store);
 
 /* Brings to the host tier what cancelled indirect reads have brought since: it comes too late for its step, not for the next. Like an
  * append it ends the validity of what hri_lane_peek gave. */

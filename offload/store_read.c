@@ -626,6 +626,11 @@ static uint32_t drop_batch(struct hri_store *store, const struct hri_read_batch 
     return n_held;
 }
 
+bool hri_store_gave_up(const struct hri_store *store)
+{
+    return store->read_arena.leak;
+}
+
 void hri_store_read_cancel(struct hri_store *store, struct hri_read_batch *batch)
 {
     while (batch->n_pending > 0 && store->read_disk != NULL && drop_batch(store, batch) > 0)

@@ -63,7 +63,7 @@ static hr_status_t log_pages(hr_sequence_t *s, struct hri_layer *l, const struct
     }
     size_t page_bytes = (size_t)s->n_kv * s->log_cell_bytes;
     uint32_t stage = n_pages < STAGE_PAGES ? n_pages : STAGE_PAGES;
-    unsigned char *buffer = hri_scratch_get(&s->runtime->rows, stage * page_bytes);
+    unsigned char *buffer = hri_scratch_read(s->runtime, &s->runtime->rows, stage * page_bytes);
     if (buffer == NULL) {
         return hri_alloc_status();
     }

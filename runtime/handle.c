@@ -269,6 +269,7 @@ hr_status_t hr_runtime_destroy(hr_runtime_t *rt)
                              rt->n_sequences);
     }
     host_unpin(rt);
+    hri_scratch_forget(rt);
     hri_store_destroy(rt->store);
     hri_device_close(rt->gpu);
     hri_pool_destroy(rt->pool);

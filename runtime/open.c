@@ -160,7 +160,8 @@ static hr_status_t cells_load(struct opener *op, uint64_t key, struct hri_lane *
     if (n_cells == 0) {
         return HR_OK;
     }
-    unsigned char *buffer = hri_scratch_get(&op->s->runtime->rows, (size_t)group * cell_bytes);
+    unsigned char *buffer =
+        hri_scratch_read(op->s->runtime, &op->s->runtime->rows, (size_t)group * cell_bytes);
     if (buffer == NULL) {
         return hri_alloc_status();
     }
@@ -484,7 +485,7 @@ static hr_status_t frames_load(struct opener *op)
     if (all < bytes || (all - bytes) % sizeof note != 0) {
         return HR_ERR_CORRUPT;
     }
-    uint64_t *steps = hri_scratch_get(&s->runtime->rows, bytes);
+    uint64_t *steps = hri_scratch_read(s->runtime, &s->runtime->rows, bytes);
     if (steps == NULL) {
         return hri_alloc_status();
     }

@@ -133,7 +133,7 @@ static hr_status_t cells_save(struct saver *sv, struct hri_lane *lane, uint32_t 
     uint32_t n = hri_lane_cells(lane);
     uint32_t group = WINDOW_BYTES > cell_bytes ? WINDOW_BYTES / cell_bytes : 1;
     size_t bytes = (size_t)group * cell_bytes;
-    unsigned char *buffer = hri_scratch_get(&s->runtime->rows, 2 * bytes);
+    unsigned char *buffer = hri_scratch_read(s->runtime, &s->runtime->rows, 2 * bytes);
     struct window windows[2] = {{.buffer = buffer}, {.buffer = buffer + bytes}};
     hr_status_t status = buffer != NULL ? HR_OK : hri_alloc_status();
     /* Round i begins window i and writes window i - 1. */
@@ -264,7 +264,7 @@ static hr_status_t frames_save(struct saver *sv)
     struct hri_frames *frames = sv->s->frames;
     struct hri_frame_note note;
     size_t bytes = hri_frames_turns(frames, NULL, false) * sizeof(uint64_t);
-    uint64_t *steps = hri_scratch_get(&sv->s->runtime->rows, bytes);
+    uint64_t *steps = hri_scratch_read(sv->s->runtime, &sv->s->runtime->rows, bytes);
     if (steps == NULL) {
         return hri_alloc_status();
     }

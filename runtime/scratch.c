@@ -21,3 +21,27 @@ void hri_scratch_fini(struct hri_scratch *scratch)
     scratch->base = NULL;
     scratch->bytes = 0;
 }
+
+/* Its memory may still be written to. */
+static void scratch_lose(struct hri_scratch *scratch)
+{
+    hri_lose(scratch->alloc, scratch->base);
+    scratch->base = NULL;
+    scratch->bytes = 0;
+}
+
+void hri_scratch_forget(hr_runtime_t *rt)
+{
+    if (rt->store == NULL || rt->disk_given_up || !hri_store_gave_up(rt->store)) {
+        return;
+    }
+    rt->disk_given_up = true;
+    scratch_lose(&rt->stream);
+    scratch_lose(&rt->rows);
+}
+
+void *hri_scratch_read(hr_runtime_t *rt, struct hri_scratch *scratch, size_t bytes)
+{
+    hri_scratch_forget(rt);
+    return hri_scratch_get(scratch, bytes);
+}

@@ -715,7 +715,11 @@ void hr_sequence_destroy(hr_sequence_t *s)
     hri_free(&rt->alloc, s->steps);
     hri_free(&rt->alloc, s->layers);
     hri_free(&rt->alloc, s->row_scores);
-    hri_free(&rt->alloc, s->row_buffer);
+    if (hri_store_gave_up(rt->store)) { /* the kernel may still write to it */
+        hri_lose(&rt->alloc, s->row_buffer);
+    } else {
+        hri_free(&rt->alloc, s->row_buffer);
+    }
     hri_share_destroy(&s->share, &rt->alloc);
     hri_free(&rt->alloc, s->whole);
     hri_free(&rt->alloc, s->ins);

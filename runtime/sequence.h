@@ -45,6 +45,10 @@ struct hri_scratch {
 void *hri_scratch_get(struct hri_scratch *scratch,
                       size_t bytes); /* page aligned; NULL: out of memory */
 void hri_scratch_fini(struct hri_scratch *scratch);
+/* The same for `stream` and `rows`, which rows are read to: once the disk was given up, other memory than until then. */
+void *hri_scratch_read(hr_runtime_t *rt, struct hri_scratch *scratch, size_t bytes);
+/* Lets go of what the kernel may still write to. */
+void hri_scratch_forget(hr_runtime_t *rt);
 
 struct hr_runtime {
     struct hri_alloc alloc;  /* scratch: everything outside the tiers */
@@ -64,6 +68,7 @@ struct hr_runtime {
     struct hri_device *gpu; /* a device with memory of its own, or NULL: the CPU is the device */
     bool host_pinned;       /* it reads the host tier in place */
     struct hri_scratch stream, queries, tiles, rows, group;
+    bool disk_given_up; /* and what it was reading to is forgotten */
     void *(*user_alloc)(void *, size_t, size_t);
     void (*user_free)(void *, void *);
     void *user_context;

@@ -38,7 +38,7 @@ static hr_status_t stream_init(struct stream *st)
         cells * (sizeof(struct hri_read) + sizeof(void *)) + slots * 2 * sizeof(uint32_t);
     table = hri_round_up(table, 64);
     size_t data = hri_round_up(pages * page_bytes, HRI_PAGE_BYTES);
-    unsigned char *base = hri_scratch_get(&s->runtime->stream, 2 * (data + table));
+    unsigned char *base = hri_scratch_read(s->runtime, &s->runtime->stream, 2 * (data + table));
     if (base == NULL) {
         return hri_alloc_status();
     }

@@ -83,7 +83,7 @@ static hr_status_t cuts_make(hr_sequence_t *s, uint32_t n_tokens, struct cut *cu
             bytes += (size_t)s->n_kv * (n_tokens - cuts[i].tail_first) * s->row_bytes;
         }
     }
-    unsigned char *rows = bytes > 0 ? hri_scratch_get(&s->runtime->rows, bytes) : NULL;
+    unsigned char *rows = bytes > 0 ? hri_scratch_read(s->runtime, &s->runtime->rows, bytes) : NULL;
     if (bytes > 0 && rows == NULL) {
         return hri_alloc_status();
     }
@@ -228,7 +228,7 @@ hr_status_t hri_layer_refill(hr_sequence_t *s, struct hri_layer *l)
     struct hr_attend_report unseen = {0};
     uint32_t n = l->n_tokens - c.tail_first;
     size_t bytes = (size_t)s->n_kv * n * s->row_bytes;
-    c.rows = hri_scratch_get(&s->runtime->rows, bytes > 0 ? bytes : 1);
+    c.rows = hri_scratch_read(s->runtime, &s->runtime->rows, bytes > 0 ? bytes : 1);
     if (c.rows == NULL) {
         return hri_alloc_status();
     }
