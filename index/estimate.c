@@ -25,6 +25,17 @@ float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step
            head->log_rows[head->block_rows[b]];
 }
 
+float hri_error_factor(const struct hri_index_head *head, const float *output)
+{
+    double square = 0, far = head->shape.v_variance;
+    for (uint32_t j = 0; j < head->options.v_dim; j++) {
+        double x = (double)output[j] - head->shape.v_mean[j];
+        far += x * x;
+        square += (double)output[j] * output[j];
+    }
+    return square > 0 ? (float)(far / square) : 0;
+}
+
 /* x[b] = logit at the centre plus half the variance, for all blocks. */
 static void log_weights(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,
                         float *x)

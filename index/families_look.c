@@ -16,17 +16,10 @@
 #define ROUNDS_MAX 4
 /* Above such a share of all blocks looking at all of them is as fast. */
 #define SEEN_MAX(n) ((n) / 4 * 3)
-/* Deviations along the query at which a family's farthest block is looked for, as for rows in blocks. */
-#define REACH    1.4f
-#define TAIL_MAX 40.0f
 /* Families with a larger share of some head's attention enter the output that errors are measured against. */
 #define OUTPUT_SHARE_MIN 0.002f
 /* Lines of 16 blocks that are scored at a time. */
 #define LINES 32u
-/* By the power of two of a doubt, in eighths, so that those to be opened are found without sorting. */
-#define BIN_SHIFT 20
-#define BINS      (1u << (31 - BIN_SHIFT))
-
 /* Everything of one look. Weights are masses over exp(top). */
 struct look {
     const struct hri_index_head *head;
@@ -40,7 +33,7 @@ struct look {
     float *weight;        /* [G][stride] of families: by their blocks where they are open */
     float *rate;          /* [G][stride] 0: open */
     float *doubt;         /* [stride] */
-    float *bins;          /* [BINS] */
+    float *bins;          /* [HRI_BINS] */
     uint8_t *open;        /* [stride] */
     uint8_t *codes;       /* [LINES][16 k_dim] */
     float *scale;         /* [LINES * 16] */
@@ -61,7 +54,7 @@ static size_t state_bytes(const struct hri_index_options *o)
 {
     size_t families = hri_lanes_up(hri_families_max(o)), g = o->g, blocks = seen_blocks_max(o);
     return sizeof(struct hri_seen) + (2 * g + 1) * families * sizeof(float) + families +
-           BINS * sizeof(float) + LINES * HRI_LANES * (o->k_dim + (g + 1) * sizeof(float)) +
+           HRI_BINS * sizeof(float) + LINES * HRI_LANES * (o->k_dim + (g + 1) * sizeof(float)) +
            4 * g * o->v_dim * sizeof(float) + 4 * HR_GROUP_MAX * sizeof(float) +
            blocks * (2 * sizeof(uint32_t) + sizeof(uint16_t) + sizeof(float) + 3 + o->v_dim) +
            27 * 64;
@@ -117,7 +110,7 @@ static void look_layout(struct look *l)
     l->rate = hri_arena_array(&arena, o->g * l->stride, sizeof(float));
     l->doubt = hri_arena_array(&arena, l->stride, sizeof(float));
     l->open = hri_arena_array(&arena, l->stride, 1);
-    l->bins = hri_arena_array(&arena, BINS, sizeof(float));
+    l->bins = hri_arena_array(&arena, HRI_BINS, sizeof(float));
     l->codes = hri_arena_array(&arena, LINES * HRI_LANES, o->k_dim);
     l->scale = hri_arena_array(&arena, LINES * HRI_LANES, sizeof(float));
     l->line = hri_arena_array(&arena, o->g * LINES * HRI_LANES, sizeof(float));
@@ -300,10 +293,8 @@ static void family_lift(struct look *l, uint32_t f, float log_blocks)
 {
     for (uint32_t g = 0; g < l->head->options.g; g++) {
         float x = l->between[g] * hri_f32_from_bf16(l->fs->top.shape.spread[f]);
-        float reach = REACH * (l->fs->top.shape.peak[f] / 16.0f) * sqrtf(x);
-        float extra = reach - log_blocks - half_variance(x);
-        if (extra > 0)
-            l->rate[g * l->stride + f] *= expf(2 * fminf(extra, TAIL_MAX));
+        l->rate[g * l->stride + f] *=
+            hri_tail_factor(x, l->fs->top.shape.peak[f] / 16.0f, log_blocks);
     }
 }
 
@@ -321,7 +312,7 @@ static void rates_fill(struct look *l)
         float peak = fs->top.shape.peak[f] / 16.0f,
               log_blocks = l->head->log_rows[fs->first[f + 1] - fs->first[f]];
         float x = largest * hri_f32_from_bf16(fs->top.shape.spread[f]);
-        if (REACH * REACH * peak * peak * x > log_blocks * log_blocks)
+        if (hri_stands_out(x, peak, log_blocks))
             family_lift(l, f, log_blocks);
     }
 }
@@ -341,16 +332,13 @@ static float error_factor(const struct look *l, uint32_t g)
         hri_pass_value_add(s->v_codes + (size_t)heavy[i] * dv,
                            weight[heavy[i]] * s->v_scale[heavy[i]], output, dv);
     float scale = l->near[g] > 0 ? l->near[g] / l->in->near->l[g] : 0;
-    double far = head->shape.v_variance, square = 0;
     for (uint32_t j = 0; j < dv; j++) {
-        float x = output[j] + rest * head->shape.v_mean[j];
+        output[j] += rest * head->shape.v_mean[j];
         if (scale > 0)
-            x += scale * l->in->near->o[(size_t)g * dv + j];
-        x /= l->total[g];
-        square += (double)x * x;
-        far += (double)(x - head->shape.v_mean[j]) * (x - head->shape.v_mean[j]);
+            output[j] += scale * l->in->near->o[(size_t)g * dv + j];
+        output[j] /= l->total[g];
     }
-    return square > 0 ? (float)(far / square) : 0;
+    return hri_error_factor(head, output);
 }
 
 /* doubt[f]: what closed family f leaves of the squared relative error, summed over the group; returns their sum. */
@@ -365,27 +353,18 @@ static float doubts_fill(struct look *l)
     return hri_pass_sum(l->doubt, l->n);
 }
 
-static uint32_t bin_of(float x)
-{
-    union {
-        float x;
-        uint32_t bits;
-    } u = {x};
-    return x > 0 ? u.bits >> BIN_SHIFT : 0;
-}
-
 /* The families with most doubt, so that the others leave at most `most` together. */
 static uint32_t worst_list(struct look *l, float most, uint32_t *list)
 {
     uint32_t n = 0, bin = 0;
     float sum = 0;
-    memset(l->bins, 0, BINS * sizeof *l->bins);
+    memset(l->bins, 0, HRI_BINS * sizeof *l->bins);
     for (uint32_t f = 0; f < l->n; f++)
-        l->bins[bin_of(l->doubt[f])] += l->doubt[f];
-    while (bin < BINS && sum + l->bins[bin] <= most)
+        l->bins[hri_bin_of(l->doubt[f])] += l->doubt[f];
+    while (bin < HRI_BINS && sum + l->bins[bin] <= most)
         sum += l->bins[bin++];
     for (uint32_t f = 0; f < l->n; f++)
-        if (!l->open[f] && bin_of(l->doubt[f]) >= bin)
+        if (!l->open[f] && hri_bin_of(l->doubt[f]) >= bin)
             list[n++] = f;
     return n;
 }

@@ -8,6 +8,8 @@
 #include "index/sort.h"
 #include "index/summary.h"
 
+#include <math.h>
+
 #define HRI_BLOCK_ROWS_LIMIT 255u /* rows of a block are kept in a byte */
 #define HRI_LANES            16u  /* blocks are scored in lines of so many */
 
@@ -106,6 +108,32 @@ static inline const float *hri_step_dots(const struct hri_select_in *in)
 struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_select_in *in);
 
 #define HRI_HALF_VARIANCE_MAX 3.0f
+
+/* Where the lift of a ranking ends: beyond, blocks are equally worth a look. */
+#define HRI_TAIL_MAX 40.0f
+/* Deviations along the query at which a block's farthest row is looked for: from 1.0 on every key
+ * of the embedded model is found (0.7: 1 of 576 missed at 4K); real keys do not notice. */
+#define HRI_OUTLIER_REACH 1.4f
+
+/* How much more a block may weigh than its clamped estimate says, as a factor on its doubt. Its farthest row stands out by `peak`
+ * times the block's deviation; along the query it may lie HRI_OUTLIER_REACH deviations off the mean, and alone weighs exp of that. It
+ * matters where one row among unlike ones is what the query looks for. For the ranking only: as an estimate it would be wrong far
+ * more often than right. Of a family's blocks as of a block's rows. */
+static inline float hri_tail_factor(float variance, float peak, float log_rows)
+{
+    float reach = HRI_OUTLIER_REACH * peak * sqrtf(variance);
+    float clamped = fminf(0.5f * variance, HRI_HALF_VARIANCE_MAX);
+    float extra = reach - log_rows - clamped;
+    return extra > 0 ? expf(2 * fminf(extra, HRI_TAIL_MAX)) : 1;
+}
+
+static inline bool hri_stands_out(float variance, float peak, float log_rows)
+{
+    return HRI_OUTLIER_REACH * HRI_OUTLIER_REACH * peak * peak * variance > log_rows * log_rows;
+}
+
+/* A wrong share moves the output by (value - output): its mean square over the head's values, relative to the output's. */
+float hri_error_factor(const struct hri_index_head *head, const float *output);
 /* Blocks: log of the estimated mass, log n + q.m + variance / 2 (docs/algorithm.md, level 0). Needs
  * dots and variance. */
 float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,

@@ -17,19 +17,6 @@ enum hri_block_state { HRI_UNREAD, HRI_PENDING, HRI_LIGHT, HRI_READ, HRI_ROWS };
 /* Rows whose sketches are scored at a time: their logits stay in the first cache. */
 #define HRI_LADDER_CHUNK 1024u
 
-/* Ranks by size without sorting: a bin for each power of two, in eighths. */
-#define HRI_BIN_SHIFT 20
-#define HRI_BINS      (1u << (31 - HRI_BIN_SHIFT))
-
-static inline uint32_t hri_bin_of(float x)
-{
-    union {
-        float x;
-        uint32_t bits;
-    } u = {x};
-    return x > 0 ? u.bits >> HRI_BIN_SHIFT : 0;
-}
-
 /* The least that lies in a bin. */
 static inline float hri_bin_edge(uint32_t bin)
 {

@@ -14,11 +14,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Where the lift of a ranking ends: beyond, blocks are equally worth a look. */
-#define TAIL_MAX 40.0f
-/* Deviations along the query at which a block's farthest row is looked for: from 1.0 on every key
- * of the embedded model is found (0.7: 1 of 576 missed at 4K); real keys do not notice. */
-#define OUTLIER_REACH 1.4f
 /* Blocks with a larger share of some head's attention enter the output that errors are measured
  * against. */
 #define OUTPUT_SHARE_MIN 0.002f
@@ -236,19 +231,6 @@ static void rough_output(const struct hri_index_head *head, const struct hri_sel
         output[j] = (output[j] + rest * head->shape.v_mean[j]) / step->total[g];
 }
 
-/* A wrong share moves the output by (value - output): its mean square over the head's values,
- * relative to the output's. */
-static float error_factor(const struct hri_index_head *head, const float *output)
-{
-    double square = 0, far = head->shape.v_variance;
-    for (uint32_t j = 0; j < head->options.v_dim; j++) {
-        double x = (double)output[j] - head->shape.v_mean[j];
-        far += x * x;
-        square += (double)output[j] * output[j];
-    }
-    return square > 0 ? (float)(far / square) : 0;
-}
-
 static void score(const struct hri_index_head *head, const struct hri_select_in *in,
                   struct hri_step *step)
 {
@@ -259,23 +241,6 @@ static void score(const struct hri_index_head *head, const struct hri_select_in 
                         step->shift + (size_t)g * o->v_dim);
 }
 
-/* How much more a block may weigh than its clamped estimate says, as a factor on its doubt. Its farthest row stands out by `peak`
- * times the block's deviation; along the query it may lie OUTLIER_REACH deviations off the mean, and alone weighs exp of that. It
- * matters where one row among unlike ones is what the query looks for. For the ranking only: as an estimate it would be wrong far
- * more often than right. */
-static inline float tail_factor(float variance, float peak, float log_rows)
-{
-    float reach = OUTLIER_REACH * peak * sqrtf(variance);
-    float clamped = fminf(0.5f * variance, HRI_HALF_VARIANCE_MAX);
-    float extra = reach - log_rows - clamped;
-    return extra > 0 ? expf(2 * fminf(extra, TAIL_MAX)) : 1;
-}
-
-static inline bool stands_out(float variance, float peak, float log_rows)
-{
-    return OUTLIER_REACH * OUTLIER_REACH * peak * peak * variance > log_rows * log_rows;
-}
-
 static void lift_tail(const struct hri_index_head *head, struct hri_step *step, uint32_t b)
 {
     uint8_t rows = head->block_rows[b];
@@ -283,9 +248,9 @@ static void lift_tail(const struct hri_index_head *head, struct hri_step *step, 
     for (uint32_t g = 0; g < head->options.g; g++) {
         float share = step->weight[g * step->stride + b] * (1 / step->total[g]);
         float variance = step->variance[g] * hri_f32_from_bf16(head->shape.spread[b]);
-        if (!stands_out(variance, peak, log_rows))
+        if (!hri_stands_out(variance, peak, log_rows))
             continue;
-        float factor = tail_factor(variance, peak, log_rows);
+        float factor = hri_tail_factor(variance, peak, log_rows);
         if (factor > 1)
             step->ranked[b].key += (factor - 1) * doubt_of(share, variance, rows) / rows;
     }
@@ -300,7 +265,7 @@ static void lift_tails(const struct hri_index_head *head, struct hri_step *step)
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         float variance = largest * hri_f32_from_bf16(head->shape.spread[b]);
         float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[head->block_rows[b]];
-        if (stands_out(variance, peak, log_rows))
+        if (hri_stands_out(variance, peak, log_rows))
             lift_tail(head, step, b);
     }
 }
@@ -338,8 +303,8 @@ static void level0_rates(const struct hri_index_head *head, const struct hri_ste
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[rows[b]];
         float along = variance * hri_f32_from_bf16(spread[b]);
-        if (stands_out(along, peak, log_rows))
-            lifted[b] *= tail_factor(along, peak, log_rows);
+        if (hri_stands_out(along, peak, log_rows))
+            lifted[b] *= hri_tail_factor(along, peak, log_rows);
     }
 }
 
@@ -355,7 +320,7 @@ static void output_measure(const struct hri_index_head *head, const struct hri_s
     for (uint32_t j = 0; j < head->options.v_dim; j++)
         size += (double)output[j] * output[j];
     *size_out = (float)size;
-    *far_out = error_factor(head, output) * (float)size;
+    *far_out = hri_error_factor(head, output) * (float)size;
 }
 
 /* With sketches level 0 only says which of them to read. */
@@ -379,7 +344,7 @@ static void choose(const struct hri_index_head *head, const struct hri_select_in
     for (uint32_t g = 0; g < o->g; g++) {
         doubt.left[g] += left ? left[g] : 0;
         rough_output(head, in, &step, g, output);
-        doubt.factor[g] = error_factor(head, output);
+        doubt.factor[g] = hri_error_factor(head, output);
         mean += predicted_error(&doubt, g) / (float)o->g;
     }
     bool reached = in->tolerance > 0 && mean <= in->tolerance;
@@ -485,7 +450,7 @@ static void late(struct hri_index_head *head, const struct hri_select_in *in, co
             left +=
                 doubt_of(share, step.variance[g] * hri_block_spread(head, b), head->block_rows[b]);
         }
-        error_out[g] = sqrtf(left * error_factor(head, output));
+        error_out[g] = sqrtf(left * hri_error_factor(head, output));
     }
 }
 

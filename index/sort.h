@@ -17,4 +17,17 @@ void hri_rank_sort(struct hri_ranked *a, size_t n);
 /* Puts the n_best that hri_rank_sort would put first in front, in any order. */
 void hri_rank_select(struct hri_ranked *a, size_t n, size_t n_best);
 
+/* Ranks by size without sorting: a bin for each power of two, in eighths. */
+#define HRI_BIN_SHIFT 20
+#define HRI_BINS      (1u << (31 - HRI_BIN_SHIFT))
+
+static inline uint32_t hri_bin_of(float x)
+{
+    union {
+        float x;
+        uint32_t bits;
+    } u = {x};
+    return x > 0 ? u.bits >> HRI_BIN_SHIFT : 0;
+}
+
 #endif
