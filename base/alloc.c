@@ -174,10 +174,9 @@ void *hri_aligned(struct hri_alloc *alloc, size_t alignment, size_t bytes)
 extern void *hri_lost[LOST_MAX]; /* not static: it is never read but by leak checkers */
 void *hri_lost[LOST_MAX];
 
-void hri_lose(struct hri_alloc *alloc, void *ptr)
+void hri_lose(void *ptr)
 {
     static _Atomic uint32_t n_lost;
-    (void)alloc;
     if (ptr != NULL)
         hri_lost[n_lost++ % LOST_MAX] = ptr;
 }

@@ -67,8 +67,8 @@ void *hri_realloc(struct hri_alloc *alloc, void *ptr, size_t bytes);
 void hri_free(struct hri_alloc *alloc, void *ptr);
 
 /* Of memory that something else may still write to, as the kernel does for requests that were given up: it is never used or freed again, and
- * stays reachable, so that it is not taken for a leak. It stays charged to alloc. ptr may be NULL. */
-void hri_lose(struct hri_alloc *alloc, void *ptr);
+ * stays reachable, so that it is not taken for a leak. It stays charged to its allocator. ptr may be NULL. */
+void hri_lose(void *ptr);
 
 /* HR_ERR_BUDGET if the last refusal on this thread was the cap's, else HR_ERR_NOMEM. */
 hr_status_t hri_alloc_status(void);

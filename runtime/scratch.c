@@ -25,7 +25,7 @@ void hri_scratch_fini(struct hri_scratch *scratch)
 /* Its memory may still be written to. */
 static void scratch_lose(struct hri_scratch *scratch)
 {
-    hri_lose(scratch->alloc, scratch->base);
+    hri_lose(scratch->base);
     scratch->base = NULL;
     scratch->bytes = 0;
 }

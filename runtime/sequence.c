@@ -716,7 +716,7 @@ void hr_sequence_destroy(hr_sequence_t *s)
     hri_free(&rt->alloc, s->layers);
     hri_free(&rt->alloc, s->row_scores);
     if (hri_store_gave_up(rt->store)) { /* the kernel may still write to it */
-        hri_lose(&rt->alloc, s->row_buffer);
+        hri_lose(s->row_buffer);
     } else {
         hri_free(&rt->alloc, s->row_buffer);
     }
