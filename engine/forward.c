@@ -2,6 +2,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine/repack.h"
 #include "engine/session.h"
 
 #define ROWS_PER_ITEM 16
@@ -105,7 +106,8 @@ static void embed_one(const struct hre_model *model, uint32_t id, float *y)
 {
     const struct hre_weight *w = &model->embedding;
 
-    model->ops->dequantise[w->type]((const char *)w->data + id * w->row_bytes, w->cols, y);
+    /* A row of floats has room for one of quants: they are read first. */
+    model->ops->dequantise[w->type](hre_weight_row(w, id, model->row), w->cols, y);
 }
 
 static void embed(struct hre_session *s, const struct hre_pass *pass)

@@ -551,6 +551,13 @@ hr_status_t hre_gguf_open(const char *path, hre_gguf_t **gguf_out)
     return open_parsed(gguf, gguf_out);
 }
 
+int hre_gguf_make_writable(hre_gguf_t *gguf)
+{
+    void *data = (void *)(uintptr_t)gguf->data;
+
+    return gguf->mapped && mprotect(data, gguf->bytes, PROT_READ | PROT_WRITE) == 0;
+}
+
 void hre_gguf_close(hre_gguf_t *gguf)
 {
     if (!gguf) {

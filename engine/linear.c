@@ -8,10 +8,11 @@
 #endif
 
 #include "engine/fail.h"
+#include "engine/repack.h"
 
 /* With fewer rows of activations than this, dequantising costs more than it saves. */
 #define MATRIX_ROWS_MIN   4
-#define VECTOR_ROWS_MIN   16
+#define VECTOR_ROWS_MIN   16 /* and a multiple of it: dot products like that many at a time */
 #define VECTOR_ROWS_MAX   256
 #define ITEMS_PER_THREAD  4
 #define BLAS_ROWS         64 /* weights dequantised for one call of the BLAS */
@@ -29,6 +30,7 @@ struct hre_linear {
     int blas;
     float *sums, *steps; /* [cols_max / HRE_SUM_GROUP] */
     int16_t *halves;     /* [2 cols_max] */
+    struct hre_digits *digits; /* [cols_max / HRE_SUM_GROUP]; a level has these or halves */
     float *memory;
     uint64_t bytes;
     struct scratch *scratch; /* [threads] */
@@ -64,7 +66,8 @@ hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *wor
     linear->tile_rows = linear->blas ? BLAS_ROWS : ops->tile_rows;
     cols_max = (cols_max + HRE_SUM_GROUP - 1) / HRE_SUM_GROUP * HRE_SUM_GROUP;
     size_t tile = (size_t)linear->tile_rows * cols_max;
-    size_t vectors = 2 * (size_t)cols_max; /* halves take one, sums and steps less than another */
+    /* Halves or digits take one each, sums and steps less than another. */
+    size_t vectors = 2 * (size_t)cols_max;
     size_t floats = vectors + 2 * tile * n_threads;
     linear->scratch = calloc(n_threads, sizeof(*linear->scratch));
     linear->memory = aligned_alloc(SCRATCH_ALIGNMENT, floats * sizeof(float));
@@ -77,6 +80,7 @@ hr_status_t hre_linear_create(const struct hre_ops *ops, struct hre_workers *wor
     linear->sums = linear->memory;
     linear->steps = linear->sums + cols_max / HRE_SUM_GROUP;
     linear->halves = (int16_t *)(void *)(linear->steps + cols_max / HRE_SUM_GROUP);
+    linear->digits = (struct hre_digits *)(void *)linear->halves;
     for (uint32_t i = 0; i < n_threads; i++) {
         linear->scratch[i].rows = linear->memory + vectors + 2 * i * tile;
         linear->scratch[i].packed = linear->scratch[i].rows + tile;
@@ -148,13 +152,22 @@ static void vector_item(void *context, uint32_t item, uint32_t thread)
     uint32_t first, count;
     const struct hre_product *p = find_rows(job, item, &first, &count);
     const struct hre_weight *w = p->w;
+    const struct hre_ops *ops = job->linear->ops;
     const char *rows = (const char *)w->data + first * w->row_bytes;
+    uint32_t packed = w->packed_rows > first ? w->packed_rows - first : 0;
 
     (void)thread;
-    job->linear->ops->dot[w->type](rows, w->row_bytes, count, w->cols, &job->activations,
-                                   p->y + first);
+    packed = packed < count ? packed : count;
+    if (packed) {
+        ops->dot_groups[w->type](rows, w->row_bytes, packed, w->cols, &job->activations,
+                                 p->y + first);
+    }
+    if (packed < count) {
+        ops->dot[w->type](rows + packed * w->row_bytes, w->row_bytes, count - packed, w->cols,
+                          &job->activations, p->y + first + packed);
+    }
     if (w->bias) {
-        job->linear->ops->add(p->y + first, w->bias + first, count);
+        ops->add(p->y + first, w->bias + first, count);
     }
 }
 
@@ -164,6 +177,7 @@ static void apply_vector(struct job *job, const float *x)
     uint32_t cols = job->products[0].w->cols;
     uint32_t rows = total_rows(job) / (hre_workers_count(linear->workers) * ITEMS_PER_THREAD);
 
+    rows = (rows + VECTOR_ROWS_MIN - 1) / VECTOR_ROWS_MIN * VECTOR_ROWS_MIN;
     job->item_rows = rows < VECTOR_ROWS_MIN   ? VECTOR_ROWS_MIN
                      : rows > VECTOR_ROWS_MAX ? VECTOR_ROWS_MAX
                                               : rows;
@@ -171,7 +185,10 @@ static void apply_vector(struct job *job, const float *x)
     if (linear->ops->halve) {
         linear->ops->halve(x, cols, linear->sums, linear->halves, linear->steps);
     }
-    job->activations = (struct hre_activations){x, linear->sums, linear->halves, linear->steps};
+    if (linear->ops->digits) {
+        linear->ops->digits(x, cols, linear->sums, linear->digits);
+    }
+    job->activations = (struct hre_activations){x, linear->sums, linear->halves, linear->steps, linear->digits};
     hre_workers_run(linear->workers, vector_item, job, count_items(job));
 }
 
@@ -203,10 +220,12 @@ static void matrix_item(void *context, uint32_t item, uint32_t thread)
     uint32_t first, count;
     const struct hre_product *p = find_rows(job, item, &first, &count);
     const struct hre_weight *w = p->w;
-    const char *rows = (const char *)w->data + first * w->row_bytes;
 
     for (uint32_t r = 0; r < count; r++) {
-        ops->dequantise[w->type](rows + r * w->row_bytes, w->cols, s->rows + (size_t)r * w->cols);
+        /* Not packed yet: its memory is free for a row of quants. */
+        const void *row = hre_weight_row(w, first + r, s->packed);
+
+        ops->dequantise[w->type](row, w->cols, s->rows + (size_t)r * w->cols);
     }
     multiply_rows(job, s, p, first, count);
     for (uint32_t i = 0; w->bias && i < job->m; i++) {

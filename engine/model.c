@@ -48,6 +48,9 @@ static hr_status_t open_parts(hre_model_t *model, const char *path,
         status = hre_workers_create(options->n_threads, &model->workers);
     }
     if (status == HR_OK) {
+        status = hre_model_repack(model);
+    }
+    if (status == HR_OK) {
         status = hre_linear_create(model->ops, model->workers, widest(model), &model->linear);
     }
     return status;
@@ -103,6 +106,7 @@ void hre_model_close(hre_model_t *model)
     free(model->layers);
     free(model->architecture);
     free(model->name);
+    free(model->row);
     hre_gguf_close(model->gguf);
     free(model);
 }

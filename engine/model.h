@@ -27,6 +27,7 @@ struct hre_model {
     char *architecture, *name;
 
     struct hre_weight embedding, output;
+    void *row; /* scratch for a row of a repacked embedding, or NULL */
     struct hre_norm output_norm;
     float norm_eps;
     const float *smear; /* [width] or NULL */
@@ -43,6 +44,10 @@ struct hre_model {
 
 /* Fills everything from model->gguf. On failure the caller closes the model. */
 hr_status_t hre_model_bind(struct hre_model *model);
+
+/* Puts weights into the order that model->ops reads fastest, in place, where the file is mapped and the level has such an order.
+ * HR_ERR_NOMEM. */
+hr_status_t hre_model_repack(struct hre_model *model);
 
 /* The embedded model's file. */
 const void *hre_tiny_file(size_t *bytes_out);

@@ -23,7 +23,8 @@ static int cpu_has(const struct hre_ops *ops)
 
     if (ops == &hre_ops_avx512) {
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vnni");
     }
     if (ops == &hre_ops_avx2) {
         return avx2;

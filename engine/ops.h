@@ -16,6 +16,15 @@
 #define HRE_WEIGHT_TYPES 31 /* hre_weight_type_t is below; entries of other types are NULL */
 #define HRE_SUM_GROUP    32 /* activations per sum in struct hre_activations */
 
+#define HRE_DIGITS 3
+
+/* HRE_SUM_GROUP activations: x = step * (digit[0] + 256 digit[1] + 65536 digit[2]). */
+struct hre_digits {
+    int8_t digit[HRE_DIGITS][HRE_SUM_GROUP];
+    int32_t sum[HRE_DIGITS]; /* of each digit over the group */
+    float step;
+};
+
 /* One activation vector and what several dot products need of it. */
 struct hre_activations {
     const float *x;    /* [n] */
@@ -24,6 +33,7 @@ struct hre_activations {
     /* x = step * (high + low / 32768), a step per HRE_SUM_GROUP; only for tables with halve */
     const int16_t *halves; /* [n / HRE_SUM_GROUP][2][HRE_SUM_GROUP] high, low */
     const float *steps;    /* [n / HRE_SUM_GROUP] */
+    const struct hre_digits *digits; /* [n / HRE_SUM_GROUP]; only for tables with digits */
 };
 
 /* y[r] = sum_i w[r][i] x[i] for n_rows rows of n weights, row_bytes apart. */
@@ -35,11 +45,14 @@ typedef void (*hre_dequantise_fn)(const void *weights, uint32_t n, float *y);
 struct hre_ops {
     const char *name;
     hre_dot_fn dot[HRE_WEIGHT_TYPES];
+    /* The same of rows that were repacked, n_rows a multiple of HRE_GROUP_ROWS, bit for bit (repack.h); NULL: nothing is. */
+    hre_dot_fn dot_groups[HRE_WEIGHT_TYPES];
     hre_dequantise_fn dequantise[HRE_WEIGHT_TYPES];
     /* sums[i] = sum of x[32 i .. 32 i + 31]; n a multiple of 32 */
     void (*sum_groups)(const float *x, uint32_t n, float *sums);
     /* steps are NaN where a group's sum is not finite. NULL: dot does not read them. */
     void (*halve)(const float *x, uint32_t n, const float *sums, int16_t *halves, float *steps);
+    void (*digits)(const float *x, uint32_t n, const float *sums, struct hre_digits *digits); /* the same */
     /* y = x / sqrt(mean x^2 + eps) * w;  y = (x - mean) / sqrt(var + eps) * w + b */
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t n, float *y);
     void (*layer_norm)(const float *x, const float *w, const float *b, float eps, uint32_t n,

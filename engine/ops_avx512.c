@@ -1,8 +1,11 @@
-/* Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c; used where the CPU has
- * them. */
+/* Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c; used where the
+ * CPU has them. */
 #include <immintrin.h>
+#include <stddef.h>
 
 #define BODY_LANES 16
+#define BODY_DIGITS digits
+#define BODY_DOT_GROUPS DOT_GROUPS
 #include "engine/ops_body.h"
 
 #define LANES 16
@@ -45,10 +48,6 @@ static inline VI vi_u8(const uint8_t *p)
 {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
-static inline VF vf_i8(const int8_t *p)
-{
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-}
 /* The permutation looks at the low four bits of its index only: a table of 0 to 15 masks and
  * converts at once. */
 static inline VF vf_low4(VI v)
@@ -75,26 +74,6 @@ static inline VF vf_bf16(const uint16_t *p)
 {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-static inline VF vf_load_first(const float *p, uint32_t n)
-{
-    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
-}
-static inline void read_scales(const void *blocks, size_t block_bytes, uint32_t n, float *d,
-                               float *m)
-{
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)block_bytes));
-
-    for (uint32_t i = 0; i < n; i += LANES) {
-        __mmask16 mask = n - i < LANES ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
-        const char *p = (const char *)blocks + i * block_bytes;
-        __m512i pair = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, offsets, p, 1);
-
-        _mm512_storeu_ps(d + i, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair)));
-        _mm512_storeu_ps(m + i,
-                         _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16))));
-    }
 }
 static inline float scalar_f16(uint16_t h)
 {
@@ -138,6 +117,8 @@ static inline void transpose(const float *src, size_t src_stride, float *dst, si
 
 /* 12 x 2 accumulators, two vectors of weights and a broadcast: 27 of 32 registers. */
 #define TILE_M 12
+#include "engine/ops_vnni.h"
+
 #include "engine/ops_dot.h"
 #include "engine/ops_tile.h"
 

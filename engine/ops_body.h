@@ -269,15 +269,23 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
     }
 }
 
-/* A level whose dot products read 16-bit activations says how they are made. */
+/* A level whose dot products read activations as integers says how they are made. */
 #ifndef BODY_HALVE
 #define BODY_HALVE NULL
+#endif
+#ifndef BODY_DIGITS
+#define BODY_DIGITS NULL
+#endif
+/* A level that reads repacked groups of rows says how. */
+#ifndef BODY_DOT_GROUPS
+#define BODY_DOT_GROUPS {NULL}
 #endif
 
 #define BODY_TABLE(level, dot_table)                                                               \
     const struct hre_ops hre_ops_##level = {                                                       \
         .name = #level,                                                                            \
         .dot = dot_table,                                                                          \
+        .dot_groups = BODY_DOT_GROUPS,                                                             \
         .dequantise = {[HRE_WEIGHT_F32] = dequantise_f32,                                          \
                        [HRE_WEIGHT_F16] = dequantise_f16,                                          \
                        [HRE_WEIGHT_BF16] = dequantise_bf16,                                        \
@@ -288,6 +296,7 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
                        [HRE_WEIGHT_Q6_K] = dequantise_q6_k},                                       \
         .sum_groups = sum_groups,                                                                  \
         .halve = BODY_HALVE,                                                                       \
+        .digits = BODY_DIGITS,                                                                     \
         .rms_norm = rms_norm,                                                                      \
         .layer_norm = layer_norm,                                                                  \
         .swiglu = swiglu,                                                                          \

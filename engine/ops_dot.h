@@ -1,102 +1,20 @@
 /*
  * Dot products of quantised rows with float activations, written once over a small set of vector
  * operations that ops_avx2.c (8 lanes) and ops_avx512.c (16 lanes) define before they include this
- * file:
+ * file.
+ * Rows of 32-weight blocks are each level's own (ops_halves.h, ops_vnni.h, included before this file).
  *
  *   VF, VI                      vectors of LANES floats and of LANES 32-bit integers
  *   vf_zero vf_set1 vf_load vf_fma vf_mul vf_sum   the usual; vf_sum adds the lanes
- *   vi_u8(p) vf_i8(p)           LANES bytes, unsigned to integers, signed to floats (the latter for
- *                               the ROW_BLOCKS below only)
+ *   vi_u8(p)                    LANES unsigned bytes to integers
  *   vf_low4(v) vf_high4(v)      bits 0-3 and 4-7 of integers, as floats
  *   vf_q6(l, s, h, t)           ((l >> s) & 15) | ((h >> t) & 3) << 4, as floats; s, t constants
  *   vf_f16(p) vf_bf16(p)        LANES 16-bit floats
- *   vf_load_first(p, n)         the first n < LANES floats, zeros after them
- *   read_scales(b, s, n, d, m)  the first two 16-bit floats of n blocks, s bytes apart; writes
- *                               whole vectors
  *   scalar_f16(h)               one 16-bit float
  */
 #include "engine/gguf.h"
 #include "engine/ops.h"
 #include "engine/quant.h"
-
-/* Where weight = d q + m, the m part is m times a sum of activations, which the caller has. The
- * 16-bit scales of up to so many blocks are turned into floats first: one by one between the products
- * they would cost as much as the products. */
-#define PIECE_BLOCKS 64
-
-/* Rows of 32-weight blocks; a level may bring its own (ops_halves.h). Even and odd blocks have
- * accumulators of their own, so that neither waits for the other. */
-#ifndef ROW_BLOCKS
-static inline __attribute__((always_inline)) VF group_q4(const uint8_t *q, const float *x)
-{
-    VF sum = vf_zero();
-
-    for (int j = 0; j < 16; j += LANES) {
-        VI v = vi_u8(q + j);
-
-        sum = j ? vf_fma(vf_low4(v), vf_load(x + j), sum) : vf_mul(vf_low4(v), vf_load(x));
-        sum = vf_fma(vf_high4(v), vf_load(x + j + 16), sum);
-    }
-    return sum;
-}
-
-static inline __attribute__((always_inline)) VF group_q8(const int8_t *q, const float *x)
-{
-    VF sum = vf_mul(vf_i8(q), vf_load(x));
-
-    for (int j = LANES; j < 32; j += LANES) {
-        sum = vf_fma(vf_i8(q + j), vf_load(x + j), sum);
-    }
-    return sum;
-}
-
-#define ROW_BLOCKS(type, group, offset_of)                                                         \
-    static inline __attribute__((always_inline)) float row_##type(const void *row, uint32_t n,     \
-                                                                  const struct hre_activations *a) \
-    {                                                                                              \
-        const struct block_##type *b = row;                                                        \
-        const float *x = a->x, *sums = a->sums;                                                    \
-        VF even = vf_zero(), odd = vf_zero(), offset = vf_zero();                                  \
-        float d[PIECE_BLOCKS], m[PIECE_BLOCKS];                                                    \
-                                                                                                   \
-        for (uint32_t left = n / QUANT_BLOCK; left;) {                                             \
-            uint32_t piece = left < PIECE_BLOCKS ? left : PIECE_BLOCKS;                            \
-                                                                                                   \
-            read_scales(b, sizeof(*b), piece, d, m);                                               \
-            offset = offset_of;                                                                    \
-            for (uint32_t i = 0; i + 2 <= piece; i += 2, x += 2 * QUANT_BLOCK) {                   \
-                even = vf_fma(vf_set1(d[i]), group(b[i].q, x), even);                              \
-                odd = vf_fma(vf_set1(d[i + 1]), group(b[i + 1].q, x + QUANT_BLOCK), odd);          \
-            }                                                                                      \
-            if (piece % 2) {                                                                       \
-                even = vf_fma(vf_set1(d[piece - 1]), group(b[piece - 1].q, x), even);              \
-                x += QUANT_BLOCK;                                                                  \
-            }                                                                                      \
-            b += piece;                                                                            \
-            sums += piece;                                                                         \
-            left -= piece;                                                                         \
-        }                                                                                          \
-        (void)sums;                                                                                \
-        return vf_sum(vf_add(vf_add(even, odd), offset));                                          \
-    }
-#endif
-
-/* offset + sum over the piece of scale[i] * sums[i] */
-static inline __attribute__((always_inline)) VF add_products(VF offset, const float *scale,
-                                                             const float *sums, uint32_t n)
-{
-    uint32_t i = 0;
-
-    for (; i + LANES <= n; i += LANES) {
-        offset = vf_fma(vf_load(scale + i), vf_load(sums + i), offset);
-    }
-    return i < n ? vf_fma(vf_load_first(scale + i, n - i), vf_load_first(sums + i, n - i), offset)
-                 : offset;
-}
-
-ROW_BLOCKS(q4_0, group_q4, vf_fma(vf_set1(-8.0f), add_products(vf_zero(), d, sums, piece), offset))
-ROW_BLOCKS(q4_1, group_q4, add_products(offset, m, sums, piece))
-ROW_BLOCKS(q8_0, group_q8, offset)
 
 static inline __attribute__((always_inline)) float row_q4_k(const void *row, uint32_t n,
                                                             const struct hre_activations *a)
@@ -211,9 +129,12 @@ ROW_PLAIN(bf16, uint16_t, vf_bf16)
 DOT(f32)
 DOT(f16)
 DOT(bf16)
+/* ops_halves.h has rows, ops_vnni.h dot products. */
+#ifndef DOT_ROWS
 DOT(q4_0)
 DOT(q4_1)
 DOT(q8_0)
+#endif
 DOT(q4_k)
 DOT(q6_k)
 

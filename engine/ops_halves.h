@@ -3,10 +3,19 @@
  * one vpmaddwd multiplies sixteen. An activation is step * (high + low / 32768), which is as exact as its float beside the largest
  * of its 32. The high halves alone are not measurably faster (memory bounds both), and rows decoded one by one would differ from the same
  * rows of a prefill, which meet floats.
- * ROW_BLOCKS, group_q4 and group_q8 take the place of those of ops_dot.h: include after the operations that it lists, before it.
+ * Include after the operations that ops_dot.h lists, before it. Besides those:
+ *
+ *   vf_load_first(p, n)         the first n < LANES floats, zeros after them
+ *   read_scales(b, s, n, d, m)  the first two 16-bit floats of n blocks, s bytes apart; writes
+ *                               whole vectors
  */
 #include "engine/ops.h"
 #include "engine/quant.h"
+
+/* Where weight = d q + m, the m part is m times a sum of activations, which the caller has. The
+ * 16-bit scales of up to so many blocks are turned into floats first: one by one between the products
+ * they would cost as much as the products. */
+#define PIECE_BLOCKS 64
 
 static inline void store_halves(int16_t *halves, __m256i a, __m256i b)
 {
@@ -133,3 +142,20 @@ static inline __attribute__((always_inline)) void products(const float *a, const
         vf_store(c + i, vf_mul(vf_load(a + i), vf_load_first(b + i, n - i)));
     }
 }
+
+/* offset + sum over the piece of scale[i] * sums[i] */
+static inline __attribute__((always_inline)) VF add_products(VF offset, const float *scale,
+                                                             const float *sums, uint32_t n)
+{
+    uint32_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        offset = vf_fma(vf_load(scale + i), vf_load(sums + i), offset);
+    }
+    return i < n ? vf_fma(vf_load_first(scale + i, n - i), vf_load_first(sums + i, n - i), offset)
+                 : offset;
+}
+
+ROW_BLOCKS(q4_0, group_q4, vf_fma(vf_set1(-8.0f), add_products(vf_zero(), d, sums, piece), offset))
+ROW_BLOCKS(q4_1, group_q4, add_products(offset, m, sums, piece))
+ROW_BLOCKS(q8_0, group_q8, offset)

@@ -9,6 +9,7 @@
 #include "engine/fail.h"
 #include "engine/gguf.h"
 #include "engine/linear.h"
+#include "engine/repack.h"
 #include "tests/engine/gguf_make.h"
 
 static const uint32_t types[] = {HRE_WEIGHT_Q4_1, HRE_WEIGHT_F32, HRE_WEIGHT_Q8_0};
@@ -81,7 +82,7 @@ static void make_example(struct example *e, uint32_t cols, uint32_t m, uint64_t 
         e->y[i] = malloc(4 * (size_t)m * rows);
         e->expected[i] = malloc(4 * (size_t)m * rows);
         gguf_random_weights(seed, types[i], (size_t)rows * cols, 1.0f, e->data[i]);
-        e->w[i] = (struct hre_weight){e->data[i], types[i], rows, cols, row_bytes, NULL};
+        e->w[i] = (struct hre_weight){e->data[i], types[i], rows, cols, row_bytes, NULL, 0};
         if (i == 1) {
             e->bias = malloc(4 * (size_t)rows);
             gguf_random_weights(seed, HRE_WEIGHT_F32, rows, 1.0f, e->bias);
@@ -99,6 +100,22 @@ static void make_example(struct example *e, uint32_t cols, uint32_t m, uint64_t 
             }
         }
         free(w);
+    }
+}
+
+/* As the model does where the level has dot products of groups. */
+static void repack_example(struct example *e, const struct hre_ops *ops)
+{
+    for (int i = 0; i < 3; i++) {
+        struct hre_weight *w = &e->w[i];
+        size_t bytes = HRE_GROUP_ROWS * w->row_bytes;
+        void *scratch = malloc(bytes);
+
+        for (uint32_t g = 0; ops->dot_groups[w->type] && g < w->rows / HRE_GROUP_ROWS; g++) {
+            hre_repack_group(w->type, e->data[i] + g * bytes, w->row_bytes, scratch);
+            w->packed_rows += HRE_GROUP_ROWS;
+        }
+        free(scratch);
     }
 }
 
@@ -122,7 +139,7 @@ static void check_and_free(struct example *e, uint32_t m, const char *what)
 static void test_apply(void **state)
 {
     static const char *const names[] = {"ref", "avx2", "avx512"};
-    static const uint32_t ms[] = {1, 2, 4, 13, 30};
+    static const uint32_t ms[] = {1, 2, 1, 3, 4, 13, 4, 30}; /* two of them as in the file, two repacked */
     uint64_t seed = test_seed(8);
 
     (void)state;
@@ -143,6 +160,9 @@ static void test_apply(void **state)
                 uint32_t cols = 32 + 64 * (i % 2);
 
                 make_example(&e, cols, ms[i], &seed);
+                if (i / 2 % 2) {
+                    repack_example(&e, ops);
+                }
                 struct hre_product products[] = {
                     {&e.w[0], e.y[0]}, {&e.w[1], e.y[1]}, {&e.w[2], e.y[2]}};
                 hre_linear_apply(linear, e.x, ms[i], products, 3);

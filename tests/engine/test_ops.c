@@ -8,6 +8,7 @@
 #include "engine/gguf.h"
 #include "engine/ops.h"
 #include "engine/quant.h"
+#include "engine/repack.h"
 #include "tests/engine/gguf_make.h"
 
 static const uint32_t types[] = {HRE_WEIGHT_F32,  HRE_WEIGHT_F16,  HRE_WEIGHT_BF16,
@@ -93,6 +94,36 @@ static void test_dequantise(void **state)
     }
 }
 
+/* Of repacked rows and of rows dealt otherwise: the same, bit for bit. Rows can be had back. */
+static void check_groups(const struct hre_ops *ops, uint32_t type, uint32_t n, uint32_t rows,
+                         const struct hre_activations *a, const unsigned char *weights,
+                         const float *y)
+{
+    size_t row_bytes = gguf_weight_bytes(type, n), group_bytes = HRE_GROUP_ROWS * row_bytes;
+    uint32_t groups = rows / HRE_GROUP_ROWS;
+    unsigned char *packed = malloc(groups * group_bytes + 1), *scratch = malloc(group_bytes);
+    float *z = malloc(rows * sizeof(float));
+
+    assert_true(hre_can_repack(type));
+    for (uint32_t r = 0; r < rows; r++) {
+        ops->dot[type](weights + r * row_bytes, row_bytes, 1, n, a, z + r);
+        assert_memory_equal(&z[r], &y[r], sizeof(float));
+    }
+    memcpy(packed, weights, groups * group_bytes);
+    for (uint32_t g = 0; g < groups; g++) {
+        hre_repack_group(type, packed + g * group_bytes, row_bytes, scratch);
+    }
+    ops->dot_groups[type](packed, row_bytes, groups * HRE_GROUP_ROWS, n, a, z);
+    assert_memory_equal(z, y, groups * HRE_GROUP_ROWS * sizeof(float));
+    struct hre_weight w = {packed, type, rows, n, row_bytes, NULL, groups * HRE_GROUP_ROWS};
+    for (uint32_t r = 0; r < w.packed_rows; r++) {
+        assert_memory_equal(hre_weight_row(&w, r, scratch), weights + r * row_bytes, row_bytes);
+    }
+    free(packed);
+    free(scratch);
+    free(z);
+}
+
 static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint32_t rows,
                       uint64_t *seed)
 {
@@ -104,13 +135,16 @@ static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint
     float *sums = malloc((n / HRE_SUM_GROUP + 1) * sizeof(float));
     float *steps = malloc((n / HRE_SUM_GROUP + 1) * sizeof(float));
     int16_t *halves = malloc(2 * (size_t)n * sizeof(int16_t));
+    struct hre_digits *digits = malloc((n / HRE_SUM_GROUP + 1) * sizeof(*digits));
 
     gguf_random_weights(seed, type, (size_t)n * rows, 1.0f, weights);
     fill(seed, x, n);
     ops->sum_groups(x, n, sums);
     if (ops->halve)
         ops->halve(x, n, sums, halves, steps);
-    struct hre_activations a = {x, sums, halves, steps};
+    if (ops->digits)
+        ops->digits(x, n, sums, digits);
+    struct hre_activations a = {x, sums, halves, steps, digits};
     ops->dot[type](weights, row_bytes, rows, n, &a, y);
     for (uint32_t r = 0; r < rows; r++) {
         double sum = 0.0, size = 0.0;
@@ -125,6 +159,8 @@ static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint
                      r, (double)y[r], sum);
         }
     }
+    if (ops->dot_groups[type])
+        check_groups(ops, type, n, rows, &a, weights, y);
     free(weights);
     free(x);
     free(y);
@@ -132,6 +168,7 @@ static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint
     free(sums);
     free(steps);
     free(halves);
+    free(digits);
 }
 
 /* Activations as pairs of integers: as exact as floats beside the largest of their group; groups that are not finite say so. */
@@ -167,6 +204,48 @@ static void test_halve(void **state)
     }
 }
 
+/* The same as three digits of 256, with their sums. */
+static void test_digits(void **state)
+{
+    enum { N = 5 * HRE_SUM_GROUP };
+    float x[N], sums[5];
+    struct hre_digits digits[5];
+    uint64_t seed = test_seed(10);
+
+    (void)state;
+    for (size_t l = 0; l < n_levels; l++) {
+        if (!levels[l]->digits)
+            continue;
+        fill(&seed, x, N);
+        x[3] = 1.0f; /* the largest numbers there are, both ways */
+        x[4] = -1.0f;
+        for (int i = 0; i < HRE_SUM_GROUP; i++) {
+            x[HRE_SUM_GROUP + i] = 0.0f;
+            x[4 * HRE_SUM_GROUP + i] *= 1e20f;
+        }
+        x[2 * HRE_SUM_GROUP + 7] = NAN;
+        x[3 * HRE_SUM_GROUP + 30] = -INFINITY;
+        levels[l]->sum_groups(x, N, sums);
+        levels[l]->digits(x, N, sums, digits);
+        assert_true(isnan(digits[2].step) && isnan(digits[3].step));
+        for (int g = 0; g < 5; g++) {
+            const struct hre_digits *d = &digits[g];
+            int32_t sum[HRE_DIGITS] = {0};
+
+            for (int i = 0; i < HRE_SUM_GROUP && !isnan(d->step); i++) {
+                double whole = d->digit[0][i] + 256.0 * d->digit[1][i] + 65536.0 * d->digit[2][i];
+                double got = (double)d->step * whole, expected = x[g * HRE_SUM_GROUP + i];
+                if (!(fabs(got - expected) <= 8355000 * (double)d->step * 2e-7))
+                    fail_msg("%s activation %d of %d: %.9g, not %.9g", levels[l]->name, i, g, got,
+                             expected);
+                for (int p = 0; p < HRE_DIGITS; p++)
+                    sum[p] += d->digit[p][i];
+            }
+            assert_true(isnan(d->step) || memcmp(sum, d->sum, sizeof(sum)) == 0);
+        }
+    }
+}
+
 static void test_dot(void **state)
 {
     static const uint32_t lengths[] = {1, 2, 3, 5, 17, 18, 33, 64, 65, 130};
@@ -177,6 +256,7 @@ static void test_dot(void **state)
         for (size_t t = 0; t < TYPES; t++) {
             for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
                 check_dot(levels[l], types[t], lengths[i] * block_of(types[t]), 1 + i % 3, &seed);
+                check_dot(levels[l], types[t], lengths[i] * block_of(types[t]), 16 + 7 * (i % 4), &seed);
             }
         }
     }
@@ -358,7 +438,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_halves), cmocka_unit_test(test_dequantise),
-        cmocka_unit_test(test_halve),  cmocka_unit_test(test_dot),
+        cmocka_unit_test(test_halve),  cmocka_unit_test(test_digits),
+        cmocka_unit_test(test_dot),
         cmocka_unit_test(test_tiles),  cmocka_unit_test(test_elements),
         cmocka_unit_test(test_choice),
     };
