@@ -59,6 +59,8 @@ struct hri_pool {
     unsigned size;
     pthread_mutex_t run_mutex;
     struct hri_alloc *alloc;
+    hri_run_fn run; /* somebody else's threads, then there are none here; or NULL */
+    void *run_ctx;
     pthread_t *threads; /* [size - 1] */
 };
 
@@ -188,11 +190,29 @@ err_pool:
     return status;
 }
 
+hr_status_t hri_pool_create_over(struct hri_alloc *alloc, unsigned thread_count, hri_run_fn run,
+                                 void *run_ctx, struct hri_pool **pool_out)
+{
+    if (thread_count == 0 || thread_count > HRI_POOL_THREADS_MAX)
+        return hri_error_set(HR_ERR_INVALID, "%u threads of the caller's; 1 to %u can be",
+                             thread_count, HRI_POOL_THREADS_MAX);
+    struct hri_pool *pool = hri_aligned_zero(alloc, 64, sizeof *pool);
+    if (pool == NULL)
+        return hri_alloc_status();
+    pool->alloc = alloc;
+    pool->size = thread_count;
+    pool->run = run;
+    pool->run_ctx = run_ctx;
+    pthread_mutex_init(&pool->run_mutex, NULL);
+    *pool_out = pool;
+    return HR_OK;
+}
+
 void hri_pool_destroy(struct hri_pool *pool)
 {
     if (pool == NULL)
         return;
-    stop_workers(pool, pool->size - 1);
+    stop_workers(pool, pool->run != NULL ? 0 : pool->size - 1);
     pthread_mutex_destroy(&pool->run_mutex);
     hri_free(pool->alloc, pool->threads);
     hri_free(pool->alloc, pool);
@@ -261,8 +281,12 @@ void hri_pool_run(struct hri_pool *pool, hri_task_fn fn, void *ctx, unsigned tas
         return;
     }
     pthread_mutex_lock(&pool->run_mutex);
-    open_run(pool, fn, ctx, task_count);
-    run_tasks(pool, 0);
-    wait_for_tasks(pool, task_count);
+    if (pool->run != NULL) {
+        pool->run(pool->run_ctx, fn, ctx, task_count);
+    } else {
+        open_run(pool, fn, ctx, task_count);
+        run_tasks(pool, 0);
+        wait_for_tasks(pool, task_count);
+    }
     pthread_mutex_unlock(&pool->run_mutex);
 }

@@ -29,6 +29,10 @@ struct hri_pool;
  */
 hr_status_t hri_pool_create(struct hri_alloc *alloc, unsigned thread_count,
                             struct hri_pool **pool_out);
+/* Somebody else's threads, thread_count with the caller: run does what hri_pool_run is to do, without the lock. */
+typedef void (*hri_run_fn)(void *run_ctx, hri_task_fn fn, void *ctx, unsigned task_count);
+hr_status_t hri_pool_create_over(struct hri_alloc *alloc, unsigned thread_count, hri_run_fn run,
+                                 void *run_ctx, struct hri_pool **pool_out);
 /* NULL is fine. No run may be going on. */
 void hri_pool_destroy(struct hri_pool *pool);
 

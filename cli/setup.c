@@ -116,7 +116,9 @@ static int open_cache(const struct cli_model *model,
     struct cli_cache cache = {0};
     uint64_t id[4];
     struct hr_sequence_options options;
-    hr_status_t status = hr_runtime_create(runtime_options, &cache.runtime);
+    struct hr_runtime_options with_threads = *runtime_options;
+    hre_model_runtime_options(model->model, &with_threads);
+    hr_status_t status = hr_runtime_create(&with_threads, &cache.runtime);
     if (status != HR_OK)
         return cli_fail_status("cache", status);
     hr_sequence_options_init(&options);

@@ -84,6 +84,10 @@ const hre_gguf_t *hre_model_gguf(const hre_model_t *model);
  */
 void hre_model_sequence_options(const hre_model_t *model, struct hr_sequence_options *options);
 
+/* Lets a runtime use the model's threads, which are busy with its products between the calls to the library. The runtime must then only
+ * be called by the thread that runs the model, and not after hre_model_close. */
+void hre_model_runtime_options(hre_model_t *model, struct hr_runtime_options *options);
+
 /* ------------------------------------------------------------------------------------ session */
 
 struct hre_session_options {

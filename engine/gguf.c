@@ -551,11 +551,20 @@ hr_status_t hre_gguf_open(const char *path, hre_gguf_t **gguf_out)
     return open_parsed(gguf, gguf_out);
 }
 
-int hre_gguf_make_writable(hre_gguf_t *gguf)
+int hre_gguf_is_mapped(const hre_gguf_t *gguf)
 {
-    void *data = (void *)(uintptr_t)gguf->data;
+    return gguf->mapped;
+}
 
-    return gguf->mapped && mprotect(data, gguf->bytes, PROT_READ | PROT_WRITE) == 0;
+void hre_gguf_release(const hre_gguf_t *gguf, const void *data, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + bytes) / page * page;
+
+    if (gguf->mapped && end > begin) {
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
 }
 
 void hre_gguf_close(hre_gguf_t *gguf)

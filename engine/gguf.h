@@ -84,9 +84,9 @@ hr_status_t hre_gguf_open_memory(const void *data, size_t bytes, const char *nam
                                  hre_gguf_t **gguf_out);
 void hre_gguf_close(hre_gguf_t *gguf);
 
-/* Lets the caller change the mapped bytes, for itself alone: the file stays as it is. 0 where that cannot be had; always for memory. No
- * other thread may read the file meanwhile. */
-int hre_gguf_make_writable(hre_gguf_t *gguf);
+int hre_gguf_is_mapped(const hre_gguf_t *gguf); /* from a file, not from memory */
+/* Gives the memory of a mapped file's bytes back for now: who reads them again reads the file. */
+void hre_gguf_release(const hre_gguf_t *gguf, const void *data, size_t bytes);
 
 const char *hre_gguf_name(const hre_gguf_t *gguf); /* path or name given at open */
 uint64_t hre_gguf_file_bytes(const hre_gguf_t *gguf);

@@ -11,10 +11,10 @@
 #include "engine/repack.h"
 
 /* With fewer rows of activations than this, dequantising costs more than it saves. */
-#define MATRIX_ROWS_MIN   4
-#define VECTOR_ROWS_MIN   16 /* and a multiple of it: dot products like that many at a time */
-#define VECTOR_ROWS_MAX   256
-#define ITEMS_PER_THREAD  4
+#define MATRIX_ROWS_MIN 4
+/* A thread's share of a vector's products is one item, or several of so many rows: to claim more of them costs more than an even end
+ * gains. */
+#define VECTOR_ROWS_MAX   (32 * HRE_GROUP_ROWS)
 #define BLAS_ROWS         64 /* weights dequantised for one call of the BLAS */
 #define SCRATCH_ALIGNMENT 64
 
@@ -28,8 +28,8 @@ struct hre_linear {
     struct hre_workers *workers;
     uint32_t tile_rows; /* rows of weights an item of a matrix product handles at once */
     int blas;
-    float *sums, *steps; /* [cols_max / HRE_SUM_GROUP] */
-    int16_t *halves;     /* [2 cols_max] */
+    float *sums, *steps;       /* [cols_max / HRE_SUM_GROUP] */
+    int16_t *halves;           /* [2 cols_max] */
     struct hre_digits *digits; /* [cols_max / HRE_SUM_GROUP]; a level has these or halves */
     float *memory;
     uint64_t bytes;
@@ -134,53 +134,76 @@ static uint32_t count_items(const struct job *job)
     return items;
 }
 
+/* -------------------------------------------------------------------------- one row: a vector */
+
+/* Rows of all products one behind the other, each product's up to a whole group. */
+static uint32_t whole_groups(uint32_t rows)
+{
+    return (rows + HRE_GROUP_ROWS - 1) / HRE_GROUP_ROWS * HRE_GROUP_ROWS;
+}
+
 static uint32_t total_rows(const struct job *job)
 {
     uint32_t rows = 0;
 
     for (uint32_t i = 0; i < job->n_products; i++) {
-        rows += job->products[i].w->rows;
+        rows += whole_groups(job->products[i].w->rows);
     }
     return rows;
 }
 
-/* -------------------------------------------------------------------------- one row: a vector */
+/* Rows [first, end) of one product; first is a multiple of HRE_GROUP_ROWS. */
+static void vector_rows(const struct job *job, const struct hre_product *p, uint32_t first,
+                        uint32_t end)
+{
+    const struct hre_weight *w = p->w;
+    const struct hre_ops *ops = job->linear->ops;
+    const char *rows = w->data;
+    uint32_t packed_end = w->packed_rows < end ? w->packed_rows : end, r = first;
+
+    if (r < packed_end) {
+        ops->dot_groups[w->type](rows + r * w->row_bytes, w->row_bytes, packed_end - r, w->cols,
+                                 &job->activations, p->y + r);
+        r = packed_end;
+    }
+    if (r < end) {
+        ops->dot[w->type](rows + r * w->row_bytes, w->row_bytes, end - r, w->cols,
+                          &job->activations, p->y + r);
+    }
+    if (w->bias) {
+        ops->add(p->y + first, w->bias + first, end - first);
+    }
+}
 
 static void vector_item(void *context, uint32_t item, uint32_t thread)
 {
     const struct job *job = context;
-    uint32_t first, count;
-    const struct hre_product *p = find_rows(job, item, &first, &count);
-    const struct hre_weight *w = p->w;
-    const struct hre_ops *ops = job->linear->ops;
-    const char *rows = (const char *)w->data + first * w->row_bytes;
-    uint32_t packed = w->packed_rows > first ? w->packed_rows - first : 0;
+    uint32_t first = item * job->item_rows, end = first + job->item_rows;
 
     (void)thread;
-    packed = packed < count ? packed : count;
-    if (packed) {
-        ops->dot_groups[w->type](rows, w->row_bytes, packed, w->cols, &job->activations,
-                                 p->y + first);
-    }
-    if (packed < count) {
-        ops->dot[w->type](rows + packed * w->row_bytes, w->row_bytes, count - packed, w->cols,
-                          &job->activations, p->y + first + packed);
-    }
-    if (w->bias) {
-        ops->add(p->y + first, w->bias + first, count);
+    for (uint32_t i = 0; i < job->n_products; i++) {
+        uint32_t rows = job->products[i].w->rows, padded = whole_groups(rows);
+
+        if (first < rows) {
+            vector_rows(job, &job->products[i], first, end < rows ? end : rows);
+        }
+        if (end <= padded) {
+            return;
+        }
+        first = first > padded ? first - padded : 0;
+        end -= padded;
     }
 }
 
 static void apply_vector(struct job *job, const float *x)
 {
     struct hre_linear *linear = job->linear;
-    uint32_t cols = job->products[0].w->cols;
-    uint32_t rows = total_rows(job) / (hre_workers_count(linear->workers) * ITEMS_PER_THREAD);
+    uint32_t cols = job->products[0].w->cols, rows = total_rows(job);
+    uint32_t share = whole_groups(rows / hre_workers_count(linear->workers));
 
-    rows = (rows + VECTOR_ROWS_MIN - 1) / VECTOR_ROWS_MIN * VECTOR_ROWS_MIN;
-    job->item_rows = rows < VECTOR_ROWS_MIN   ? VECTOR_ROWS_MIN
-                     : rows > VECTOR_ROWS_MAX ? VECTOR_ROWS_MAX
-                                              : rows;
+    job->item_rows = share < HRE_GROUP_ROWS    ? HRE_GROUP_ROWS
+                     : share > VECTOR_ROWS_MAX ? VECTOR_ROWS_MAX
+                                               : share;
     linear->ops->sum_groups(x, cols, linear->sums);
     if (linear->ops->halve) {
         linear->ops->halve(x, cols, linear->sums, linear->halves, linear->steps);
@@ -188,8 +211,10 @@ static void apply_vector(struct job *job, const float *x)
     if (linear->ops->digits) {
         linear->ops->digits(x, cols, linear->sums, linear->digits);
     }
-    job->activations = (struct hre_activations){x, linear->sums, linear->halves, linear->steps, linear->digits};
-    hre_workers_run(linear->workers, vector_item, job, count_items(job));
+    job->activations =
+        (struct hre_activations){x, linear->sums, linear->halves, linear->steps, linear->digits};
+    hre_workers_run(linear->workers, vector_item, job,
+                    (rows + job->item_rows - 1) / job->item_rows);
 }
 
 /* ------------------------------------------------------------------------ many rows: a matrix */

@@ -15,11 +15,12 @@
 #include "engine/workers.h"
 
 struct hre_weight {
-    const void *data; /* [rows][cols], as in the file but for packed_rows; NULL: the model has none */
-    uint32_t type;    /* hre_weight_type_t */
+    const void
+        *data;     /* [rows][cols], as in the file but for packed_rows; NULL: the model has none */
+    uint32_t type; /* hre_weight_type_t */
     uint32_t rows, cols;
     size_t row_bytes;
-    const float *bias; /* [rows] or NULL */
+    const float *bias;    /* [rows] or NULL */
     uint32_t packed_rows; /* the first so many rows are repacked in groups (repack.h) */
 };
 

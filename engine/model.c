@@ -48,7 +48,7 @@ static hr_status_t open_parts(hre_model_t *model, const char *path,
         status = hre_workers_create(options->n_threads, &model->workers);
     }
     if (status == HR_OK) {
-        status = hre_model_repack(model);
+        status = hre_model_move_weights(model);
     }
     if (status == HR_OK) {
         status = hre_linear_create(model->ops, model->workers, widest(model), &model->linear);
@@ -106,7 +106,7 @@ void hre_model_close(hre_model_t *model)
     free(model->layers);
     free(model->architecture);
     free(model->name);
-    free(model->row);
+    hre_model_free_weights(model);
     hre_gguf_close(model->gguf);
     free(model);
 }
@@ -119,6 +119,19 @@ const struct hre_model_info *hre_model_info(const hre_model_t *model)
 const hre_gguf_t *hre_model_gguf(const hre_model_t *model)
 {
     return model->gguf;
+}
+
+static void run_tasks(void *workers, hr_task_fn fn, void *fn_context, uint32_t n_tasks)
+{
+    hre_workers_run(workers, fn, fn_context, n_tasks);
+}
+
+void hre_model_runtime_options(hre_model_t *model, struct hr_runtime_options *options)
+{
+    hre_workers_share(model->workers);
+    options->n_threads = hre_workers_count(model->workers);
+    options->run_tasks = run_tasks;
+    options->run_tasks_context = model->workers;
 }
 
 void hre_model_sequence_options(const hre_model_t *model, struct hr_sequence_options *options)

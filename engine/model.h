@@ -27,7 +27,9 @@ struct hre_model {
     char *architecture, *name;
 
     struct hre_weight embedding, output;
-    void *row; /* scratch for a row of a repacked embedding, or NULL */
+    void *weights; /* where a mapped file's matrices were moved to, or NULL */
+    size_t weights_bytes;
+    void *row; /* scratch for a row of the embedding then */
     struct hre_norm output_norm;
     float norm_eps;
     const float *smear; /* [width] or NULL */
@@ -45,9 +47,9 @@ struct hre_model {
 /* Fills everything from model->gguf. On failure the caller closes the model. */
 hr_status_t hre_model_bind(struct hre_model *model);
 
-/* Puts weights into the order that model->ops reads fastest, in place, where the file is mapped and the level has such an order.
- * HR_ERR_NOMEM. */
-hr_status_t hre_model_repack(struct hre_model *model);
+/* Moves the matrices of a mapped file to memory of the model's own, in the order that model->ops reads fastest. HR_ERR_NOMEM. */
+hr_status_t hre_model_move_weights(struct hre_model *model);
+void hre_model_free_weights(struct hre_model *model);
 
 /* The embedded model's file. */
 const void *hre_tiny_file(size_t *bytes_out);

@@ -31,8 +31,8 @@ struct hre_activations {
     const float *sums; /* [n / HRE_SUM_GROUP] of consecutive activations; only for types with groups
                           of that many */
     /* x = step * (high + low / 32768), a step per HRE_SUM_GROUP; only for tables with halve */
-    const int16_t *halves; /* [n / HRE_SUM_GROUP][2][HRE_SUM_GROUP] high, low */
-    const float *steps;    /* [n / HRE_SUM_GROUP] */
+    const int16_t *halves;           /* [n / HRE_SUM_GROUP][2][HRE_SUM_GROUP] high, low */
+    const float *steps;              /* [n / HRE_SUM_GROUP] */
     const struct hre_digits *digits; /* [n / HRE_SUM_GROUP]; only for tables with digits */
 };
 
@@ -52,7 +52,8 @@ struct hre_ops {
     void (*sum_groups)(const float *x, uint32_t n, float *sums);
     /* steps are NaN where a group's sum is not finite. NULL: dot does not read them. */
     void (*halve)(const float *x, uint32_t n, const float *sums, int16_t *halves, float *steps);
-    void (*digits)(const float *x, uint32_t n, const float *sums, struct hre_digits *digits); /* the same */
+    void (*digits)(const float *x, uint32_t n, const float *sums,
+                   struct hre_digits *digits); /* the same */
     /* y = x / sqrt(mean x^2 + eps) * w;  y = (x - mean) / sqrt(var + eps) * w + b */
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t n, float *y);
     void (*layer_norm)(const float *x, const float *w, const float *b, float eps, uint32_t n,

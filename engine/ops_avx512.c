@@ -3,8 +3,8 @@
 #include <immintrin.h>
 #include <stddef.h>
 
-#define BODY_LANES 16
-#define BODY_DIGITS digits
+#define BODY_LANES      16
+#define BODY_DIGITS     digits
 #define BODY_DOT_GROUPS DOT_GROUPS
 #include "engine/ops_body.h"
 

@@ -278,7 +278,10 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
 #endif
 /* A level that reads repacked groups of rows says how. */
 #ifndef BODY_DOT_GROUPS
-#define BODY_DOT_GROUPS {NULL}
+#define BODY_DOT_GROUPS                                                                            \
+    {                                                                                              \
+        NULL                                                                                       \
+    }
 #endif
 
 #define BODY_TABLE(level, dot_table)                                                               \

@@ -49,10 +49,8 @@ static inline __attribute__((always_inline)) __m512i four_rows(const uint8_t *p,
 {
     __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
 
-    v = _mm512_mask_broadcast_i32x4(v, 0x00f0,
-                                    _mm_loadu_si128((const __m128i *)(p + 4 * stride)));
-    v = _mm512_mask_broadcast_i32x4(v, 0x0f00,
-                                    _mm_loadu_si128((const __m128i *)(p + 8 * stride)));
+    v = _mm512_mask_broadcast_i32x4(v, 0x00f0, _mm_loadu_si128((const __m128i *)(p + 4 * stride)));
+    v = _mm512_mask_broadcast_i32x4(v, 0x0f00, _mm_loadu_si128((const __m128i *)(p + 8 * stride)));
     return _mm512_mask_broadcast_i32x4(v, 0xf000,
                                        _mm_loadu_si128((const __m128i *)(p + 12 * stride)));
 }
@@ -141,7 +139,8 @@ static inline __attribute__((always_inline)) void read_halves(const struct block
     __m512i pairs = first_words(b->scales, b->stride);
 
     *first = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs));
-    *second = two ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16))) : vf_zero();
+    *second =
+        two ? _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16))) : vf_zero();
 }
 
 static inline __attribute__((always_inline)) void
@@ -201,6 +200,15 @@ add_bytes(const struct blocks *b, const struct hre_digits *x, __m512i sum[HRE_DI
         return vf_add(vf_fma(high, vf_set1(256.0f), low), offset);                                 \
     }
 
+/* Another core has just written them: asked for one by one where they are needed, they take longer than the products of a group. (Inlined
+ * early: gcc drops calls of functions that only prefetch.) */
+static inline __attribute__((always_inline)) void ask_for(const void *data, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += 64) {
+        __builtin_prefetch((const char *)data + at);
+    }
+}
+
 /* What is left over of many rows is done with some rows before it; of a few, one by one, a row sixteen times. */
 #define DOT_ROWS(type)                                                                             \
     static void dot_##type(const void *rows, size_t row_bytes, uint32_t n_rows, uint32_t n,        \
@@ -227,6 +235,8 @@ add_bytes(const struct blocks *b, const struct hre_digits *x, __m512i sum[HRE_DI
     {                                                                                              \
         const uint8_t *p = rows;                                                                   \
                                                                                                    \
+        ask_for(a->digits, n / QUANT_BLOCK * sizeof(*a->digits));                                  \
+        ask_for(a->sums, n / QUANT_BLOCK * sizeof(*a->sums));                                      \
         for (uint32_t r = 0; r < n_rows; r += GROUP_ROWS) {                                        \
             vf_store(y + r, rows_##type(p + r * row_bytes, row_bytes, 1, n, a));                   \
         }                                                                                          \

@@ -31,14 +31,13 @@ int hre_can_repack(uint32_t type)
     return shape_of(type).words != 0;
 }
 
-void hre_repack_group(uint32_t type, void *rows, size_t row_bytes, void *scratch)
+void hre_repack_group(uint32_t type, const void *rows, size_t row_bytes, void *group)
 {
     struct shape s = shape_of(type);
     size_t block = 2 * s.halves + WORD * s.words;
-    unsigned char *to = rows;
-    const unsigned char *from = scratch;
+    unsigned char *to = group;
+    const unsigned char *from = rows;
 
-    memcpy(scratch, rows, HRE_GROUP_ROWS * row_bytes);
     for (size_t at = 0; at < row_bytes; at += block) {
         for (unsigned i = 0; i < s.halves; i++) {
             for (unsigned r = 0; r < HRE_GROUP_ROWS; r++, to += 2) {

@@ -5,12 +5,14 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/fail.h"
 
-/* A pause takes 40 to 140 cycles: about 10 to 20 microseconds of waiting before a thread sleeps. */
-#define SPINS_BEFORE_SLEEP 300
+/* Waiting before a thread sleeps, where each has a core of its own: longer than anything between two products of a token. */
+#define SPIN_NS     50000u
+#define SPIN_PAUSES 32 /* pauses between two looks at the clock */
 
 struct worker {
     struct hre_workers *workers;
@@ -31,6 +33,8 @@ struct hre_workers {
     _Atomic uint32_t caller_sleeps;
     _Atomic int rest;
     _Atomic int stop;
+    uint64_t spin_ns;
+    int shared;
     hre_work_fn work;
     void *context;
     uint32_t n_threads; /* with the caller */
@@ -47,6 +51,14 @@ static inline void relax(void)
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 static inline uint32_t ticket_items(uint64_t ticket)
@@ -99,6 +111,22 @@ static void sleep_until_work(struct hre_workers *w)
     pthread_mutex_unlock(&w->mutex);
 }
 
+/* Whether there was work before the time was over, or before the workers were told to rest. */
+static int spin_for_work(struct hre_workers *w)
+{
+    uint64_t end = now_ns() + w->spin_ns;
+
+    do {
+        for (int i = 0; i < SPIN_PAUSES && w->spin_ns; i++) {
+            if (has_work(w)) {
+                return 1;
+            }
+            relax();
+        }
+    } while (!atomic_load_explicit(&w->rest, memory_order_relaxed) && now_ns() < end);
+    return has_work(w);
+}
+
 static void *worker_main(void *argument)
 {
     struct worker *self = argument;
@@ -106,14 +134,7 @@ static void *worker_main(void *argument)
 
     (void)pthread_setname_np(pthread_self(), "hr-engine");
     while (!atomic_load(&w->stop)) {
-        uint32_t spins = 0;
-
-        while (!has_work(w) && spins < SPINS_BEFORE_SLEEP &&
-               !atomic_load_explicit(&w->rest, memory_order_relaxed)) {
-            relax();
-            spins++;
-        }
-        if (!has_work(w)) {
+        if (!spin_for_work(w)) {
             sleep_until_work(w);
         }
         share(w, self->index);
@@ -145,6 +166,7 @@ hr_status_t hre_workers_create(uint32_t n_threads, struct hre_workers **workers_
     pthread_cond_init(&w->wake, NULL);
     pthread_cond_init(&w->finished, NULL);
     w->n_threads = n_threads;
+    w->spin_ns = n_threads <= usable_cores() ? SPIN_NS : 0;
     for (uint32_t i = 0; i + 1 < n_threads; i++) {
         w->list[i] = (struct worker){.workers = w, .index = i + 1};
         int error = pthread_create(&w->list[i].thread, NULL, worker_main, &w->list[i]);
@@ -184,11 +206,21 @@ uint32_t hre_workers_count(const struct hre_workers *workers)
 
 static void wait_until_done(struct hre_workers *w, uint32_t n_items)
 {
-    for (uint32_t spins = 0; spins < SPINS_BEFORE_SLEEP; spins++) {
+    uint64_t end = 0;
+
+    for (uint32_t spins = 1; w->spin_ns; spins++) {
         if (atomic_load(&w->done) == n_items) {
             return;
         }
         relax();
+        if (spins % SPIN_PAUSES) {
+            continue;
+        }
+        uint64_t now = now_ns();
+        end = end ? end : now + w->spin_ns;
+        if (now >= end) {
+            break;
+        }
     }
     pthread_mutex_lock(&w->mutex);
     atomic_store(&w->caller_sleeps, 1);
@@ -224,5 +256,12 @@ void hre_workers_run(struct hre_workers *workers, hre_work_fn work, void *contex
 
 void hre_workers_rest(struct hre_workers *workers)
 {
-    atomic_store_explicit(&workers->rest, 1, memory_order_relaxed);
+    if (!workers->shared) {
+        atomic_store_explicit(&workers->rest, 1, memory_order_relaxed);
+    }
+}
+
+void hre_workers_share(struct hre_workers *workers)
+{
+    workers->shared = 1;
 }

@@ -3,7 +3,7 @@
  * caller.
  *
  * Items are claimed one by one, so the caller never waits for a worker that is still asleep: it
- * does the work itself. A worker without work spins for some microseconds, then sleeps.
+ * does the work itself. A worker without work spins for some tens of microseconds, then sleeps.
  */
 #ifndef HRE_WORKERS_H
 #define HRE_WORKERS_H
@@ -29,7 +29,10 @@ uint32_t hre_workers_count(const struct hre_workers *workers);
 void hre_workers_run(struct hre_workers *workers, hre_work_fn work, void *context,
                      uint32_t n_items);
 
-/* Sends spinning workers to sleep: somebody else is about to use the cores. */
+/* Sends spinning workers to sleep: somebody else is about to use the cores. Nothing, once the workers are shared with them. */
 void hre_workers_rest(struct hre_workers *workers);
+
+/* The library will run its tasks with hre_workers_run, too. */
+void hre_workers_share(struct hre_workers *workers);
 
 #endif

@@ -225,7 +225,10 @@ hr_status_t hri_runtime_create_on(const struct hr_runtime_options *options,
     if (status != HR_OK) {
         goto err_free;
     }
-    status = hri_pool_create(&rt->alloc, options->n_threads, &rt->pool);
+    status = options->run_tasks != NULL
+                 ? hri_pool_create_over(&rt->alloc, options->n_threads, options->run_tasks,
+                                        options->run_tasks_context, &rt->pool)
+                 : hri_pool_create(&rt->alloc, options->n_threads, &rt->pool);
     if (status != HR_OK) {
         goto err_free;
     }

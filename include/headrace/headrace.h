@@ -79,6 +79,10 @@ HR_API struct hr_tensor hr_tensor_make(void *data, hr_dtype_t dtype, uint32_t n_
 typedef enum hr_log_level { HR_LOG_ERROR, HR_LOG_WARN, HR_LOG_INFO, HR_LOG_DEBUG } hr_log_level_t;
 typedef void (*hr_log_fn)(void *context, hr_log_level_t level, const char *line);
 
+typedef void (*hr_task_fn)(void *context, uint32_t task, uint32_t worker);
+typedef void (*hr_run_tasks_fn)(void *run_context, hr_task_fn fn, void *fn_context,
+                                uint32_t n_tasks);
+
 /* How the file tier does its I/O. AUTO probes and takes the first that works, in this order. */
 #define HR_IO_TIMEOUT_NS_MAX 3600000000000ull
 typedef enum hr_io_mode { HR_IO_AUTO, HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THREADS } hr_io_mode_t;
@@ -110,6 +114,11 @@ struct hr_runtime_options {
      * exact attention and indexing stay on the CPU. What is not there yet is refused by hr_sequence_create (HR_ERR_UNSUPPORTED). A
      * GPU that fails ends all its steps with HR_ERR_DEVICE; exact attention, hr_sequence_save and the rest go on. */
     const char *device;
+    /* Threads of the caller's instead of the runtime's own, for programs that have some busy between the calls: calls fn(fn_context, task,
+     * worker) once for every task below n_tasks, worker below n_threads and no two at once with the same, and returns when all are
+     * done. Only called from within calls to the library, by the thread that made them. Needs n_threads; NULL: the runtime starts threads. */
+    hr_run_tasks_fn run_tasks;
+    void *run_tasks_context;
 };
 HR_API void hr_runtime_options_init(struct hr_runtime_options *options);
 /* HR_ERR_INVALID, HR_ERR_NOMEM (also: of the device, device_bytes are not free), HR_ERR_IO (folder, disk), HR_ERR_BUDGET (file_bytes

@@ -185,13 +185,39 @@ static void test_cost_of_a_run(void **state)
     }
 }
 
+static void run_on_another(void *other, hri_task_fn fn, void *ctx, unsigned task_count)
+{
+    hri_pool_run(other, fn, ctx, task_count);
+}
+
+static void test_threads_of_another(void **state)
+{
+    (void)state;
+    static struct tally tally;
+    struct hri_pool *other, *pool = NULL;
+    assert_ok(hri_pool_create(NULL, 3, &other));
+    assert_int_equal(hri_pool_create_over(NULL, 0, run_on_another, other, &pool), HR_ERR_INVALID);
+    assert_int_equal(hri_pool_create_over(NULL, 257, run_on_another, other, &pool), HR_ERR_INVALID);
+    assert_null(pool);
+    assert_ok(hri_pool_create_over(NULL, 3, run_on_another, other, &pool));
+    assert_int_equal(hri_pool_size(pool), 3);
+    for (unsigned n = 0; n < 100; n++) {
+        memset(&tally, 0, sizeof tally);
+        tally.workers = 3;
+        hri_pool_run(pool, count_task, &tally, n);
+        check_runs(&tally, n, 1);
+    }
+    hri_pool_destroy(pool);
+    hri_pool_destroy(other);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_task_once), cmocka_unit_test(test_many_short_runs),
         cmocka_unit_test(test_several_callers), cmocka_unit_test(test_without_a_pool),
         cmocka_unit_test(test_memory),          cmocka_unit_test(test_split),
-        cmocka_unit_test(test_cost_of_a_run),
+        cmocka_unit_test(test_cost_of_a_run),   cmocka_unit_test(test_threads_of_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

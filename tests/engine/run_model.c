@@ -31,6 +31,9 @@ void run_open(struct run *run, const struct run_options *o)
     must(hre_model_open(o->model, &model, &run->model));
     hr_runtime_options_init(&runtime);
     runtime.n_threads = o->n_threads;
+    if (o->share_threads) {
+        hre_model_runtime_options(run->model, &runtime);
+    }
     must(hr_runtime_create(&runtime, &run->runtime));
     hr_sequence_options_init(&sequence);
     hre_model_sequence_options(run->model, &sequence);

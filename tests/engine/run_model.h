@@ -25,6 +25,7 @@ struct run_options {
     double moved;
     uint32_t n_threads, n_sequences, tokens_max, chunk_tokens;
     hr_dtype_t dtype;
+    int share_threads; /* the runtime has the model's */
 };
 
 /* Fails the test that calls it when something does not work. */

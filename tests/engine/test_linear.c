@@ -109,13 +109,14 @@ static void repack_example(struct example *e, const struct hre_ops *ops)
     for (int i = 0; i < 3; i++) {
         struct hre_weight *w = &e->w[i];
         size_t bytes = HRE_GROUP_ROWS * w->row_bytes;
-        void *scratch = malloc(bytes);
+        unsigned char *rows = malloc(bytes);
 
         for (uint32_t g = 0; ops->dot_groups[w->type] && g < w->rows / HRE_GROUP_ROWS; g++) {
-            hre_repack_group(w->type, e->data[i] + g * bytes, w->row_bytes, scratch);
+            memcpy(rows, e->data[i] + g * bytes, bytes);
+            hre_repack_group(w->type, rows, w->row_bytes, e->data[i] + g * bytes);
             w->packed_rows += HRE_GROUP_ROWS;
         }
-        free(scratch);
+        free(rows);
     }
 }
 
@@ -139,7 +140,8 @@ static void check_and_free(struct example *e, uint32_t m, const char *what)
 static void test_apply(void **state)
 {
     static const char *const names[] = {"ref", "avx2", "avx512"};
-    static const uint32_t ms[] = {1, 2, 1, 3, 4, 13, 4, 30}; /* two of them as in the file, two repacked */
+    static const uint32_t ms[] = {1, 2,  1, 3,
+                                  4, 13, 4, 30}; /* two of them as in the file, two repacked */
     uint64_t seed = test_seed(8);
 
     (void)state;

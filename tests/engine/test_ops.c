@@ -109,9 +109,8 @@ static void check_groups(const struct hre_ops *ops, uint32_t type, uint32_t n, u
         ops->dot[type](weights + r * row_bytes, row_bytes, 1, n, a, z + r);
         assert_memory_equal(&z[r], &y[r], sizeof(float));
     }
-    memcpy(packed, weights, groups * group_bytes);
     for (uint32_t g = 0; g < groups; g++) {
-        hre_repack_group(type, packed + g * group_bytes, row_bytes, scratch);
+        hre_repack_group(type, weights + g * group_bytes, row_bytes, packed + g * group_bytes);
     }
     ops->dot_groups[type](packed, row_bytes, groups * HRE_GROUP_ROWS, n, a, z);
     assert_memory_equal(z, y, groups * HRE_GROUP_ROWS * sizeof(float));
@@ -256,7 +255,8 @@ static void test_dot(void **state)
         for (size_t t = 0; t < TYPES; t++) {
             for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
                 check_dot(levels[l], types[t], lengths[i] * block_of(types[t]), 1 + i % 3, &seed);
-                check_dot(levels[l], types[t], lengths[i] * block_of(types[t]), 16 + 7 * (i % 4), &seed);
+                check_dot(levels[l], types[t], lengths[i] * block_of(types[t]), 16 + 7 * (i % 4),
+                          &seed);
             }
         }
     }
@@ -437,11 +437,10 @@ static void test_choice(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_halves), cmocka_unit_test(test_dequantise),
-        cmocka_unit_test(test_halve),  cmocka_unit_test(test_digits),
-        cmocka_unit_test(test_dot),
-        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_elements),
-        cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_halves),   cmocka_unit_test(test_dequantise),
+        cmocka_unit_test(test_halve),    cmocka_unit_test(test_digits),
+        cmocka_unit_test(test_dot),      cmocka_unit_test(test_tiles),
+        cmocka_unit_test(test_elements), cmocka_unit_test(test_choice),
     };
 
     find_levels();

@@ -221,6 +221,33 @@ static void test_recipes_learn_alike(void **state)
     run_close(&run);
 }
 
+/* Whose threads do the library's work changes nothing. */
+static void test_shared_threads(void **state)
+{
+    enum { N = 2048 };
+    float logits[2][192];
+
+    (void)state;
+    for (int shared = 0; shared < 2; shared++) {
+        struct run run;
+        struct run_options options = options_of(N, "headrace");
+        struct hre_prefill_options prefill;
+
+        options.moved = 0.02;
+        options.share_threads = shared;
+        run_open(&run, &options);
+        hre_prefill_options_init(&prefill);
+        assert_int_equal(hre_tiny_text(N, KEYS, 7, ids, answers), HR_OK);
+        assert_int_equal(hre_session_prefill(run.session, ids, N - 40, &prefill, NULL), HR_OK);
+        for (uint32_t t = N - 40; t < N; t++) {
+            assert_int_equal(hre_session_decode(run.session, 0, ids[t], NULL, logits[shared], NULL),
+                             HR_OK);
+        }
+        run_close(&run);
+    }
+    assert_memory_equal(logits[0], logits[1], sizeof logits[0]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -229,6 +256,7 @@ int main(void)
         cmocka_unit_test(test_logits),
         cmocka_unit_test(test_answers),
         cmocka_unit_test(test_recipes_learn_alike),
+        cmocka_unit_test(test_shared_threads),
     };
 
     python = run_python();

@@ -22,6 +22,15 @@ static void expect(hr_status_t got, hr_status_t want, const char *words)
     }
 }
 
+/* One thread that says it were three. */
+static void run_backwards(void *n_tasks_sum, hr_task_fn fn, void *fn_context, uint32_t n_tasks)
+{
+    *(uint32_t *)n_tasks_sum += n_tasks;
+    for (uint32_t i = n_tasks; i-- > 0;) {
+        fn(fn_context, i, i % 3);
+    }
+}
+
 static void test_runtime_options(void **state)
 {
     (void)state;
@@ -47,6 +56,9 @@ static void test_runtime_options(void **state)
     hr_runtime_options_init(&o);
     o.io_mode = (hr_io_mode_t)9;
     expect(hr_runtime_create(&o, &rt), HR_ERR_INVALID, "io_mode");
+    hr_runtime_options_init(&o);
+    o.run_tasks = run_backwards;
+    expect(hr_runtime_create(&o, &rt), HR_ERR_INVALID, "0 threads of the caller's");
     assert_ptr_equal(rt, &o); /* outputs are written only on success */
     assert_int_equal(hr_runtime_destroy(NULL), HR_OK);
 }
@@ -367,6 +379,52 @@ static void test_every_allocation_fails_once(void **state)
     print_message("%d allocations, each refused in its turn\n", fail_at - 1);
 }
 
+/* A prompt and tokens after it; every head's work passes through run_tasks. */
+static void decode_over(hr_run_tasks_fn run_tasks, void *context, float out[128])
+{
+    enum { PROMPT = 2400, TOKENS = 40 }; /* long enough for steps to share threads */
+    static float k[PROMPT * 64], v[PROMPT * 64], q[PROMPT * 128], all[PROMPT * 128];
+    struct hr_runtime_options ro;
+    struct hr_sequence_options o;
+    struct random r = {.state = 3};
+    hr_runtime_t *rt = NULL;
+    hr_sequence_t *seq = NULL;
+    hr_runtime_options_init(&ro);
+    ro.device_bytes = 16u << 20;
+    ro.host_bytes = 4u << 20;
+    ro.n_threads = 3;
+    ro.run_tasks = run_tasks;
+    ro.run_tasks_context = context;
+    assert_int_equal(hr_runtime_create(&ro, &rt), HR_OK);
+    options_for(&shape, PROMPT + TOKENS, "headrace", 0.1, &o);
+    assert_int_equal(hr_sequence_create(rt, &o, &seq), HR_OK);
+    for (uint32_t t = 0; t <= TOKENS; t++) {
+        uint32_t n = t == 0 ? PROMPT : 1;
+        rows_make(&r, &shape, n, k, v);
+        queries_make(&r, &shape, n, q);
+        struct hr_tensor tk = hr_tensor_make(k, HR_DTYPE_F32, n, 2, 32),
+                         tv = hr_tensor_make(v, HR_DTYPE_F32, n, 2, 32);
+        struct hr_tensor tq = hr_tensor_make(q, HR_DTYPE_F32, n, 4, 32),
+                         to = hr_tensor_make(all, HR_DTYPE_F32, n, 4, 32);
+        assert_int_equal(hr_sequence_append(seq, 0, &tk, &tv, NULL), HR_OK);
+        assert_int_equal(hr_sequence_attend(seq, 0, &tq, NULL, &to, NULL, NULL), HR_OK);
+    }
+    memcpy(out, all, 128 * sizeof *out);
+    hr_sequence_destroy(seq);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+}
+
+static void test_threads_of_the_caller(void **state)
+{
+    (void)state;
+    float own[128], lent[128];
+    uint32_t n_tasks = 0;
+    decode_over(NULL, NULL, own);
+    decode_over(run_backwards, &n_tasks, lent);
+    assert_memory_equal(own, lent, sizeof own);
+    assert_true(n_tasks > 40);
+}
+
 static void test_info(void **state)
 {
     (void)state;
@@ -391,6 +449,7 @@ int main(void)
         cmocka_unit_test(test_overflow_of_half),
         cmocka_unit_test(test_full_tiers),
         cmocka_unit_test(test_every_allocation_fails_once),
+        cmocka_unit_test(test_threads_of_the_caller),
         cmocka_unit_test(test_info),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
