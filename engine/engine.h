@@ -3,7 +3,7 @@
  * kept by Headrace.
  *
  * It uses nothing but the public headers, as any program could. Objects:
- *   hre_model_t    the weights (mapped from the file), the geometry, the threads for linear layers
+ *   hre_model_t    the weights (read from the file), the geometry, the threads for linear layers
  *   hre_session_t  one run of a model over one or more sequences of the library, all fed one text
  *
  * Life of a run
@@ -66,8 +66,8 @@ struct hre_model_info {
     const float *rope_bases;         /* [n_layers] */
     const uint32_t *sliding_windows; /* [n_layers], 0: all */
     uint64_t file_bytes;             /* size of the file */
-    uint64_t weight_bytes;           /* of all tensors, as mapped */
-    uint64_t owned_bytes;            /* allocated beside the mapping */
+    uint64_t weight_bytes;           /* of all tensors, as in the file */
+    uint64_t owned_bytes;            /* allocated beside the weights */
     uint64_t n_parameters;
     uint32_t n_threads;
     const char *cpu_level; /* kernels in use */
