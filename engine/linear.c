@@ -219,6 +219,18 @@ static void apply_vector(struct job *job, const float *x)
 
 /* ------------------------------------------------------------------------ many rows: a matrix */
 
+/* Rows [first, first + count) of w as floats. */
+static void dequantise_rows(const struct job *job, const struct scratch *s,
+                            const struct hre_weight *w, uint32_t first, uint32_t count)
+{
+    for (uint32_t r = 0; r < count; r++) {
+        /* Nothing is packed yet: the memory is free for a row of quants. */
+        const void *row = hre_weight_row(w, first + r, s->packed);
+
+        job->linear->ops->dequantise[w->type](row, w->cols, s->rows + (size_t)r * w->cols);
+    }
+}
+
 static void multiply_rows(const struct job *job, const struct scratch *s,
                           const struct hre_product *p, uint32_t first, uint32_t count)
 {
@@ -227,13 +239,20 @@ static void multiply_rows(const struct job *job, const struct scratch *s,
 
 #if HR_HAVE_BLAS
     if (job->linear->blas) {
+        dequantise_rows(job, s, w, first, count);
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)job->m, (int)count, (int)w->cols,
                     1.0f, job->x, (int)w->cols, s->rows, (int)w->cols, 0.0f, p->y + first,
                     (int)w->rows);
         return;
     }
 #endif
-    ops->pack(s->rows, count, w->cols, s->packed);
+    if (count == ops->tile_rows && first + count <= w->packed_rows) {
+        ops->tile_groups[w->type]((const char *)w->data + first * w->row_bytes, w->row_bytes,
+                                  w->cols, s->packed);
+    } else {
+        dequantise_rows(job, s, w, first, count);
+        ops->pack(s->rows, count, w->cols, s->packed);
+    }
     ops->multiply(job->x, w->cols, job->m, s->packed, w->cols, p->y + first, w->rows, count);
 }
 
@@ -241,18 +260,11 @@ static void matrix_item(void *context, uint32_t item, uint32_t thread)
 {
     const struct job *job = context;
     const struct hre_ops *ops = job->linear->ops;
-    const struct scratch *s = &job->linear->scratch[thread];
     uint32_t first, count;
     const struct hre_product *p = find_rows(job, item, &first, &count);
     const struct hre_weight *w = p->w;
 
-    for (uint32_t r = 0; r < count; r++) {
-        /* Not packed yet: its memory is free for a row of quants. */
-        const void *row = hre_weight_row(w, first + r, s->packed);
-
-        ops->dequantise[w->type](row, w->cols, s->rows + (size_t)r * w->cols);
-    }
-    multiply_rows(job, s, p, first, count);
+    multiply_rows(job, &job->linear->scratch[thread], p, first, count);
     for (uint32_t i = 0; w->bias && i < job->m; i++) {
         ops->add(p->y + (size_t)i * w->rows + first, w->bias + first, count);
     }

@@ -74,6 +74,9 @@ struct hre_ops {
      */
     uint32_t tile_rows;
     void (*pack)(const float *rows, uint32_t n_rows, uint32_t k, float *packed);
+    /* The same tile from repacked groups, tile_rows rows; NULL where dot_groups is. */
+    void (*tile_groups[HRE_WEIGHT_TYPES])(const void *groups, size_t row_bytes, uint32_t k,
+                                          float *packed);
     void (*multiply)(const float *x, size_t x_stride, uint32_t m, const float *packed, uint32_t k,
                      float *y, size_t y_stride, uint32_t n_rows);
 };

@@ -3,9 +3,10 @@
 #include <immintrin.h>
 #include <stddef.h>
 
-#define BODY_LANES      16
-#define BODY_DIGITS     digits
-#define BODY_DOT_GROUPS DOT_GROUPS
+#define BODY_LANES       16
+#define BODY_DIGITS      digits
+#define BODY_DOT_GROUPS  DOT_GROUPS
+#define BODY_TILE_GROUPS TILE_GROUPS_TABLE
 #include "engine/ops_body.h"
 
 #define LANES 16

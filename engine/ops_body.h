@@ -283,12 +283,19 @@ static void rope(float *x, uint32_t n_heads, uint32_t dim, uint32_t n_rot, hr_ro
         NULL                                                                                       \
     }
 #endif
+#ifndef BODY_TILE_GROUPS
+#define BODY_TILE_GROUPS                                                                           \
+    {                                                                                              \
+        NULL                                                                                       \
+    }
+#endif
 
 #define BODY_TABLE(level, dot_table)                                                               \
     const struct hre_ops hre_ops_##level = {                                                       \
         .name = #level,                                                                            \
         .dot = dot_table,                                                                          \
         .dot_groups = BODY_DOT_GROUPS,                                                             \
+        .tile_groups = BODY_TILE_GROUPS,                                                           \
         .dequantise = {[HRE_WEIGHT_F32] = dequantise_f32,                                          \
                        [HRE_WEIGHT_F16] = dequantise_f16,                                          \
                        [HRE_WEIGHT_BF16] = dequantise_bf16,                                        \

@@ -249,8 +249,78 @@ DOT_ROWS(q4_0)
 DOT_ROWS(q4_1)
 DOT_ROWS(q8_0)
 
+/* -- tiles of floats for products of many rows: a group's lanes lie as a tile has them -- */
+
+static inline __attribute__((always_inline)) VF vf_field(VI words, int shift)
+{
+    return _mm512_cvtepi32_ps(
+        _mm512_and_si512(_mm512_srli_epi32(words, shift), _mm512_set1_epi32(15)));
+}
+
+/* One block of a group: 32 lines of a tile. */
+static inline __attribute__((always_inline)) void nibbles_to_tile(const struct blocks *b, VF scale,
+                                                                  VF offset, float *tile)
+{
+    VI words[4];
+
+    read_words(b, 0, words);
+    for (int i = 0; i < 16; i++) {
+        VF low = vf_field(words[i / 4], 8 * (i % 4)),
+           high = vf_field(words[i / 4], 8 * (i % 4) + 4);
+
+        vf_store(tile + i * 2 * GROUP_ROWS, vf_fma(scale, low, offset));
+        vf_store(tile + (i + 16) * 2 * GROUP_ROWS, vf_fma(scale, high, offset));
+    }
+}
+
+static inline __attribute__((always_inline)) void bytes_to_tile(const struct blocks *b, VF scale,
+                                                                VF offset, float *tile)
+{
+    for (int part = 0; part < 2; part++) {
+        VI words[4];
+
+        read_words(b, part, words);
+        for (int i = 0; i < 16; i++) {
+            VI top = _mm512_slli_epi32(words[i / 4], 24 - 8 * (i % 4));
+            VF weight = _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
+
+            vf_store(tile + (i + 16 * part) * 2 * GROUP_ROWS, vf_fma(scale, weight, offset));
+        }
+    }
+}
+
+/* Two groups become a tile: see pack in ops.h. */
+#define TILE_GROUPS(type, to_tile, zero, minima)                                                   \
+    static void tile_groups_##type(const void *groups, size_t row_bytes, uint32_t n, float *tile)  \
+    {                                                                                              \
+        const size_t step = sizeof(struct block_##type) * GROUP_ROWS;                              \
+        const size_t head = offsetof(struct block_##type, q) * GROUP_ROWS;                         \
+                                                                                                   \
+        for (uint32_t i = 0; i < n / QUANT_BLOCK; i++, tile += 2 * GROUP_ROWS * QUANT_BLOCK) {     \
+            for (int g = 0; g < 2; g++) {                                                          \
+                const uint8_t *p =                                                                 \
+                    (const uint8_t *)groups + g * GROUP_ROWS * row_bytes + i * step;               \
+                struct blocks b = {p, p + head, 0, 1};                                             \
+                VF scale, minimum;                                                                 \
+                                                                                                   \
+                read_halves(&b, minima, &scale, &minimum);                                         \
+                minimum = minima ? minimum : vf_mul(scale, vf_set1(-(float)(zero)));               \
+                to_tile(&b, scale, minimum, tile + g * GROUP_ROWS);                                \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+TILE_GROUPS(q4_0, nibbles_to_tile, 8, 0)
+TILE_GROUPS(q4_1, nibbles_to_tile, 0, 1)
+TILE_GROUPS(q8_0, bytes_to_tile, 0, 0)
+
 #define DOT_GROUPS                                                                                 \
     {                                                                                              \
         [HRE_WEIGHT_Q4_0] = dot_groups_q4_0, [HRE_WEIGHT_Q4_1] = dot_groups_q4_1,                  \
         [HRE_WEIGHT_Q8_0] = dot_groups_q8_0,                                                       \
+    }
+#define TILE_GROUPS_TABLE                                                                          \
+    {                                                                                              \
+        [HRE_WEIGHT_Q4_0] = tile_groups_q4_0, [HRE_WEIGHT_Q4_1] = tile_groups_q4_1,                \
+        [HRE_WEIGHT_Q8_0] = tile_groups_q8_0,                                                      \
     }

@@ -94,6 +94,29 @@ static void test_dequantise(void **state)
     }
 }
 
+/* A tile made of groups is the one that is made of the rows as floats. */
+static void check_tile_of_groups(const struct hre_ops *ops, uint32_t type, uint32_t n,
+                                 const unsigned char *groups, const unsigned char *weights)
+{
+    size_t row_bytes = gguf_weight_bytes(type, n), floats = (size_t)ops->tile_rows * n;
+    float *rows = malloc(4 * floats), *expected = malloc(4 * floats), *got = malloc(4 * floats);
+
+    for (uint32_t r = 0; r < ops->tile_rows; r++) {
+        ops->dequantise[type](weights + r * row_bytes, n, rows + (size_t)r * n);
+    }
+    ops->pack(rows, ops->tile_rows, n, expected);
+    ops->tile_groups[type](groups, row_bytes, n, got);
+    for (size_t i = 0; i < floats; i++) {
+        if (!(fabsf(got[i] - expected[i]) <= 1e-6f)) {
+            fail_msg("%s %s n %u, %zu of the tile: %g, not %g", ops->name,
+                     hre_weight_type_name(type), n, i, (double)got[i], (double)expected[i]);
+        }
+    }
+    free(rows);
+    free(expected);
+    free(got);
+}
+
 /* Of repacked rows and of rows dealt otherwise: the same, bit for bit. Rows can be had back. */
 static void check_groups(const struct hre_ops *ops, uint32_t type, uint32_t n, uint32_t rows,
                          const struct hre_activations *a, const unsigned char *weights,
@@ -114,6 +137,9 @@ static void check_groups(const struct hre_ops *ops, uint32_t type, uint32_t n, u
     }
     ops->dot_groups[type](packed, row_bytes, groups * HRE_GROUP_ROWS, n, a, z);
     assert_memory_equal(z, y, groups * HRE_GROUP_ROWS * sizeof(float));
+    if (rows >= ops->tile_rows) {
+        check_tile_of_groups(ops, type, n, packed, weights);
+    }
     struct hre_weight w = {packed, type, rows, n, row_bytes, NULL, groups * HRE_GROUP_ROWS};
     for (uint32_t r = 0; r < w.packed_rows; r++) {
         assert_memory_equal(hre_weight_row(&w, r, scratch), weights + r * row_bytes, row_bytes);
