@@ -199,10 +199,11 @@ static void print_tiers(FILE *file, const struct request *r, const struct plan *
             SIZE(p->window_bytes + p->summary_bytes + p->sketch_bytes + p->frame_bytes),
             SIZE(r->machine.device_bytes), SIZE(p->window_bytes), SIZE(p->summary_bytes),
             SIZE(p->sketch_bytes), p->sketch, SIZE(p->frame_bytes));
-    fprintf(file, "  host     %s of %s: int8 rows %s of %s, exact rows %s of %s\n",
-            SIZE(p->host_int8_bytes + p->host_exact_bytes), SIZE(r->machine.host_bytes),
-            SIZE(p->host_int8_bytes), SIZE(p->int8_bytes), SIZE(p->host_exact_bytes),
-            SIZE(p->exact_bytes));
+    fprintf(file, "  host     %s of %s: int8 rows %s of %s, exact rows %s of %s%s%s\n",
+            SIZE(p->host_int8_bytes + p->host_exact_bytes + p->rest_bytes),
+            SIZE(r->machine.host_bytes), SIZE(p->host_int8_bytes), SIZE(p->int8_bytes),
+            SIZE(p->host_exact_bytes), SIZE(p->exact_bytes), p->rest_bytes > 0 ? ", rests " : "",
+            p->rest_bytes > 0 ? SIZE(p->rest_bytes) : "");
     fprintf(file, "  file     %s of %s\n",
             r->machine.file_bytes > 0 ? SIZE(p->int8_bytes + p->exact_bytes) : "0 B",
             SIZE(r->machine.file_bytes));
@@ -264,6 +265,7 @@ static cJSON *plan_json(const struct request *r, const struct plan *p)
                   {"device_need_bytes", p->device_need_bytes},
                   {"int8_bytes", p->int8_bytes},
                   {"exact_bytes", p->exact_bytes},
+                  {"rest_bytes", p->rest_bytes},
                   {"host_int8_bytes", p->host_int8_bytes},
                   {"host_exact_bytes", p->host_exact_bytes},
                   {"device_read_bytes", p->device_read_bytes},

@@ -4,22 +4,23 @@
 #include <string.h>
 
 /* As the recipe `headrace` has them (docs/algorithm.md). */
-#define SINK_ROWS     4
-#define WINDOW_ROWS   64
-#define SEGMENT_ROWS  256 /* leave the window together while decoding */
-#define LOG_ROWS      64
-#define FRAME_STEPS   8 /* frames for so many steps' worth of refined rows */
-#define SKETCHED_ROWS 48.0
-#define SUMMARY_ROWS  36.0
-#define FAMILY_BLOCKS 8.0 /* blocks of a family, where a head without sketches has at least ... */
-#define FAMILIES_FROM 2048.0 /* ... so many */
-#define BASIS_ROWS    4096.0 /* a basis of sketches serves at least so many */
-#define BASES_MAX     512.0
-#define LONE_ROWS     64.0 /* one row in so many is listed with its own miss */
-#define SHAPE_C_RANK  24
-#define SHAPE_D_RANK  8
-#define BISECTIONS    60
-#define RATE_MOST     1e15 /* bytes a second; more than any machine has */
+#define SINK_ROWS       4
+#define WINDOW_ROWS     64
+#define SEGMENT_ROWS    256 /* leave the window together while decoding */
+#define LOG_ROWS        64
+#define FRAME_STEPS     8 /* frames for so many steps' worth of refined rows */
+#define SKETCHED_ROWS   48.0
+#define SUMMARY_ROWS    36.0
+#define FAMILY_BLOCKS   8.0 /* blocks of a family, where a head without sketches has at least ... */
+#define FAMILIES_FROM   2048.0 /* ... so many */
+#define RESTS_FROM_BITS 2
+#define BASIS_ROWS      4096.0 /* a basis of sketches serves at least so many */
+#define BASES_MAX       512.0
+#define LONE_ROWS       64.0 /* one row in so many is listed with its own miss */
+#define SHAPE_C_RANK    24
+#define SHAPE_D_RANK    8
+#define BISECTIONS      60
+#define RATE_MOST       1e15 /* bytes a second; more than any machine has */
 
 const char *plan_part_name(enum plan_part part)
 {
@@ -126,9 +127,14 @@ static void hold_below(const struct plan_shape *shape, const struct plan_use *us
     double heads = heads_of(shape, use);
     p->int8_bytes = heads * body_rows(p->tokens) * 2 * shape->head_dim;
     p->exact_bytes = heads * (double)p->tokens * exact_row_bytes(shape);
-    p->host_int8_bytes = least(machine->host_bytes, p->int8_bytes);
-    p->host_exact_bytes = least(machine->host_bytes - p->host_int8_bytes, p->exact_bytes);
-    double all = p->int8_bytes + p->exact_bytes;
+    /* Where host memory has the only copy: what sketches leave of the rows' values. */
+    bool rests = machine->file_bytes <= 0 && p->sketch >= RESTS_FROM_BITS;
+    p->rest_bytes = rests ? heads * body_rows(p->tokens) * (shape->head_dim / 4.0 + 1) : 0;
+    double host = machine->host_bytes - p->rest_bytes;
+    host = host > 0 ? host : 0;
+    p->host_int8_bytes = least(host, p->int8_bytes);
+    p->host_exact_bytes = least(host - p->host_int8_bytes, p->exact_bytes);
+    double all = p->int8_bytes + p->exact_bytes + p->rest_bytes;
     double lower = machine->file_bytes > 0 ? machine->file_bytes : machine->host_bytes;
     p->file_room_bytes = lower - all;
     p->fits = p->device_room_bytes >= 0 && p->file_room_bytes >= 0;

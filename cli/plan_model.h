@@ -66,6 +66,8 @@ struct plan {
     double window_bytes, summary_bytes, sketch_bytes, frame_bytes; /* held on the device */
     double device_need_bytes; /* of these, what a step cannot do without */
     double int8_bytes, exact_bytes;
+    double
+        rest_bytes; /* what sketches leave of values, in host memory without a file; 0: none are kept */
     double host_int8_bytes, host_exact_bytes;                     /* of those, in the host tier */
     double device_read_bytes, host_moved_bytes, file_moved_bytes; /* per step */
     double device_room_bytes, file_room_bytes; /* what is left, negative: lacking */

@@ -459,6 +459,8 @@ static void out_clear(struct hri_select_out *out)
 {
     out->n_items = 0;
     out->n_rows = 0;
+    out->n_rests = 0;
+    out->bytes_rests = 0;
     out->rows_sketched = 0;
     out->rows_visited = 0;
     out->bytes_sketched = 0;

@@ -78,8 +78,10 @@ struct hri_index_options {
     uint32_t positions_max;  /* no query will stand here or beyond (cuts the horizon); 0: unknown */
     uint32_t blocks_max, rows_max;
     uint32_t layer, head, n_layers, n_heads; /* which head of how many this is */
-    uint32_t n_sink;                         /* body row i is token n_sink + i */
-    float gate; /* 0..1 of the caller's table of heads: 1 retrieves, 0 streams; -1: no table */
+    bool
+        rows_in_host; /* all of the body, as long as it lives: single rows may be read, and a few bytes of one */
+    uint32_t n_sink; /* body row i is token n_sink + i */
+    float gate;      /* 0..1 of the caller's table of heads: 1 retrieves, 0 streams; -1: no table */
     const float *gates; /* [n_layers][n_heads] that table, kept by the caller; or NULL */
     const struct hri_kernels *kernels;
     struct hri_alloc *device;  /* summaries (budgeted) */
@@ -223,6 +225,9 @@ struct hri_select_out {
      * none are chosen. */
     struct hri_row_ref *rows;
     uint32_t rows_max, n_rows;
+    uint32_t
+        n_rests; /* rows of whose values the rest was taken (index/rests.h); their bytes are among `bytes` */
+    uint64_t bytes_rests;
     uint32_t rows_sketched; /* rows whose sketch was read, refined ones included */
     uint64_t bytes_sketched;
     uint64_t bytes_summaries; /* of level 0, read; 0: all there is */

@@ -22,25 +22,36 @@
 
 /* ---------------------------------------------------------------------------------- what is left */
 
-/* What a squared weight of a row of block b contributes to the relative squared error, per query head; scale: 1 / (size total^2). */
-static void block_factors(struct hri_ladder *l, uint32_t b, uint32_t basis, const float *scale)
+/* What a squared weight of a row of block b contributes to the relative squared error, per query head. Returns
+ * what of all rows' contributions is their values'. */
+static float block_factors(struct hri_ladder *l, uint32_t b, uint32_t basis)
 {
     uint32_t n_g = l->head->options.g;
-    float miss = hri_sketch_miss(l->head, b);
+    float miss = hri_sketch_miss(l->head, b), values = 0;
     float value = hri_sketch_value_miss(l->head, b) * l->head->sketch->bases[basis].value_rest;
     for (uint32_t g = 0; g < n_g; g++) {
+        size_t at = g * l->step->stride + b;
         float variance = hri_smaller(miss * l->rest[basis * n_g + g], 1);
         float excess = variance * (1 + variance * (0.5f + variance * (1.0f / 6)));
-        l->factor[g * l->step->stride + b] = (excess * l->far[g] + (1 + excess) * value) * scale[g];
+        float of_value = (1 + excess) * value;
+        l->factor[at] = (excess * l->far[g] + of_value) * l->scale[g];
+        values += of_value * l->scale[g] * l->square[at];
     }
+    return values;
+}
+
+/* What part of a row's worth its rest is. */
+static float value_part_of(const struct hri_ladder *l, uint32_t b, float values, float worth)
+{
+    bool kept = l->rest_bytes > 0 && b >= l->head->sketch->rests.first_block;
+    return kept && worth > 0 ? (1 - HRI_REST_LEFT) * values / worth : 0;
 }
 
 /* Of a block that has been read: factors, worth, what it adds to left; light or not. */
-static void block_value(struct hri_ladder *l, uint32_t b, uint32_t basis, const float *scale)
+static void block_value(struct hri_ladder *l, uint32_t b, uint32_t basis)
 {
     const struct hri_step *step = l->step;
-    float light = 0, worth = 0;
-    block_factors(l, b, basis, scale);
+    float light = 0, worth = 0, values = block_factors(l, b, basis);
     for (uint32_t g = 0; g < l->head->options.g; g++) {
         size_t at = g * step->stride + b;
         float factor = l->factor[at], part = factor * l->square[at];
@@ -49,6 +60,7 @@ static void block_value(struct hri_ladder *l, uint32_t b, uint32_t basis, const 
         l->left[g] += (double)part;
     }
     l->block_worth[b] = l->promise[b] = worth;
+    l->value_part[b] = value_part_of(l, b, values, worth);
     bool is_light = light * (float)l->head->n_blocks < l->light;
     l->state[b] = is_light && !l->everything ? HRI_LIGHT : HRI_READ;
 }
@@ -61,6 +73,7 @@ static void rows_worth(struct hri_ladder *l, uint32_t b)
         factor[g] = l->factor[g * l->step->stride + b];
     hri_pass_worth(l->weight + lane, l->stride, n_g, factor, l->worth + lane,
                    l->head->block_rows[b]);
+    memset(l->taken + lane, HRI_TAKEN_NOT, l->head->block_rows[b]);
     l->state[b] = HRI_ROWS;
 }
 
@@ -161,17 +174,19 @@ static uint32_t singles_fill(struct hri_ladder *l, double single)
 static void worth_fill(struct hri_ladder *l)
 {
     const struct hri_index_head *head = l->head;
-    float scale[HR_GROUP_MAX];
     double all = 0;
     for (uint32_t g = 0; g < head->options.g; g++) {
         float total = l->step->total[g];
-        scale[g] = l->size[g] > 0 ? 1 / (l->size[g] * total * total) : 0;
+        l->inverse[g] = 1 / total;
+        l->scale[g] = l->size[g] > 0 ? 1 / (l->size[g] * total * total) : 0;
+        l->codes_key[g] = l->q_square[g] * l->far[g] * l->scale[g] / 12;
+        l->codes_value[g] = (float)head->options.v_dim * l->scale[g] / 12;
     }
     for (uint32_t b = hri_ladder_next(l, 0), basis = 0; b < head->n_blocks;
          b = hri_ladder_next(l, b + 1)) {
         while (b >= hri_basis_end(head, basis))
             basis++;
-        block_value(l, b, basis, scale);
+        block_value(l, b, basis);
         all += (double)l->block_worth[b];
     }
     double single = l->by_budget ? SINGLE_PART * all / head->n_blocks : 0;
@@ -181,15 +196,20 @@ static void worth_fill(struct hri_ladder *l)
 
 static float predicted(const struct hri_ladder *l, uint32_t g)
 {
-    return sqrtf(hri_larger((float)l->left[g], 0));
+    return sqrtf(hri_larger((float)l->left[g], 0) + (float)l->codes_left[g]);
 }
 
-static float predicted_mean(const struct hri_ladder *l)
+/* What codes leave no refining mends: where they leave most of a tolerance, half of it is what the rest has to keep. */
+#define TOLERANCE_AT_LEAST 0.5
+
+static bool tolerance_reached(const struct hri_ladder *l)
 {
-    float sum = 0;
-    for (uint32_t g = 0; g < l->head->options.g; g++)
-        sum += predicted(l, g);
-    return sum / (float)l->head->options.g;
+    double all = 0, rest = 0, tolerance = l->in->tolerance * l->head->options.g;
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        all += (double)predicted(l, g);
+        rest += sqrt(fmax(l->left[g], 0));
+    }
+    return l->in->tolerance > 0 && (all <= tolerance || rest <= TOLERANCE_AT_LEAST * tolerance);
 }
 
 /* -------------------------------------------------------------------------------------- refining */
@@ -202,10 +222,81 @@ static bool by_rows(const struct hri_ladder *l, uint32_t b, uint32_t row)
            l->in->place[b * head->parts + row / head->part_rows] == HRI_PLACE_HOST;
 }
 
+/* A row can be had in two pieces: its rest, then all of it, which makes the rest needless. By what the row's worth is to be multiplied for
+ * what each removes per as many bytes as a row has. Where the second is worth more than the first nobody would take that alone: rest 0. */
+struct pieces {
+    float rest, row;
+};
+
+static struct pieces pieces_of(const struct hri_ladder *l, uint32_t b)
+{
+    float bytes = (float)l->in->row_bytes, part = l->value_part[b];
+    if (!(part > 0))
+        return (struct pieces){0, 1};
+    struct pieces p = {part * bytes / (float)l->rest_bytes,
+                       (1 - part) * bytes / (bytes - (float)l->rest_bytes)};
+    return p.rest > p.row ? p : (struct pieces){0, 1};
+}
+
+/* What all of a row costs beside what was taken of it. */
+static uint32_t row_cost(const struct hri_ladder *l, uint32_t lane)
+{
+    return l->in->row_bytes - (l->taken[lane] == HRI_TAKEN_REST ? l->rest_bytes : 0);
+}
+
+/* What rests of rows of block b mend, squares [G] being sums of their squared weights: it goes, or comes back. */
+static void rests_change(struct hri_ladder *l, uint32_t b, const float *squares, float sign)
+{
+    float part = sign * l->value_part[b];
+    for (uint32_t g = 0; g < l->head->options.g; g++)
+        l->left[g] += (double)(part * l->factor[g * l->step->stride + b] * squares[g]);
+}
+
+static void rest_change(struct hri_ladder *l, uint32_t b, uint32_t lane, float sign)
+{
+    float squares[HR_GROUP_MAX];
+    for (uint32_t g = 0; g < l->head->options.g; g++) {
+        float w = l->weight[g * l->stride + lane];
+        squares[g] = w * w;
+    }
+    rests_change(l, b, squares, sign);
+}
+
+static void rests_pay(const struct hri_ladder *l, uint32_t n, struct hri_select_out *out)
+{
+    out->n_rests += n;
+    out->bytes_rests += (uint64_t)n * l->rest_bytes;
+    out->bytes += (uint64_t)n * l->rest_bytes;
+}
+
+static void rest_choose(struct hri_ladder *l, uint32_t b, uint32_t lane, struct hri_select_out *out)
+{
+    rest_change(l, b, lane, -1);
+    l->taken[lane] = HRI_TAKEN_REST;
+    rests_pay(l, 1, out);
+}
+
+/* The row is taken as a whole after all. */
+static void rest_return(struct hri_ladder *l, uint32_t b, uint32_t lane, struct hri_select_out *out)
+{
+    rest_change(l, b, lane, 1);
+    out->n_rests--;
+    out->bytes_rests -= l->rest_bytes;
+    out->bytes -= l->rest_bytes;
+}
+
 /* Below such a part of it, what is left of a block's weight is summed anew: a difference would be mostly rounding. */
 #define WEIGHT_LEFT_MIN 1e-3f
 
-/* A row is refined: its weight leaves its block's, and what it left of the error goes. */
+/* What int8 codes leave of a row of block b that is refined, as its factor is of a sketched one: codes are off by a twelfth of their step,
+ * squared, in every dimension. The output lies as near to a row's value as the row's share of it is large. */
+static float codes_factor(const struct hri_ladder *l, uint32_t b, uint32_t g, float weight)
+{
+    float k = l->head->k_step[b], v = l->head->v_step[b], others = 1 - weight * l->inverse[g];
+    return k * k * others * others * l->codes_key[g] + v * v * l->codes_value[g];
+}
+
+/* A row is refined: its weight leaves its block's, and what it left of the error goes, but for what its codes leave. */
 static void row_take(struct hri_ladder *l, uint32_t b, uint32_t row)
 {
     struct hri_step *step = l->step;
@@ -213,7 +304,9 @@ static void row_take(struct hri_ladder *l, uint32_t b, uint32_t row)
     for (uint32_t g = 0; g < l->head->options.g; g++) {
         float *weight = l->weight + g * l->stride + lane, w = weight[row];
         float *mass = step->weight + g * step->stride + b;
-        l->left[g] -= (double)(l->factor[g * step->stride + b] * w * w);
+        float factor = l->factor[g * step->stride + b];
+        l->left[g] -= (double)(factor * w * w);
+        l->codes_left[g] += (double)(hri_smaller(codes_factor(l, b, g, w), factor) * w * w);
         weight[row] = 0;
         *mass = *mass - w > WEIGHT_LEFT_MIN * *mass ? *mass - w
                                                     : hri_sum(weight, l->head->block_rows[b]);
@@ -223,6 +316,7 @@ static void row_take(struct hri_ladder *l, uint32_t b, uint32_t row)
 static void row_choose(struct hri_ladder *l, uint32_t b, uint32_t row, struct hri_select_out *out)
 {
     row_take(l, b, row);
+    l->taken[l->head->sketch->first_lane[b] + row] = HRI_TAKEN_ROW;
     out->rows[out->n_rows++] = (struct hri_row_ref){b, row};
     out->bytes += l->in->row_bytes;
 }
@@ -235,8 +329,8 @@ static void part_take(struct hri_ladder *l, uint32_t item)
         row_take(l, item / l->head->parts, first + i);
 }
 
-/* The bin in which the want-th row lies, 0 if there are not so many. */
-static uint32_t rows_bin(const struct hri_ladder *l, uint64_t want)
+/* The bin in which the want-th byte lies, 0 if there are not so many. */
+static uint32_t bytes_bin(const struct hri_ladder *l, uint64_t want)
 {
     uint64_t n = 0;
     for (uint32_t bin = HRI_BINS; bin-- > 1;) {
@@ -247,41 +341,95 @@ static uint32_t rows_bin(const struct hri_ladder *l, uint64_t want)
     return 0;
 }
 
-/* Where all rows lie in host memory: rows within the budget and in the order of the blocks: those above the bin at which it ends, and of that
- * bin as many as fit, best first. */
-static void rows_choose(struct hri_ladder *l, uint64_t want, struct hri_select_out *out)
+/* Pieces in the bin at which the budget ends: rests from ranked on, rows behind `rows`. */
+struct edge {
+    struct hri_ranked *rests, *rows;
+    uint32_t n_rests, n_rows;
+};
+
+/* What lies in bins above is taken; what lies in it is listed. */
+static void pieces_split(struct hri_ladder *l, uint32_t b, uint32_t bin, struct edge *edge)
 {
-    const struct hri_index_head *head = l->head;
-    want = want < out->rows_max ? want : out->rows_max;
-    if (want == 0)
-        return;
-    uint32_t bin = rows_bin(l, want), n_edge = 0, above = 0;
-    bin = bin > 0 ? bin : 1;
-    for (uint32_t i = bin + 1; i < HRI_BINS; i++)
-        above += l->bins[i];
-    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1)) {
-        uint32_t lane = head->sketch->first_lane[b];
-        if (l->state[b] == HRI_ROWS)
-            for (uint32_t i = 0; i < head->block_rows[b]; i++)
-                if (hri_bin_of(l->worth[lane + i]) == bin)
-                    l->ranked[n_edge++] = (struct hri_ranked){l->worth[lane + i], lane + i};
-    }
-    uint32_t of_edge = want > above ? (uint32_t)want - above : 0;
-    of_edge = of_edge < n_edge ? of_edge : n_edge;
-    hri_rank_select(l->ranked, n_edge, of_edge);
-    for (uint32_t i = of_edge; i < n_edge; i++)
-        l->worth[l->ranked[i].item] = 0;
-    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1)) {
-        uint32_t lane = head->sketch->first_lane[b];
-        if (l->state[b] != HRI_ROWS)
-            continue;
-        for (uint32_t i = 0; i < head->block_rows[b] && out->n_rows < want; i++)
-            if (hri_bin_of(l->worth[lane + i]) >= bin)
-                row_choose(l, b, i, out);
+    uint32_t lane = l->head->sketch->first_lane[b], end = lane + l->head->block_rows[b];
+    struct pieces p = pieces_of(l, b);
+    for (; lane < end; lane++) {
+        float rest = p.rest * l->worth[lane], row = p.row * l->worth[lane];
+        uint32_t rest_bin = hri_bin_of(rest), row_bin = hri_bin_of(row);
+        l->taken[lane] = row_bin > bin    ? HRI_TAKEN_ROW
+                         : rest_bin > bin ? HRI_TAKEN_REST
+                                          : HRI_TAKEN_NOT;
+        if (rest_bin == bin)
+            edge->rests[edge->n_rests++] = (struct hri_ranked){rest, lane};
+        if (row_bin == bin)
+            edge->rows[edge->n_rows++] = (struct hri_ranked){row, lane};
     }
 }
 
-#define IS_ROW 0x80000000u /* an item is a lane, not a block */
+/* Of the edge as much as `left` bytes pay for, best first, rests before rows. */
+static void edge_take(struct hri_ladder *l, const struct edge *edge, uint64_t left)
+{
+    uint64_t n = l->rest_bytes > 0 ? left / l->rest_bytes : 0;
+    n = n < edge->n_rests ? n : edge->n_rests;
+    hri_rank_select(edge->rests, edge->n_rests, n);
+    for (uint32_t i = 0; i < n; i++)
+        l->taken[edge->rests[i].item] = HRI_TAKEN_REST;
+    left -= n * l->rest_bytes;
+    n = left / (l->in->row_bytes - l->rest_bytes);
+    n = n < edge->n_rows ? n : edge->n_rows;
+    hri_rank_select(edge->rows, edge->n_rows, n);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t lane = edge->rows[i].item, cost = row_cost(l, lane);
+        if (cost > left)
+            continue;
+        l->taken[lane] = HRI_TAKEN_ROW;
+        left -= cost;
+    }
+}
+
+/* The rows of a block of which something was marked as taken. */
+static void pieces_choose(struct hri_ladder *l, uint32_t b, struct hri_select_out *out)
+{
+    uint32_t lane = l->head->sketch->first_lane[b], rows = l->head->block_rows[b], n = 0;
+    float squares[HR_GROUP_MAX];
+    for (uint32_t i = 0; i < rows; i++) {
+        n += l->taken[lane + i] == HRI_TAKEN_REST;
+        if (l->taken[lane + i] == HRI_TAKEN_ROW && out->n_rows < out->rows_max)
+            row_choose(l, b, i, out);
+    }
+    if (n == 0)
+        return;
+    for (uint32_t g = 0; g < l->head->options.g; g++)
+        squares[g] = hri_pass_squares_of(l->weight + g * l->stride + lane, l->taken + lane,
+                                         HRI_TAKEN_REST, rows);
+    rests_change(l, b, squares, -1);
+    rests_pay(l, n, out);
+}
+
+/* Where all rows lie in host memory: pieces of rows within the budget and in the order of the blocks: those above the bin at which it ends,
+ * and of that bin as many as fit, best first. */
+static void pieces_take(struct hri_ladder *l, uint64_t want, struct hri_select_out *out)
+{
+    const struct hri_index_head *head = l->head;
+    struct edge edge = {.rests = l->ranked + l->stride, .rows = l->ranked};
+    uint32_t bin = bytes_bin(l, want);
+    uint64_t above = 0;
+    if (want == 0)
+        return;
+    bin = bin > 0 ? bin : 1;
+    for (uint32_t i = bin + 1; i < HRI_BINS; i++)
+        above += l->bins[i];
+    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
+        if (l->state[b] == HRI_ROWS)
+            pieces_split(l, b, bin, &edge);
+    edge_take(l, &edge, want > above ? want - above : 0);
+    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
+        if (l->state[b] == HRI_ROWS)
+            pieces_choose(l, b, out);
+}
+
+/* An item is not a part but a lane, of which the row or its rest is meant. */
+#define IS_ROW  0x80000000u
+#define IS_REST 0x40000000u
 
 /* Candidates of one part: its rows where it lies in host memory, else the whole of it. */
 static uint32_t part_list(struct hri_ladder *l, uint32_t b, uint32_t lane, uint32_t first,
@@ -292,12 +440,16 @@ static uint32_t part_list(struct hri_ladder *l, uint32_t b, uint32_t lane, uint3
     uint32_t item = b * head->parts + first / head->part_rows;
     uint32_t rows = hri_index_item_rows(head, item);
     bool single = l->rows_too && by_rows(l, b, first);
+    struct pieces p = pieces_of(l, b);
     float sum = 0;
     for (uint32_t i = first; i < first + rows; i++) {
         float worth = l->worth[lane + i];
         sum += worth;
+        worth /= (float)in->row_bytes;
+        if (single && worth > 0 && p.rest > 0)
+            l->ranked[n++] = (struct hri_ranked){p.rest * worth, (lane + i) | IS_REST};
         if (single && worth > 0)
-            l->ranked[n++] = (struct hri_ranked){worth / (float)in->row_bytes, (lane + i) | IS_ROW};
+            l->ranked[n++] = (struct hri_ranked){p.row * worth, (lane + i) | IS_ROW};
     }
     if (!single && sum > 0) {
         bool file = in->place != NULL && in->place[item] == HRI_PLACE_FILE;
@@ -322,14 +474,39 @@ static uint32_t candidates_list(struct hri_ladder *l)
     return n;
 }
 
+#define PASSED_OVER_MAX 64u
+
+static bool can_pay(const struct hri_ladder *l, uint32_t item, const struct hri_purse *purse,
+                    const struct hri_select_out *out)
+{
+    const struct hri_select_in *in = l->in;
+    if (item & IS_REST)
+        return purse->move_bytes >= l->rest_bytes;
+    if (item & IS_ROW)
+        return purse->move_bytes >= row_cost(l, item & ~IS_ROW) && out->n_rows < out->rows_max;
+    uint64_t bytes = (uint64_t)hri_index_item_rows(l->head, item) * in->row_bytes;
+    uint8_t place = in->place ? in->place[item] : HRI_PLACE_HOST;
+    if (place == HRI_PLACE_FRAME && bytes <= purse->reuse_bytes)
+        return true;
+    return (place == HRI_PLACE_FILE ? in->cell_bytes : bytes) <= purse->move_bytes;
+}
+
 static bool candidate_take(struct hri_ladder *l, uint32_t item, struct hri_purse *purse,
                            struct hri_select_out *out)
 {
+    uint32_t lane = item & ~(IS_ROW | IS_REST);
+    if (item & (IS_ROW | IS_REST) && !can_pay(l, item, purse, out))
+        return false;
+    if (item & IS_REST) {
+        purse->move_bytes -= l->rest_bytes;
+        rest_choose(l, block_of_lane(l->head, lane), lane, out);
+        return true;
+    }
     if (item & IS_ROW) {
-        uint32_t lane = item & ~IS_ROW, b = block_of_lane(l->head, lane);
-        if (purse->move_bytes < l->in->row_bytes || out->n_rows == out->rows_max)
-            return false;
-        purse->move_bytes -= l->in->row_bytes;
+        uint32_t b = block_of_lane(l->head, lane);
+        purse->move_bytes -= row_cost(l, lane);
+        if (l->taken[lane] == HRI_TAKEN_REST)
+            rest_return(l, b, lane, out);
         row_choose(l, b, lane - l->head->sketch->first_lane[b], out);
         return true;
     }
@@ -337,21 +514,6 @@ static bool candidate_take(struct hri_ladder *l, uint32_t item, struct hri_purse
         return false;
     part_take(l, item);
     return true;
-}
-
-#define PASSED_OVER_MAX 64u
-
-static bool can_pay(const struct hri_ladder *l, uint32_t item, const struct hri_purse *purse,
-                    const struct hri_select_out *out)
-{
-    const struct hri_select_in *in = l->in;
-    if (item & IS_ROW)
-        return purse->move_bytes >= in->row_bytes && out->n_rows < out->rows_max;
-    uint64_t bytes = (uint64_t)hri_index_item_rows(l->head, item) * in->row_bytes;
-    uint8_t place = in->place ? in->place[item] : HRI_PLACE_HOST;
-    if (place == HRI_PLACE_FRAME && bytes <= purse->reuse_bytes)
-        return true;
-    return (place == HRI_PLACE_FILE ? in->cell_bytes : bytes) <= purse->move_bytes;
 }
 
 /* Leaves of ranked[begin..n) what may still be taken, so that thousands of rows that nothing is left for do not hide the parts in
@@ -379,7 +541,7 @@ static void candidates_choose(struct hri_ladder *l, struct hri_purse *purse,
         hri_rank_sort(l->ranked + begin, end - begin);
         for (uint32_t i = begin; i < end && !reached && passed_over < PASSED_OVER_MAX; i++) {
             if (candidate_take(l, l->ranked[i].item, purse, out)) {
-                reached = l->in->tolerance > 0 && predicted_mean(l) <= (float)l->in->tolerance;
+                reached = tolerance_reached(l);
                 continue;
             }
             passed_over++;
@@ -402,33 +564,48 @@ static bool all_by_rows(const struct hri_ladder *l)
 
 /* ---------------------------------------------------------------------------------------- select */
 
-/* Sorts the rows that are looked at singly into bins. Returns what the other rows that are read leave. */
+static void bin_add(struct hri_ladder *l, float key, uint32_t bytes, float worth)
+{
+    uint32_t bin = hri_bin_of(key);
+    l->bins[bin] += bytes;
+    l->bin_sum[bin] += worth;
+}
+
+static void block_bins_fill(struct hri_ladder *l, uint32_t b)
+{
+    const float *worth = l->worth + l->head->sketch->first_lane[b];
+    struct pieces p = pieces_of(l, b);
+    uint32_t row = l->in->row_bytes, rest = p.rest > 0 ? l->rest_bytes : 0;
+    float part = p.rest > 0 ? l->value_part[b] : 0;
+    for (uint32_t i = 0; i < l->head->block_rows[b]; i++) {
+        bin_add(l, p.row * worth[i], row - rest, (1 - part) * worth[i]);
+        if (rest > 0)
+            bin_add(l, p.rest * worth[i], rest, part * worth[i]);
+    }
+}
+
+/* Sorts the pieces of rows that are looked at singly into bins, by bytes. Returns what the other rows that are read leave. */
 static double bins_fill(struct hri_ladder *l)
 {
     double others = 0;
     memset(l->bins, 0, HRI_BINS * sizeof *l->bins);
     memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
     for (uint32_t b = hri_ladder_next(l, 0); b < l->head->n_blocks; b = hri_ladder_next(l, b + 1)) {
-        const float *worth = l->worth + l->head->sketch->first_lane[b];
         if (l->state[b] == HRI_READ || l->state[b] == HRI_LIGHT)
             others += (double)l->block_worth[b];
-        if (l->state[b] != HRI_ROWS)
-            continue;
-        for (uint32_t i = 0; i < l->head->block_rows[b]; i++) {
-            uint32_t bin = hri_bin_of(worth[i]);
-            l->bins[bin]++;
-            l->bin_sum[bin] += worth[i];
-        }
+        else if (l->state[b] == HRI_ROWS)
+            block_bins_fill(l, b);
     }
     return others;
 }
 
-/* What refining within the budget will leave at least: the worth of the rows beyond it. No row of a block that together is worth less
- * than the last row within the budget is among those; all others are looked at. */
+/* What refining within the budget of `want` bytes will leave at least: the worth of what is beyond it. No row of a block that together is
+ * worth less than the last piece within the budget is among those; all others are looked at. */
 static double left_after(struct hri_ladder *l, uint64_t want)
 {
     double left = bins_fill(l);
-    if (l->by_budget && singles_fill(l, (double)hri_bin_edge(rows_bin(l, want))) > 0)
+    double up = l->rest_bytes > 0 ? (double)l->in->row_bytes / l->rest_bytes : 1;
+    if (l->by_budget && singles_fill(l, (double)hri_bin_edge(bytes_bin(l, want)) / up) > 0)
         left = bins_fill(l);
     uint64_t n = 0;
     for (uint32_t bin = HRI_BINS; bin-- > 0;) {
@@ -445,7 +622,12 @@ static void begin(struct hri_ladder *l)
     memset(l->state, HRI_UNREAD, head->n_blocks);
     memset(l->turned, 0, head->sketch->n_bases);
     for (uint32_t g = 0; g < head->options.g; g++) {
+        const float *q = l->in->q + (size_t)g * head->options.k_dim;
         l->best[g] = -INFINITY;
+        l->q_square[g] = 0;
+        l->codes_left[g] = 0;
+        for (uint32_t j = 0; j < head->options.k_dim; j++)
+            l->q_square[g] += q[j] * q[j];
         l->corrected[g] = 1;
         l->level0->rates(head, l->step, g, l->rate + g * l->step->stride,
                          l->lifted + g * l->step->stride);
@@ -495,14 +677,15 @@ static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select
     left_after(l, want);
 }
 
-/* The bins by powers of two. */
+/* The bins by powers of two, as rows. */
 static void worth_tell(const struct hri_ladder *l, uint32_t *worth)
 {
-    uint32_t each = HRI_BINS / HRI_WORTH_BINS;
+    uint32_t each = HRI_BINS / HRI_WORTH_BINS, row = l->in->row_bytes;
     for (uint32_t i = 0; i < HRI_WORTH_BINS; i++) {
-        worth[i] = 0;
+        uint64_t bytes = 0;
         for (uint32_t j = 0; j < each; j++)
-            worth[i] += l->bins[i * each + j];
+            bytes += l->bins[i * each + j];
+        worth[i] = row > 0 ? (uint32_t)((bytes + row / 2) / row) : 0;
     }
 }
 
@@ -513,8 +696,9 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     const struct hri_select_in *in = ladder->in;
     l.level0 = ladder;
     l.rows_too = out->rows != NULL;
-    uint64_t want = in->row_bytes ? in->budget_bytes / in->row_bytes : 0;
-    l.everything = in->tolerance <= 0 && want >= head->n_rows;
+    uint64_t rows = in->row_bytes ? in->budget_bytes / in->row_bytes : 0;
+    uint64_t want = l.rest_bytes > 0 ? in->budget_bytes : rows * in->row_bytes;
+    l.everything = in->tolerance <= 0 && rows >= head->n_rows;
     l.by_budget = in->tolerance <= 0 && l.rows_too && all_by_rows(&l);
     double light = fmax(HRI_UNREAD_FLOOR, LIGHT_OF_TOLERANCE * in->tolerance);
     l.light = (float)(light * light);
@@ -524,9 +708,9 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
         worth_tell(&l, out->worth);
     for (uint32_t b = hri_ladder_next(&l, 0); b < head->n_blocks; b = hri_ladder_next(&l, b + 1))
         out->rows_sketched += head->block_rows[b];
-    bool reached = in->tolerance > 0 && predicted_mean(&l) <= (float)in->tolerance;
+    bool reached = tolerance_reached(&l);
     if (l.by_budget) {
-        rows_choose(&l, want, out);
+        pieces_take(&l, want, out);
     } else if (!reached) {
         double reuse = hri_recipe_value(&head->options.recipe, "reuse");
         struct hri_purse purse = {in->budget_bytes, (uint64_t)(reuse * (double)in->budget_bytes)};

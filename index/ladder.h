@@ -26,6 +26,10 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
 enum hri_ladder_known { HRI_KNOWN_SUMMARY, HRI_KNOWN_ROWS, HRI_KNOWN_LIGHT };
 enum hri_ladder_known hri_ladder_known(const struct hri_index_head *head,
                                        const struct hri_select_in *in, uint32_t block);
+/* What of a row it took: nothing, the rest of its value (index/rests.h), all of it. Of parts that were taken nothing is said. */
+enum hri_taken { HRI_TAKEN_NOT, HRI_TAKEN_REST, HRI_TAKEN_ROW };
+enum hri_taken hri_ladder_taken(const struct hri_index_head *head, const struct hri_select_in *in,
+                                uint32_t block, uint32_t row);
 /* By what factor audits corrected what level 0 has of the weights of blocks that are not known better (1: no evidence). */
 float hri_ladder_corrected(const struct hri_index_head *head, const struct hri_select_in *in,
                            uint32_t g);

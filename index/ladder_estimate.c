@@ -57,6 +57,30 @@ static void centres_add(struct hri_ladder *l, struct hri_step *step, float *mass
                                            head->summary.v_scale, step->sum);
 }
 
+/* The rests that were taken of the values of a basis's rows. */
+static void rests_add(const struct hri_ladder *l, uint32_t basis, float *sum)
+{
+    const struct hri_index_head *head = l->head;
+    const struct hri_basis *of = &head->sketch->bases[basis];
+    uint32_t lane[HRI_RESTS_AT_ONCE], n = 0, end = hri_basis_end(head, basis);
+    for (uint32_t b = hri_ladder_next(l, of->first_block); b < end; b = hri_ladder_next(l, b + 1)) {
+        uint32_t first = head->sketch->first_lane[b];
+        if (l->state[b] != HRI_ROWS)
+            continue;
+        for (uint32_t i = first; i < first + head->block_rows[b]; i++) {
+            if (l->taken[i] != HRI_TAKEN_REST)
+                continue;
+            hri_rests_ahead(head, i);
+            lane[n++] = i;
+            if (n < HRI_RESTS_AT_ONCE)
+                continue;
+            hri_rests_sum(head, of, lane, n, l->weight, l->stride, sum);
+            n = 0;
+        }
+    }
+    hri_rests_sum(head, of, lane, n, l->weight, l->stride, sum);
+}
+
 uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri_select_in *in,
                              struct hri_step *step, const struct hri_select_out *out,
                              struct hri_partial *part)
@@ -69,6 +93,8 @@ uint32_t hri_ladder_estimate(const struct hri_index_head *head, const struct hri
         if (n > 0)
             light_clear(&l, i);
         hri_ladder_values_add(&l, i, n, step->sum);
+        if (out->n_rests > 0)
+            rests_add(&l, i, step->sum);
     }
     struct hri_partial sum = {.m = step->top, .l = mass, .o = step->sum};
     hri_partial_merge(part, &sum, head->options.g, head->options.v_dim);

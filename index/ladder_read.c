@@ -17,6 +17,12 @@
 /* Blocks with a larger share of some query head's weight count with the values of their rows where errors are measured. */
 #define HEAVY 0.002f
 
+/* What may be ranked: every row, or its rest and all of it. */
+static size_t ranked_max(const struct hri_index_options *o)
+{
+    return (hri_rests_wanted(o) ? 2 : 1) * (size_t)hri_sketch_lanes_max(o);
+}
+
 static bool take(struct hri_arena *arena, const struct hri_index_options *o, struct hri_ladder *l)
 {
     size_t g = o->g, lanes = hri_sketch_lanes_max(o), blocks = hri_lanes_up(o->blocks_max);
@@ -40,18 +46,27 @@ static bool take(struct hri_arena *arena, const struct hri_index_options *o, str
     l->bin_sum = hri_arena_array(arena, HRI_BINS, sizeof(float));
     l->state = hri_arena_array(arena, blocks, 1);
     l->turned = hri_arena_array(arena, bases, 1);
-    l->ranked = hri_arena_array(arena, lanes, sizeof(struct hri_ranked));
+    l->rest_bytes = hri_rest_bytes(o);
+    l->ranked = hri_arena_array(arena, ranked_max(o), sizeof(struct hri_ranked));
+    l->taken = hri_arena_array(arena, lanes, 1);
+    l->value_part = hri_arena_array(arena, blocks, sizeof(float));
     l->query = hri_arena_array(arena, 1, sizeof(struct hri_sketch_query));
     l->best = hri_arena_array(arena, g, sizeof(float));
     l->far = hri_arena_array(arena, g, sizeof(float));
     l->size = hri_arena_array(arena, g, sizeof(float));
+    l->scale = hri_arena_array(arena, g, sizeof(float));
+    l->inverse = hri_arena_array(arena, g, sizeof(float));
+    l->q_square = hri_arena_array(arena, g, sizeof(float));
+    l->codes_key = hri_arena_array(arena, g, sizeof(float));
+    l->codes_value = hri_arena_array(arena, g, sizeof(float));
     l->audits = hri_arena_array(arena, hri_ladder_audits_max(o), sizeof(uint32_t));
     l->audit = hri_arena_array(arena, g * hri_ladder_audits_max(o), sizeof(struct hri_audit));
     l->lone = hri_arena_array(arena, hri_sketch_lone_max(o), sizeof(struct hri_lone));
     l->stray = hri_arena_array(arena, g * hri_strays_max(o), sizeof(float));
     l->corrected = hri_arena_array(arena, g, sizeof(float));
     l->left = hri_arena_array(arena, g, sizeof(double));
-    return l->left != NULL;
+    l->codes_left = hri_arena_array(arena, g, sizeof(double));
+    return l->codes_left != NULL;
 }
 
 size_t hri_ladder_bytes(const struct hri_index_options *o)
@@ -60,13 +75,14 @@ size_t hri_ladder_bytes(const struct hri_index_options *o)
     size_t bases = hri_sketch_bases_max(o);
     if (hri_sketch_bits(o) == 0)
         return 0;
-    size_t floats = (g + 1) * lanes + (4 * g + 2) * blocks + g * HRI_LADDER_CHUNK +
-                    (bases * (o->k_dim + 1) + HR_HEAD_DIM_MAX + o->v_dim + 4) * g;
+    size_t floats = (g + 1) * lanes + (4 * g + 3) * blocks + g * HRI_LADDER_CHUNK +
+                    (bases * (o->k_dim + 1) + HR_HEAD_DIM_MAX + o->v_dim + 9) * g;
     return floats * sizeof(float) + (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks +
-           bases + lanes * sizeof(struct hri_ranked) + sizeof(struct hri_sketch_query) +
+           bases + ranked_max(o) * sizeof(struct hri_ranked) + lanes +
+           sizeof(struct hri_sketch_query) +
            hri_ladder_audits_max(o) * (sizeof(uint32_t) + g * sizeof(struct hri_audit)) +
-           g * sizeof(double) + hri_sketch_lone_max(o) * sizeof(struct hri_lone) +
-           g * hri_strays_max(o) * sizeof(float) + 32 * 64;
+           2 * g * sizeof(double) + hri_sketch_lone_max(o) * sizeof(struct hri_lone) +
+           g * hri_strays_max(o) * sizeof(float) + 40 * 64;
 }
 
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -98,6 +114,15 @@ enum hri_ladder_known hri_ladder_known(const struct hri_index_head *head,
     return state == HRI_UNREAD  ? HRI_KNOWN_SUMMARY
            : state == HRI_LIGHT ? HRI_KNOWN_LIGHT
                                 : HRI_KNOWN_ROWS;
+}
+
+enum hri_taken hri_ladder_taken(const struct hri_index_head *head, const struct hri_select_in *in,
+                                uint32_t block, uint32_t row)
+{
+    struct hri_step step = hri_step_at(head, in);
+    struct hri_ladder l = hri_ladder_at(head, in, &step);
+    return l.state[block] == HRI_ROWS ? l.taken[head->sketch->first_lane[block] + row]
+                                      : HRI_TAKEN_NOT;
 }
 
 /* -------------------------------------------------------------------------------- what to read */

@@ -59,18 +59,26 @@ struct hri_ladder {
     float *sum;     /* [g][HR_HEAD_DIM_MAX] weighted codes, a turned query */
     float *
         shifted; /* [g][v_dim] by what the sketches of heavy blocks say that their values differ from the means */
-    uint32_t *groups;          /* [stride / 16] */
-    uint32_t *bins;            /* [HRI_BINS] */
-    float *bin_sum;            /* [HRI_BINS] */
-    uint8_t *state;            /* [blocks] enum hri_block_state */
+    uint32_t *groups; /* [stride / 16] */
+    uint32_t *bins;   /* [HRI_BINS] */
+    float *bin_sum;   /* [HRI_BINS] */
+    uint8_t *state;   /* [blocks] enum hri_block_state */
+    uint8_t *taken;   /* [stride] enum hri_taken, of rows of blocks HRI_ROWS */
+    float *
+        value_part; /* [blocks] of what the rows of a block that was read are worth, what their rests are; 0: there are none */
+    uint32_t rest_bytes;       /* 0: no rests are kept */
     uint8_t *turned;           /* [bases] x and rest are there */
     bool rows_too;             /* single rows may be chosen */
     bool by_budget;            /* all rows can be, and a budget alone decides how many */
     bool everything;           /* the budget is enough for all rows: then none is passed over */
-    struct hri_ranked *ranked; /* [blocks or rows] */
+    struct hri_ranked *ranked; /* [blocks or rows; with rests two of a row] */
     struct hri_sketch_query *query;
-    float *best;                /* [g] largest logit of the rows read */
-    float *far, *size;          /* [g] mean |v - o|^2 and |o|^2 */
+    float *best;            /* [g] largest logit of the rows read */
+    float *far, *size;      /* [g] mean |v - o|^2 and |o|^2 */
+    float *scale, *inverse; /* [g] 1 / (size total^2), 1 / total */
+    float *q_square;        /* [g] |q|^2 */
+    float *codes_key,
+        *codes_value; /* [g] what codes leave of a refined row, by the squares of their steps */
     uint32_t *audits, n_audits; /* [audits_max] blocks */
     struct hri_audit *audit;    /* [g][audits_max] */
     struct hri_lone *lone;      /* [sketch->lone_max] */
@@ -78,8 +86,9 @@ struct hri_ladder {
     float *stray;      /* [g][strays.max] what their keys add to their blocks' dots */
     uint32_t stray_at; /* the next one, while blocks are read in their order */
     float light; /* all light blocks together, as worth of single rows at most: relative, squared */
-    float *corrected; /* [g] factor on what level 0 has of unread blocks */
-    double *left;     /* [g] relative squared error that is left */
+    float *corrected;   /* [g] factor on what level 0 has of unread blocks */
+    double *left;       /* [g] relative squared error that is left by what is not refined */
+    double *codes_left; /* [g] and by the codes of what is */
 };
 
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,

@@ -1,5 +1,7 @@
 #include "index/passes.h"
 
+#include <string.h>
+
 #include "base/half.h"
 
 /* Sanitizers run before the loader could resolve such functions, and clang before 17 gives them names of its own, which callers in other
@@ -203,4 +205,51 @@ WIDE void hri_pass_worth(const float *restrict weight, size_t stride, uint32_t g
         for (size_t i = 0; i < n; i++)
             worth[i] += factor[j] * w[i] * w[i];
     }
+}
+
+WIDE float hri_pass_squares_of(const float *restrict x, const uint8_t *restrict of, uint8_t which,
+                               uint32_t n)
+{
+    float sum[LANES] = {0};
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (uint32_t j = 0; j < LANES; j++)
+            sum[j] += of[i + j] == which ? x[i + j] * x[i + j] : 0;
+    for (; i < n; i++)
+        sum[i % LANES] += of[i] == which ? x[i] * x[i] : 0;
+    for (uint32_t j = 1; j < LANES; j++)
+        sum[0] += sum[j];
+    return sum[0];
+}
+
+WIDE void hri_pass_quarters_code(const float *restrict x, float inverse, uint32_t quarter,
+                                 uint8_t *restrict codes)
+{
+    for (uint32_t j = 0; j < quarter; j++) {
+        uint32_t code = 0;
+        for (uint32_t i = 0; i < 4; i++) {
+            float level = x[j + i * quarter] * inverse + 2;
+            level = level < 0 ? 0 : level > 3 ? 3 : level;
+            code |= (uint32_t)(int32_t)level << 2 * i;
+        }
+        codes[j] = (uint8_t)code;
+    }
+}
+
+/* Eight bytes at a time, whatever the processor: rows are short. 2 c - 3 of each, with a bit set on the way so that none borrows. */
+void hri_pass_quarters_widen(const uint8_t *restrict codes, uint32_t quarter, int8_t *restrict wide)
+{
+    const uint64_t each = 0x0101010101010101u;
+    uint32_t j = 0;
+    for (; j + 8 <= quarter; j += 8) {
+        uint64_t eight, x;
+        memcpy(&eight, codes + j, sizeof eight);
+        for (uint32_t i = 0; i < 4; i++) {
+            x = ((eight >> 2 * i & 3 * each) * 2 + 0x7d * each) ^ 0x80 * each;
+            memcpy(wide + i * quarter + j, &x, sizeof x);
+        }
+    }
+    for (; j < quarter; j++)
+        for (uint32_t i = 0; i < 4; i++)
+            wide[i * quarter + j] = (int8_t)((codes[j] >> 2 * i & 3) * 2 - 3);
 }

@@ -72,4 +72,12 @@ void hri_pass_value_add(const int8_t *codes, float weight, float *output, uint32
 void hri_pass_worth(const float *weight, size_t stride, uint32_t g, const float *factor,
                     float *worth, uint32_t n);
 
+/* Sum of the squares of those that of[] says are `which`. */
+float hri_pass_squares_of(const float *x, const uint8_t *of, uint8_t which, uint32_t n);
+
+/* Four levels, at half a step and one and a half to both sides, four dimensions a byte: x [4 quarter], j, j + quarter and so on from the
+ * lowest bits on. inverse: 1 / step. And back, as odd numbers of half steps. */
+void hri_pass_quarters_code(const float *x, float inverse, uint32_t quarter, uint8_t *codes);
+void hri_pass_quarters_widen(const uint8_t *codes, uint32_t quarter, int8_t *wide);
+
 #endif

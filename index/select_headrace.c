@@ -460,6 +460,11 @@ static size_t step_bytes(const struct hri_index_options *o)
                                   : hri_round_up(hri_step_bytes(o), 64) + hri_ladder_bytes(o);
 }
 
+static uint64_t host_bytes(const struct hri_index_head *head)
+{
+    return head->sketch ? hri_rests_held(head) : 0;
+}
+
 /* Beside the head's own tables. */
 static void image(struct hri_index_head *head, struct hri_image *im)
 {
@@ -479,6 +484,7 @@ static const struct hri_selector_ops ops = {
     .select = select_blocks,
     .estimate = estimate,
     .image = image,
+    .host_bytes = host_bytes,
     .late = late,
 };
 
@@ -500,6 +506,11 @@ static const struct hri_param params_headrace[] = {
      "between the heads of a "
      "layer, 2 between all heads",
      "docs/algorithm.md", 2, 0, 2},
+    {"rests",
+     "with sketches of 2 or 3 bits and all rows in host memory, 2 bits per dimension of what a "
+     "row's "
+     "sketch leaves of its value, read where they are worth more than the row: 0 no, 1 yes",
+     "docs/algorithm.md", 1, 0, 1},
     {"families",
      "without sketches, in long texts, families of blocks are scored first: 0 no, 1 yes",
      "docs/algorithm.md", 1, 0, 1},

@@ -148,8 +148,9 @@ hr_status_t hri_sketch_create(struct hri_index_head *head)
     s->lone_max = hri_sketch_lone_max(o);
     s->lone_lane = hri_array(o->device, s->lone_max, sizeof *s->lone_lane);
     s->lone_miss = hri_array(o->device, s->lone_max, 1);
-    bool all = hri_strays_create(o, &s->strays) && s->codes && s->first_lane && s->miss &&
-               s->value_miss && s->gain && s->lone_lane && s->lone_miss;
+    bool all = hri_strays_create(o, &s->strays) && hri_rests_create(o, s->lanes_max, &s->rests) &&
+               s->codes && s->first_lane && s->miss && s->value_miss && s->gain && s->lone_lane &&
+               s->lone_miss;
     for (uint32_t i = 0; all && i < s->bases_max; i++)
         all = basis_create(o, &s->bases[i]);
     if (all)
@@ -175,6 +176,7 @@ void hri_sketch_destroy(struct hri_index_head *head)
     hri_free(o->device, s->lone_lane);
     hri_free(o->device, s->lone_miss);
     hri_strays_destroy(o, &s->strays);
+    hri_rests_destroy(o, &s->rests);
     hri_free(o->scratch, s);
     head->sketch = NULL;
 }
@@ -191,7 +193,7 @@ struct work {
     uint8_t *miss, *far, *plain;
     float *length;  /* [k_dim] square of what a coordinate of 1 is long */
     float *rounded; /* [HRI_BLOCK_ROWS_LIMIT][k_dim] */
-    void *fit;
+    void *fit, *rests;
 };
 
 static size_t fit_rows(void)
@@ -203,8 +205,8 @@ size_t hri_sketch_work_bytes(const struct hri_index_options *o, uint32_t n)
 {
     size_t checking = (2 * CHECK_ROWS + (size_t)o->k_dim + HRI_BLOCK_ROWS_LIMIT) * o->k_dim;
     return (fit_rows() * ((size_t)2 * o->k_dim + o->v_dim + 1) + checking) * sizeof(float) +
-           hri_sketch_fit_bytes(o->k_dim, o->v_dim) + 3 * (size_t)n + o->k_dim * sizeof(float) +
-           12 * 64;
+           hri_sketch_fit_bytes(o->k_dim, o->v_dim) + hri_rests_work_bytes(o) + 3 * (size_t)n +
+           o->k_dim * sizeof(float) + 13 * 64;
 }
 
 static struct work take_work(const struct hri_index_options *o, uint32_t n, void *memory)
@@ -224,7 +226,8 @@ static struct work take_work(const struct hri_index_options *o, uint32_t n, void
     w.length = hri_arena_array(&arena, o->k_dim, sizeof(float));
     w.rounded = hri_arena_array(&arena, (size_t)HRI_BLOCK_ROWS_LIMIT * o->k_dim, sizeof(float));
     w.fit = hri_arena_array(&arena, hri_sketch_fit_bytes(o->k_dim, o->v_dim), 1);
-    HRI_ASSERT(w.fit != NULL);
+    w.rests = hri_arena_array(&arena, hri_rests_work_bytes(o) + 1, 1);
+    HRI_ASSERT(w.rests != NULL);
     return w;
 }
 
@@ -324,10 +327,10 @@ static hr_status_t basis_choose(struct hri_index_head *head, const struct hri_se
     return HR_OK;
 }
 
-static uint8_t log_code(double square, double mean)
+uint8_t hri_sketch_log_code(double square, double mean)
 {
     double x = mean > 0 ? square / mean : 1;
-    double code = x > 0 ? MISS_ZERO + MISS_STEPS * log2(x) : 0;
+    double code = x > 0 ? MISS_ZERO + (double)MISS_STEPS * log2(x) : 0;
     return (uint8_t)(code < 0 || isnan(code) ? 0 : code > 255 ? 255 : lrint(code));
 }
 
@@ -389,7 +392,7 @@ static void rows_code(const struct hri_basis *basis, uint32_t rows, uint32_t d, 
         }
         out->square += (double)square;
         out->product += (double)product;
-        far[i] = log_code((double)all, mean);
+        far[i] = hri_sketch_log_code((double)all, mean);
     }
 }
 
@@ -436,12 +439,12 @@ static void blocks_miss(struct hri_index_head *head, const struct hri_basis *bas
                 square += x * x;
                 plain_square += x * x * w->length[j];
             }
-            *miss++ = log_code((double)square, (double)basis->missed_mean);
-            *plain++ = log_code((double)plain_square, plain_mean);
+            *miss++ = hri_sketch_log_code((double)square, (double)basis->missed_mean);
+            *plain++ = hri_sketch_log_code((double)plain_square, plain_mean);
             sum += (double)square;
         }
         head->sketch->miss[head->n_blocks + b] =
-            log_code(sum / g->block_rows[b], (double)basis->missed_mean);
+            hri_sketch_log_code(sum / g->block_rows[b], (double)basis->missed_mean);
     }
 }
 
@@ -461,7 +464,7 @@ static void blocks_value_miss(struct hri_index_head *head, const struct hri_basi
             weights += weight;
         }
         head->sketch->value_miss[head->n_blocks + b] =
-            log_code(weights > 0 ? sum / weights : 0, (double)basis->value_spread);
+            hri_sketch_log_code(weights > 0 ? sum / weights : 0, (double)basis->value_spread);
     }
 }
 
@@ -474,6 +477,8 @@ void hri_sketch_truncate(struct hri_index_head *head)
     while (s->n_lone > 0 && s->lone_lane[s->n_lone - 1] >= lane)
         s->n_lone--;
     hri_strays_truncate(&s->strays, head->n_blocks);
+    if (s->rests.first_block > head->n_blocks)
+        s->rests.first_block = head->n_blocks;
 }
 
 /* Of blocks that have strays the miss is that of the other rows. */
@@ -488,7 +493,7 @@ static void blocks_miss_again(struct hri_index_head *head, const struct hri_segm
         for (uint32_t j = 0; end > i && j < g->block_rows[b]; j++)
             sum += miss[row + j] > 0 ? (double)s->miss_of[miss[row + j]] : 0;
         if (end > i)
-            s->miss[head->n_blocks + b] = log_code(others > 0 ? sum / others : 0, 1);
+            s->miss[head->n_blocks + b] = hri_sketch_log_code(others > 0 ? sum / others : 0, 1);
         i = end;
     }
 }
@@ -538,6 +543,7 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
         o->kernels->pack_sketch(w.turned, d, held, inverse, basis->n4, basis->n2, s->codes, lane);
         blocks_miss(head, basis, g, begin, b, &w, row);
         blocks_value_miss(head, basis, g, begin, b, w.values, row);
+        hri_rests_add(head, basis, w.values, lane, held, w.rests);
         lane += held;
         row += held;
     }
@@ -632,4 +638,6 @@ void hri_sketch_image(struct hri_index_head *head, struct hri_image *im)
         lanes_check(head, im);
     if (hri_image_ok(im))
         hri_image_bytes(im, s->codes, code_bytes(&head->options, hri_lanes_up(next_lane(head))));
+    if (hri_image_ok(im))
+        hri_rests_image(head, next_lane(head), im);
 }

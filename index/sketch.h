@@ -11,6 +11,7 @@
 #ifndef HRI_INDEX_SKETCH_H
 #define HRI_INDEX_SKETCH_H
 
+#include "index/rests.h"
 #include "index/strays.h"
 
 #define HRI_SKETCH_BASES_MAX 512u
@@ -48,6 +49,7 @@ struct hri_sketch {
     uint32_t *lone_lane; /* [lone_max] device */
     uint8_t *lone_miss;  /* [lone_max] device */
     struct hri_strays strays;
+    struct hri_rests rests;
 };
 #define HRI_SKETCH_LONE 64u
 
@@ -82,6 +84,8 @@ hr_status_t hri_sketch_fit(const struct hri_kernels *kernels, struct hri_basis *
                            uint32_t k_dim, uint32_t v_dim, uint32_t lines, const float *p,
                            const float *residuals, const float *values, const float *weight,
                            uint32_t n, void *work);
+/* What is stored relative to a mean: 16 codes per power of two, from 2^-8 to 2^8 (hri_sketch.miss_of reads them). */
+uint8_t hri_sketch_log_code(double square, double mean);
 /* z~ of a row: the coded coordinates as they read back, [n]. */
 void hri_sketch_round(const struct hri_basis *basis, const float *z, float *rounded);
 

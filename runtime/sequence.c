@@ -273,6 +273,7 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
     io->n_layers = s->n_layers;
     io->n_heads = s->n_kv;
     io->n_sink = s->n_sink;
+    io->rows_in_host = hri_rows_in_host(s);
     io->gate = -1.0f;
     io->gates = s->head_gates;
     io->kernels = s->runtime->kernels;

@@ -289,6 +289,7 @@ static hr_status_t segment_memory(struct segment *g)
                                    .dtype = s->dtype,
                                    .rope = g->layer->rope,
                                    .blocks_max = s->blocks_max,
+                                   .rows_in_host = hri_rows_in_host(s),
                                    .kernels = s->runtime->kernels};
     uint32_t blocks = hri_index_blocks_bound(&s->recipe, s->dk, s->dv, n, 1);
     size_t workspace = hri_index_workspace_bytes(&io, n), size = 0;

@@ -244,7 +244,7 @@ static hr_status_t block_rows_find(struct step *st, uint32_t head)
         }
         hs->row_codes[i] = (const int8_t *)base + (size_t)(row % s->part_rows) * s->code_bytes;
     }
-    st->report->bytes_from_host += (uint64_t)hs->out.n_rows * s->code_bytes;
+    st->report->bytes_from_host += (uint64_t)hs->out.n_rows * s->code_bytes + hs->out.bytes_rests;
     return HR_OK;
 }
 

@@ -85,6 +85,7 @@ void bench_head_init(struct bench_head *b, const struct bench_geometry *geometry
                                             .dtype = HR_DTYPE_BF16,
                                             .rope = geometry->rope,
                                             .horizon_tokens = geometry->horizon_tokens,
+                                            .rows_in_host = geometry->rows_in_host,
                                             .kernels = hri_kernels_get(hri_kernels_best()),
                                             .device = &b->memory,
                                             .scratch = &b->memory};

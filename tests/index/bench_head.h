@@ -26,6 +26,7 @@ struct bench_geometry {
     struct hr_rope rope;
     uint32_t horizon_tokens;
     float soft_cap;
+    bool rows_in_host; /* so that rests are kept */
 };
 
 /* seen [n_seen][g][k_dim], scaled, from position first_seen on (n_seen may be 0). Rows are grouped

@@ -136,6 +136,29 @@ static void worth(const struct arrays *a, uint32_t n)
     }
 }
 
+/* Four levels a byte, the nearest one; and squares of those that are marked. */
+static void quarters(const struct arrays *a, uint32_t n)
+{
+    uint8_t codes[LENGTH_MAX / 4 + 1];
+    int8_t wide[LENGTH_MAX + 4];
+    uint32_t quarter = n / 4;
+    double sum = 0;
+    memset(codes, 0xab, sizeof codes);
+    memset(wide, 77, sizeof wide);
+    hri_pass_quarters_code(a->out, 3, quarter, codes);
+    hri_pass_quarters_widen(codes, quarter, wide);
+    assert_int_equal(codes[quarter], 0xab);
+    assert_int_equal(wide[4 * quarter], 77);
+    for (uint32_t i = 0; i < 4 * quarter; i++) {
+        double x = (double)a->out[i] * 3, best = x < -1 ? -3 : x < 0 ? -1 : x < 1 ? 1 : 3;
+        if (fabs(x) > 1e-6 && fabs(fabs(x) - 1) > 1e-6)
+            assert_int_equal(wide[i], (int)best);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        sum += a->state[i] == 1 ? (double)a->weight[i] * (double)a->weight[i] : 0;
+    near((double)hri_pass_squares_of(a->weight, a->state, 1, n), sum, 0, "squares", n);
+}
+
 static void test_all_lengths(void **state)
 {
     (void)state;
@@ -145,6 +168,7 @@ static void test_all_lengths(void **state)
         sums(&a, n);
         maps(&a, n);
         split(&a, n);
+        quarters(&a, n);
         if (3 * n <= LENGTH_MAX)
             worth(&a, n);
     }

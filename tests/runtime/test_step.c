@@ -191,9 +191,14 @@ static void test_from_the_file(void **state)
     assert_true(fabs(a - b) < 1e-6);
     assert_int_equal(host.bytes_from_file, 0);
     assert_true(file.blocks_hit + file.blocks_fetched > 0);
-    a = decode_error("headrace", 0.05, 1600, 1630, false, &host);
+    a = decode_error("headrace:rests=0", 0.05, 1600, 1630, false, &host);
+    b = decode_error("headrace:rests=0", 0.05, 1600, 1630, true, &file);
+    assert_true(fabs(a - b) < 1e-6);
+    /* Rests are kept where all rows lie in host memory alone. */
     b = decode_error("headrace", 0.05, 1600, 1630, true, &file);
     assert_true(fabs(a - b) < 1e-6);
+    b = decode_error("headrace", 0.05, 1600, 1630, false, &host);
+    assert_true(b < a);
     assert_true(host.bytes_from_host > 0 && file.bytes_from_host + file.bytes_from_file > 0);
 }
 
