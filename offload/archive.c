@@ -14,6 +14,8 @@
 hr_status_t hri_folder_status(int error, const char *what, const char *path)
 {
     int e = -error;
+    if (e == ETIMEDOUT || e == ENOMEM)
+        return hri_archive_status(e, what, path);
     hr_status_t status = e == ENOENT                                 ? HR_ERR_NOTFOUND
                          : e == ELOOP || e == ENOTDIR || e == EINVAL ? HR_ERR_INVALID
                          : e == EACCES || e == EPERM || e == EROFS   ? HR_ERR_INVALID
@@ -112,7 +114,8 @@ hr_status_t hri_archive_status(int error, const char *what, const char *path)
     if (error == ETIMEDOUT)
         return hri_error_set(HR_ERR_TIMEOUT, "session %s: %s: the disk gives no answer", path,
                              what);
-    return hri_error_set(HR_ERR_IO, "session %s: %s: %s", path, what, strerror(error));
+    return hri_error_set(error == ENOMEM ? HR_ERR_NOMEM : HR_ERR_IO, "session %s: %s: %s", path,
+                         what, strerror(error));
 }
 
 /* -- writing -- */

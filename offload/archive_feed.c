@@ -31,7 +31,7 @@ hr_status_t hri_archive_feed_begin(const struct hri_archive_in_options *options,
         return hri_alloc_status();
     feed->options = *options;
     hr_status_t status = HR_OK;
-    if (options->io->ring_create != NULL) {
+    if (hri_io_transfers(options->io)->ring_create != NULL) {
         struct hri_disk_options disk = {.io = options->io,
                                         .alloc = options->alloc,
                                         .fd = options->fd,
@@ -142,10 +142,11 @@ hr_status_t hri_archive_feed_read(struct hri_archive_feed *feed, size_t bytes, u
     const struct hri_archive_in_options *o = &feed->options;
     HRI_ASSERT(bytes <= HRI_ARCHIVE_BLOCK_BYTES);
     *data_out = piece_at(feed, 0);
-    if (feed->disk == NULL)
-        return read_status(feed,
-                           -hri_archive_read_all(o->io, o->fd, piece_at(feed, 0), bytes, address),
-                           bytes, address);
+    if (feed->disk == NULL) {
+        int error = -hri_archive_read_all(o->io, o->fd, piece_at(feed, 0), bytes, address);
+        feed->leak |= error == ETIMEDOUT;
+        return read_status(feed, error, bytes, address);
+    }
     uint32_t i = find(feed, bytes, address);
     if (i == feed->n) {
         drop_all(feed);

@@ -1,5 +1,6 @@
-/* The way of an archive's groups to the file. Where the caller will sync the file anyway they go past the page cache, which saves a copy and
- * the memory it takes, and a few are under way while the next is filled. */
+/* The way of an archive's groups to the file. They are requests of a disk, so that each of them ends though the disk gives no answer, and a few
+ * are under way while the next is filled. Where the caller will sync the file anyway they go past the page cache, which saves a copy and
+ * the memory it takes. */
 #include "offload/archive_impl.h"
 
 #include <errno.h>
@@ -23,13 +24,19 @@ struct hri_archive_flow {
     bool leak; /* the kernel may still read a group that was given up */
 };
 
-/* True if the file now goes past the page cache, in pages. */
-static bool go_direct(const struct hri_archive_out_options *o)
+/* *direct_out: the file now goes past the page cache, in pages. HR_ERR_TIMEOUT. */
+static hr_status_t go_direct(const struct hri_archive_out_options *o, bool *direct_out)
 {
     struct hri_io_stat st;
-    return o->io->set_direct != NULL && o->io->stat_file(o->io->ctx, o->fd, &st) == 0 &&
-           st.dio_offset_align <= HRI_ARCHIVE_PAGE && st.dio_memory_align <= HRI_ARCHIVE_PAGE &&
-           o->io->set_direct(o->io->ctx, o->fd, true) == 0;
+    *direct_out = false;
+    if (!o->syncs || o->io->set_direct == NULL)
+        return HR_OK;
+    int error = o->io->stat_file(o->io->ctx, o->fd, &st);
+    *direct_out = error == 0 && st.dio_offset_align <= HRI_ARCHIVE_PAGE &&
+                  st.dio_memory_align <= HRI_ARCHIVE_PAGE &&
+                  o->io->set_direct(o->io->ctx, o->fd, true) == 0;
+    return error == -ETIMEDOUT ? hri_archive_status(ETIMEDOUT, "looking at the new file", o->path)
+                               : HR_OK;
 }
 
 hr_status_t hri_archive_flow_begin(const struct hri_archive_out_options *options,
@@ -40,8 +47,8 @@ hr_status_t hri_archive_flow_begin(const struct hri_archive_out_options *options
         return hri_alloc_status();
     flow->options = *options;
     hr_status_t status = HR_OK;
-    if (options->syncs && options->io->ring_create != NULL) {
-        flow->direct = go_direct(options);
+    if (hri_io_transfers(options->io)->ring_create != NULL) {
+        status = go_direct(options, &flow->direct);
         struct hri_disk_options disk = {.io = options->io,
                                         .alloc = options->alloc,
                                         .fd = options->fd,
@@ -49,7 +56,7 @@ hr_status_t hri_archive_flow_begin(const struct hri_archive_out_options *options
                                         .depth = DEPTH,
                                         .align_bytes = flow->direct ? HRI_ARCHIVE_PAGE : 1,
                                         .timeout_ns = options->timeout_ns};
-        status = hri_archive_disk(&disk, &flow->disk);
+        status = status == HR_OK ? hri_archive_disk(&disk, &flow->disk) : status;
     }
     flow->n = flow->disk != NULL ? DEPTH : 1;
     if (status == HR_OK)
@@ -89,11 +96,12 @@ unsigned char *hri_archive_flow_group(struct hri_archive_flow *flow)
     return group_at(flow, flow->filling);
 }
 
-static int write_now(const struct hri_archive_flow *flow, uint32_t i, uint64_t address,
-                     size_t bytes)
+static int write_now(struct hri_archive_flow *flow, uint32_t i, uint64_t address, size_t bytes)
 {
     const struct hri_archive_out_options *o = &flow->options;
-    return -hri_archive_write_all(o->io, o->fd, group_at(flow, i), bytes, address);
+    int error = -hri_archive_write_all(o->io, o->fd, group_at(flow, i), bytes, address);
+    flow->leak |= error == ETIMEDOUT;
+    return error;
 }
 
 /* A file system may take the flag and refuse the transfers; then all of them come here. */
@@ -114,7 +122,7 @@ static void group_finished(struct hri_archive_flow *flow, const struct hri_disk_
     flow->leak |= request->abandoned;
     if (error == EINVAL && !request->abandoned)
         error = write_again(flow, i);
-    if (error == 0 && !flow->direct && o->io->write_back != NULL)
+    if (error == 0 && o->syncs && !flow->direct && o->io->write_back != NULL)
         o->io->write_back(o->io->ctx, o->fd, request->offset, flow->bytes[i]);
     if (flow->error == 0)
         flow->error = error;

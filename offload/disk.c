@@ -58,6 +58,7 @@ hr_status_t hri_disk_create(const struct hri_disk_options *options, struct hri_d
     if (disk == NULL)
         return hri_alloc_status();
     disk->options = *options;
+    disk->options.io = hri_io_transfers(options->io);
     disk->engine = engine;
     disk->timeout_ns = options->io->timeout_ns    ? options->io->timeout_ns
                        : options->timeout_ns != 0 ? options->timeout_ns

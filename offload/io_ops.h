@@ -5,8 +5,8 @@
  *
  * The ring entries are the level of io_uring that matters: push what shall be done, enter the
  * kernel, take results. readv and writev are called from several threads at once; everything else
- * from the store's thread. The table and its ctx outlive the store; for ever where an I/O hung, as
- * its thread cannot be ended.
+ * from the store's thread, or one that makes the call for it (offload/io_guard.h). The table and its
+ * ctx outlive the store; for ever where an I/O hung, as its thread cannot be ended.
  */
 #ifndef HRI_OFFLOAD_IO_OPS_H
 #define HRI_OFFLOAD_IO_OPS_H
@@ -22,6 +22,7 @@ struct hri_io_stat {
     uint64_t free_bytes;       /* left on the file system for us */
     uint64_t fs_magic;         /* statfs f_type */
     uint64_t file_bytes;       /* length */
+    uint64_t device, inode;    /* which file or folder it is, whatever its name */
     uint32_t dio_memory_align; /* of buffers for direct I/O; 0: the kernel does not say */
     uint32_t dio_offset_align; /* of offsets and lengths; 0: the kernel does not say */
 };
@@ -49,6 +50,8 @@ struct hri_ring_result {
 
 struct hri_io_ops {
     void *ctx;
+    /* NULL: this table. Where rings and the transfers of disks are, which have time-outs of their own. */
+    const struct hri_io_ops *transfers;
     uint64_t
         timeout_ns; /* an I/O that gets no answer for so long is given up; 0: as the store says */
     /* A new file in dir that vanishes when it is closed, mode 0600. Returns the descriptor. */
@@ -64,6 +67,10 @@ struct hri_io_ops {
     /* -- folders and named files, for saved sessions; NULL in tables that are used without them -- */
     /* The folder at path, which may be no link; `make` makes it, mode 0700, if it is missing. Closed with close_file. */
     int (*folder_open)(void *ctx, const char *path, bool make, bool *made_out);
+    /* 1: the folder has some of these names, which slashes separate, and nothing else. */
+    int (*folder_alone)(void *ctx, int folder, const char *names);
+    /* The open folder, of which the last part of path is the name; -ENOTEMPTY if there is anything in it. */
+    int (*folder_remove)(void *ctx, int folder, const char *path);
     /* A plain file in the folder, never through a link. create: a new one, mode 0600, -EEXIST if the name is taken; else for reading. */
     int (*file_open)(void *ctx, int folder, const char *name, bool create);
     int (*file_rename)(void *ctx, int folder, const char *from, const char *to);
@@ -95,5 +102,10 @@ struct hri_io_ops {
 #define HRI_RING_BUFFER_BYTES_MAX ((size_t)1 << 30)
 
 const struct hri_io_ops *hri_io_real(void);
+
+static inline const struct hri_io_ops *hri_io_transfers(const struct hri_io_ops *io)
+{
+    return io->transfers != NULL ? io->transfers : io;
+}
 
 #endif

@@ -1,5 +1,6 @@
 #include "offload/io_ops.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -70,6 +71,8 @@ static int real_stat_file(void *ctx, int fd, struct hri_io_stat *stat_out)
         .free_bytes = (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize,
         .fs_magic = (uint64_t)fs.f_type & 0xffffffffu,
         .file_bytes = (uint64_t)file.st_size,
+        .device = (uint64_t)file.st_dev,
+        .inode = (uint64_t)file.st_ino,
     };
     query_dio_align(fd, stat_out);
     return 0;
@@ -123,6 +126,54 @@ static int real_folder_open(void *ctx, const char *path, bool make, bool *made_o
     if (fd < 0 && errno == ENOTDIR)
         return lstat(name, &info) == 0 && S_ISLNK(info.st_mode) ? -ELOOP : -ENOTDIR;
     return fd >= 0 ? fd : -errno;
+}
+
+static bool is_one_of(const char *names, const char *name)
+{
+    for (size_t n = strlen(name); *names != '\0'; names += strcspn(names, "/")) {
+        names += *names == '/';
+        if (strncmp(names, name, n) == 0 && (names[n] == '/' || names[n] == '\0'))
+            return true;
+    }
+    return false;
+}
+
+static int real_folder_alone(void *ctx, int folder, const char *names)
+{
+    (void)ctx;
+    int fd = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    size_t ours = 0, others = 0;
+    if (d == NULL) {
+        int error = errno;
+        if (fd >= 0)
+            close(fd);
+        return -error;
+    }
+    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+        bool is_dots = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+        bool is_ours = is_one_of(names, e->d_name);
+        ours += is_ours;
+        others += !is_dots && !is_ours;
+    }
+    closedir(d);
+    return ours > 0 && others == 0;
+}
+
+/* By way of itself, as the path may mean another one by now. */
+static int real_folder_remove(void *ctx, int folder, const char *path)
+{
+    (void)ctx;
+    size_t end = strlen(path), begin;
+    while (end > 0 && path[end - 1] == '/')
+        end--;
+    for (begin = end; begin > 0 && path[begin - 1] != '/';)
+        begin--;
+    char name[260];
+    int n = snprintf(name, sizeof name, "../%.*s", (int)(end - begin), path + begin);
+    if (n < 0 || (size_t)n >= sizeof name)
+        return -ENAMETOOLONG;
+    return unlinkat(folder, name, AT_REMOVEDIR) == 0 ? 0 : -errno;
 }
 
 /* Names are ours and have no slash; what stands under one may be anybody's. */
@@ -230,6 +281,8 @@ static const struct hri_io_ops real_ops = {
     .writev = real_writev,
     .readv_cached = real_readv_cached,
     .folder_open = real_folder_open,
+    .folder_alone = real_folder_alone,
+    .folder_remove = real_folder_remove,
     .file_open = real_file_open,
     .file_rename = real_file_rename,
     .file_remove = real_file_remove,

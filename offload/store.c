@@ -40,12 +40,15 @@ static hr_status_t init_file_tier(struct hri_store *store, const struct hri_stor
     HRI_TRY(alloc_pools(store));
     HRI_TRY(hri_page_arena_init(&store->read_arena, store->alloc, read_arena_bytes(options)));
     HRI_TRY(hri_page_arena_init(&store->write_arena, store->alloc, HRI_WRITE_ARENA_BYTES));
+    HRI_TRY(hri_io_guard_create(store->io, 2 * store->timeout_ns, &store->guard));
+    store->io = hri_io_guard_ops(store->guard);
     return hri_file_init(store, options);
 }
 
 static void free_store(struct hri_store *store)
 {
     hri_file_fini(store);
+    hri_io_guard_destroy(store->guard);
     hri_page_arena_fini(&store->read_arena, store->alloc);
     hri_host_fini(store);
     hri_page_arena_fini(&store->write_arena, store->alloc);

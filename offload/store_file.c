@@ -126,18 +126,26 @@ static hr_status_t choose_mode(struct hri_store *store, const struct hri_store_o
     return status;
 }
 
+static hr_status_t call_status(int error, const char *what, const char *where)
+{
+    if (error == -ETIMEDOUT)
+        return hri_error_set(HR_ERR_TIMEOUT, "file tier: %s %s: the disk gives no answer", what,
+                             where);
+    return hri_error_set(HR_ERR_IO, "file tier: %s %s: %s", what, where, strerror(-error));
+}
+
 static hr_status_t open_file(struct hri_store *store, const char *dir, bool direct)
 {
     struct hri_file *file = &store->file;
     int fd = store->io->open_temp(store->io->ctx, dir, direct);
     if (fd < 0)
-        return hri_error_set(HR_ERR_IO, "file tier: a file in %s: %s", dir, strerror(-fd));
+        return call_status(fd, "a file in", dir);
     file->fd = fd;
     file->direct = direct;
     struct hri_io_stat info = {0};
     int error = store->io->stat_file(store->io->ctx, fd, &info);
     if (error < 0)
-        return hri_error_set(HR_ERR_IO, "file tier: stat in %s: %s", dir, strerror(-error));
+        return call_status(error, "stat in", dir);
     /* Cells and buffers are whole pages, so coarser alignments than a page cannot be served
      * directly. */
     file->memory_align = info.dio_memory_align ? info.dio_memory_align : HRI_PAGE_BYTES;
@@ -167,7 +175,8 @@ static hr_status_t open_and_probe(struct hri_store *store, const struct hri_stor
     hr_status_t status = open_file(store, options->file_dir, true);
     if (status == HR_OK)
         status = choose_mode(store, options, &error);
-    if (status == HR_OK || status == HR_ERR_BUDGET || status == HR_ERR_NOMEM)
+    if (status == HR_OK || status == HR_ERR_BUDGET || status == HR_ERR_NOMEM ||
+        status == HR_ERR_TIMEOUT)
         return status;
     hri_log_info(store->log, "no direct I/O, trying buffered: %s", hr_last_error());
     close_file(store);
@@ -215,7 +224,7 @@ static void wipe(struct hri_store *store)
     uint64_t end = (uint64_t)file->n_made * HRI_GRAIN_BYTES;
     unsigned char *zeros =
         hri_page_arena_take(&store->write_arena, HRI_GRAIN_BYTES / HRI_PAGE_BYTES);
-    if (zeros == NULL || hri_disk_broken(store->write_disk)) {
+    if (zeros == NULL || hri_disk_broken(store->write_disk) || hri_io_guard_gave_up(store->guard)) {
         hri_log_error(store->log, "file tier: its file could not be wiped");
         return;
     }
@@ -279,13 +288,12 @@ static hr_status_t make_grains(struct hri_store *store, uint32_t n)
         if (error == -EOPNOTSUPP || error == -ENOSYS)
             file->no_fallocate = true;
         else if (error < 0)
-            return hri_error_set(HR_ERR_IO, "file tier: making room in the file: %s",
-                                 strerror(-error));
+            return call_status(error, "making room in", "the file");
     }
     struct hri_io_stat info = {0};
     int error = store->io->stat_file(store->io->ctx, file->fd, &info);
     if (error < 0)
-        return hri_error_set(HR_ERR_IO, "file tier: stat: %s", strerror(-error));
+        return call_status(error, "stat of", "the file");
     if (info.physical_bytes > file->cap_bytes)
         return over_cap(store);
     if (info.physical_bytes > file->peak_bytes)

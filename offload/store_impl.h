@@ -17,7 +17,7 @@
 #define HRI_OFFLOAD_STORE_IMPL_H
 
 #include "offload/disk.h"
-#include "offload/io_ops.h"
+#include "offload/io_guard.h"
 #include "offload/store.h"
 
 #define HRI_NONE                 UINT32_MAX
@@ -223,6 +223,7 @@ struct hri_store {
     uint32_t n_unwritten;
     char out_why[128];
     uint64_t timeout_ns;
+    struct hri_io_guard *guard; /* of io; NULL without a file tier */
     struct hri_store_stats counts;
 };
 

@@ -341,7 +341,7 @@ hr_status_t hri_lane_append(struct hri_lane *lane, const void *data, uint32_t n_
     hri_tier_try(store);
     struct hri_op *open_op = NULL;
     hr_status_t status = store->out ? HR_OK : hri_lane_grow(lane, first + n_cells);
-    if (status == HR_ERR_IO) {
+    if (status == HR_ERR_IO || status == HR_ERR_TIMEOUT) {
         hri_tier_out(store, "%s", hr_last_error() + sizeof "file tier: " - 1);
         status = HR_OK;
     }

@@ -15,7 +15,8 @@
 
 static bool is_dead(const struct hri_store *store)
 {
-    return hri_disk_broken(store->read_disk) || hri_disk_broken(store->write_disk);
+    return hri_disk_broken(store->read_disk) || hri_disk_broken(store->write_disk) ||
+           hri_io_guard_gave_up(store->guard);
 }
 
 void hri_tier_out(struct hri_store *store, const char *why, ...)

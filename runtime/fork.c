@@ -324,8 +324,7 @@ static hr_sequence_t *shell_of(const hr_sequence_t *s)
     f->head_gates = NULL;
     f->row_scores = NULL;
     f->row_buffer = NULL;
-    f->home_path = NULL;
-    f->home_lock = -1;
+    memset(f->homes, 0, sizeof f->homes);
     f->cancel = 0;
     f->index_ns = 0;
     memset(f->time_ns, 0, sizeof f->time_ns);

@@ -20,9 +20,10 @@ struct opener {
 
 /* -- what it must be -- */
 
-struct hri_archive_in_options hri_saved_options(hr_runtime_t *rt, const char *path)
+struct hri_archive_in_options hri_saved_options(hr_runtime_t *rt, const struct hri_io_ops *io,
+                                                const char *path)
 {
-    return (struct hri_archive_in_options){.io = rt->io,
+    return (struct hri_archive_in_options){.io = io,
                                            .alloc = &rt->alloc,
                                            .path = path,
                                            .mode = rt->io_mode,
@@ -561,22 +562,9 @@ static hr_status_t compare(struct opener *op, const uint64_t *model_id)
     return status;
 }
 
-static hr_status_t home_set(hr_sequence_t *s, const char *dir, int *lock)
-{
-    size_t n = strlen(dir) + 1;
-    s->home_path = hri_array(&s->runtime->alloc, n, 1);
-    if (s->home_path == NULL) {
-        return hri_alloc_status();
-    }
-    memcpy(s->home_path, dir, n);
-    s->home_lock = *lock;
-    *lock = -1;
-    return HR_OK;
-}
-
 static hr_status_t open_file(struct opener *op, hr_runtime_t *rt,
                              const struct hr_sequence_options *options, const uint64_t *model_id,
-                             int *lock)
+                             const struct hri_io_ops *io, int folder, int *lock)
 {
     struct hr_sequence_options o = *options;
     if (o.struct_size == sizeof o && o.recipe == NULL) {
@@ -590,7 +578,7 @@ static hr_status_t open_file(struct opener *op, hr_runtime_t *rt,
         status = fill(op);
     }
     if (status == HR_OK) {
-        status = home_set(op->s, op->path, lock);
+        status = hri_home_set(op->s, HRI_HOME_OPENED, io, folder, op->path, lock);
     }
     if (status != HR_OK) {
         char message[HRI_ERROR_BYTES_MAX];
@@ -612,17 +600,22 @@ hr_status_t hr_sequence_open(hr_runtime_t *rt, const char *dir,
                              "hr_sequence_open: no runtime, no options or no place for the "
                              "sequence");
     }
-    const struct hri_io_ops *io = rt->io;
-    hr_status_t status = hri_folder_open(io, dir, false, NULL, &folder);
+    struct hri_io_guard *guard = NULL;
+    hr_status_t status = hri_calls_begin(rt, &guard);
+    if (status != HR_OK) {
+        return status;
+    }
+    const struct hri_io_ops *io = hri_io_guard_ops(guard);
+    status = hri_folder_open(io, dir, false, NULL, &folder);
     if (status == HR_OK) {
         status = hri_folder_lock(io, folder, dir, &lock);
     }
     if (status == HR_OK) {
-        struct hri_archive_in_options o = hri_saved_options(rt, dir);
+        struct hri_archive_in_options o = hri_saved_options(rt, io, dir);
         status = hri_saved_open(&o, folder, &fd, &op.in, &op.meta);
     }
     if (status == HR_OK) {
-        status = open_file(&op, rt, options, model_id, &lock);
+        status = open_file(&op, rt, options, model_id, io, folder, &lock);
     }
     hri_saved_close(io, op.in, fd);
     const int fds[] = {lock, folder};
@@ -631,6 +624,7 @@ hr_status_t hr_sequence_open(hr_runtime_t *rt, const char *dir,
             io->close_file(io->ctx, fds[i]);
         }
     }
+    hri_io_guard_destroy(guard);
     if (status == HR_OK) {
         *sequence_out = op.s;
     }

@@ -306,27 +306,36 @@ static hr_status_t all_save(struct saver *sv, const struct hr_save_options *o)
 
 /* -- the folder -- */
 
-/* The sequence number of the save that is there; 0 where there is none, or none that can be read. */
-static uint64_t generation_of(hr_sequence_t *s, int folder, const char *dir)
+/* The sequence number of the save that is there; 0 where there is none, or none that can be read. HR_ERR_TIMEOUT. */
+static hr_status_t generation_of(hr_sequence_t *s, const struct hri_io_ops *io, int folder,
+                                 const char *dir, uint64_t *generation_out)
 {
-    struct hri_archive_in_options o = hri_saved_options(s->runtime, dir);
+    struct hri_archive_in_options o = hri_saved_options(s->runtime, io, dir);
     struct hri_archive_in *in = NULL;
-    uint64_t generation = 0;
+    hr_status_t status = HR_OK;
     bool stuck = false;
-    o.fd = o.io->file_open(o.io->ctx, folder, HRI_SESSION_FILE, false);
-    if (o.fd >= 0 && hri_archive_open(&o, &in, &stuck) == HR_OK) {
-        generation = hri_archive_facts(in).generation;
+    *generation_out = 0;
+    o.fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
+    if (o.fd == -ETIMEDOUT) {
+        return hri_folder_status(o.fd, "opening its file '" HRI_SESSION_FILE "'", dir);
     }
-    hri_saved_close(o.io, in, stuck ? -1 : o.fd);
-    return generation;
+    if (o.fd >= 0) {
+        status = hri_archive_open(&o, &in, &stuck);
+    }
+    if (in != NULL) {
+        *generation_out = hri_archive_facts(in).generation;
+    }
+    hri_saved_close(io, in, stuck ? -1 : o.fd);
+    return status == HR_ERR_TIMEOUT ? status : HR_OK;
 }
 
 /* *stuck_out: see hri_archive_out_free. */
-static hr_status_t file_write(hr_sequence_t *s, int fd, const char *dir, uint64_t generation,
-                              const struct hr_save_options *o, bool *stuck_out)
+static hr_status_t file_write(hr_sequence_t *s, const struct hri_io_ops *io, int fd,
+                              const char *dir, uint64_t generation, const struct hr_save_options *o,
+                              bool *stuck_out)
 {
     struct saver sv = {.s = s};
-    struct hri_archive_out_options oo = {.io = s->runtime->io,
+    struct hri_archive_out_options oo = {.io = io,
                                          .alloc = &s->runtime->alloc,
                                          .fd = fd,
                                          .path = dir,
@@ -344,11 +353,14 @@ static hr_status_t file_write(hr_sequence_t *s, int fd, const char *dir, uint64_
 }
 
 /* The new file, whole, under its own name. */
-static hr_status_t new_file(hr_sequence_t *s, int folder, const char *dir,
-                            const struct hr_save_options *o)
+static hr_status_t new_file(hr_sequence_t *s, const struct hri_io_ops *io, int folder,
+                            const char *dir, const struct hr_save_options *o)
 {
-    const struct hri_io_ops *io = s->runtime->io;
-    uint64_t generation = generation_of(s, folder, dir) + 1;
+    uint64_t generation;
+    hr_status_t status = generation_of(s, io, folder, dir, &generation);
+    if (status != HR_OK) {
+        return status;
+    }
     int error = io->file_remove(io->ctx, folder, HRI_SESSION_FILE_NEW); /* of a save that died */
     if (error < 0 && error != -ENOENT) {
         return hri_folder_status(error, "removing " HRI_SESSION_FILE_NEW, dir);
@@ -358,7 +370,7 @@ static hr_status_t new_file(hr_sequence_t *s, int folder, const char *dir,
         return hri_folder_status(fd, "making " HRI_SESSION_FILE_NEW, dir);
     }
     bool stuck = false;
-    hr_status_t status = file_write(s, fd, dir, generation, o, &stuck);
+    status = file_write(s, io, fd, dir, generation + 1, o, &stuck);
     if (status == HR_OK && o->durability != HR_DURABILITY_NONE) {
         error = io->sync_file(io->ctx, fd);
         status = error < 0 ? hri_folder_status(error, "syncing " HRI_SESSION_FILE_NEW, dir) : HR_OK;
@@ -381,18 +393,17 @@ static hr_status_t parent_sync(const struct hri_io_ops *io, const char *dir, boo
     }
     hr_status_t status = hri_folder_open(io, path, false, NULL, &parent);
     if (status != HR_OK) {
-        return made ? status : HR_OK;
+        return made || status == HR_ERR_TIMEOUT ? status : HR_OK;
     }
     int error = io->sync_file(io->ctx, parent);
     io->close_file(io->ctx, parent);
     return error < 0 ? hri_folder_status(error, "syncing its parent", dir) : HR_OK;
 }
 
-static hr_status_t save_into(hr_sequence_t *s, int folder, bool made, const char *dir,
-                             const struct hr_save_options *o)
+static hr_status_t save_into(hr_sequence_t *s, const struct hri_io_ops *io, int folder, bool made,
+                             const char *dir, const struct hr_save_options *o)
 {
-    const struct hri_io_ops *io = s->runtime->io;
-    hr_status_t status = new_file(s, folder, dir, o);
+    hr_status_t status = new_file(s, io, folder, dir, o);
     if (status == HR_OK) {
         int error = io->file_rename(io->ctx, folder, HRI_SESSION_FILE_NEW, HRI_SESSION_FILE);
         status =
@@ -453,21 +464,33 @@ hr_status_t hr_sequence_save(hr_sequence_t *s, const char *dir,
         hr_save_options_init(&defaults);
         options = &defaults;
     }
-    const struct hri_io_ops *io = s->runtime->io;
-    hr_status_t status = options_check(s, options);
+    struct hri_io_guard *guard = NULL;
+    struct hri_home *home = NULL; /* of the folder, if it is locked already */
     int folder = -1, lock = -1;
     bool made = false;
+    hr_status_t status = options_check(s, options);
     hri_cancel_begin(s);
     if (status == HR_OK) {
-        status = hri_folder_open(io, dir, true, &made, &folder);
+        status = hri_calls_begin(s->runtime, &guard);
     }
-    /* A sequence that was opened from this folder holds its lock already. */
-    bool ours = status == HR_OK && s->home_path != NULL && strcmp(s->home_path, dir) == 0;
-    if (status == HR_OK && !ours) {
+    if (status != HR_OK) {
+        return status;
+    }
+    const struct hri_io_ops *io = hri_io_guard_ops(guard);
+    status = hri_folder_open(io, dir, true, &made, &folder);
+    if (status == HR_OK) {
+        status = hri_home_find(s, io, folder, dir, &home);
+    }
+    if (status == HR_OK && home == NULL) {
         status = hri_folder_lock(io, folder, dir, &lock);
     }
     if (status == HR_OK) {
-        status = save_into(s, folder, made, dir, options);
+        status =
+            save_into(s, io, folder, made || (home != NULL && home->made_as != NULL), dir, options);
+    }
+    /* What did not come back may still rename: nobody has the folder before. */
+    if (home != NULL && hri_io_guard_gave_up(guard)) {
+        hri_home_leave(s, io, home);
     }
     if (lock >= 0) {
         io->close_file(io->ctx, lock);
@@ -475,5 +498,6 @@ hr_status_t hr_sequence_save(hr_sequence_t *s, const char *dir,
     if (folder >= 0) {
         io->close_file(io->ctx, folder);
     }
+    hri_io_guard_destroy(guard);
     return status;
 }

@@ -3,6 +3,7 @@
 #define HRI_RUNTIME_SAVED_H
 
 #include "offload/archive.h"
+#include "offload/io_guard.h"
 #include "runtime/sequence.h"
 
 enum { HRI_SAVED_WHOLE = 0, HRI_SAVED_USER = 1, HRI_SAVED_LAYER = 2, HRI_SAVED_FRAMES = 3 };
@@ -56,13 +57,27 @@ hr_status_t hri_saved_open(const struct hri_archive_in_options *options, int fol
 /* Frees the one, closes the other; no archive and an fd of -1 are legal. */
 void hri_saved_close(const struct hri_io_ops *io, struct hri_archive_in *in, int fd);
 /* How a runtime reads. */
-struct hri_archive_in_options hri_saved_options(hr_runtime_t *rt, const char *path);
+struct hri_archive_in_options hri_saved_options(hr_runtime_t *rt, const struct hri_io_ops *io,
+                                                const char *path);
 
-/* hr_session_info_get and hr_session_verify by a table of I/O operations. */
+/* -- folders (home.c) -- */
+
+/* The runtime's calls of the disk, each with an end: for one call of ours, destroyed at its end. */
+hr_status_t hri_calls_begin(const hr_runtime_t *rt, struct hri_io_guard **guard_out);
+/* *home_out: the sequence has locked this folder already; else NULL. */
+hr_status_t hri_home_find(hr_sequence_t *s, const struct hri_io_ops *io, int folder,
+                          const char *path, struct hri_home **home_out);
+/* Takes the lock over. */
+hr_status_t hri_home_set(hr_sequence_t *s, int which, const struct hri_io_ops *io, int folder,
+                         const char *path, int *lock);
+void hri_home_leave(hr_sequence_t *s, const struct hri_io_ops *io, struct hri_home *home);
+
+/* hr_session_info_get, hr_session_verify and hr_session_remove by a table of I/O operations. */
 hr_status_t hri_session_info_get(const struct hri_io_ops *io, const char *dir,
                                  struct hr_session_info *out);
 hr_status_t hri_session_verify(const struct hri_io_ops *io, const char *dir,
                                struct hr_session_check *check_out);
+hr_status_t hri_session_remove(const struct hri_io_ops *io, const char *dir);
 
 /* The layer's rows [first, first + rows) of a log cell that holds byte `at` of the log stream. */
 static inline uint32_t hri_saved_token_at(const struct hri_saved_meta *meta, uint64_t at)

@@ -609,7 +609,6 @@ static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o,
     }
     s->runtime = rt;
     s->serial = o->seed & 0xffffffffu;
-    s->home_lock = -1;
     rt->n_sequences++;
     hr_status_t status = hri_recipe_parse(recipe, &s->recipe);
     if (status != HR_OK) {
@@ -730,10 +729,7 @@ void hr_sequence_destroy(hr_sequence_t *s)
         float *out;
     } gates = {.in = s->head_gates};
     hri_free(&rt->alloc, gates.out);
-    hri_free(&rt->alloc, s->home_path);
-    if (s->home_lock >= 0) {
-        rt->io->close_file(rt->io->ctx, s->home_lock);
-    }
+    hri_homes_leave(s);
     hri_free(&rt->alloc, s);
     rt->n_sequences--;
 }

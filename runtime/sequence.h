@@ -121,6 +121,16 @@ struct hri_layer {
         shared; /* forks: how many layers use the arrays in places and block_tokens; NULL: this one alone */
 };
 
+/* A folder of a saved session that the sequence has locked (home.c). */
+enum { HRI_HOME_OPENED, HRI_HOME_CLAIMED, HRI_HOMES };
+struct hri_home {
+    bool held;
+    uint64_t device, inode; /* which folder it is */
+    int lock;
+    int folder;    /* -1, or the open folder */
+    char *made_as; /* its path, if it was made when it was claimed */
+};
+
 /* One kv-head's part of a step. */
 struct hri_head_step {
     float *q; /* [G][k_dim], scaled */
@@ -179,8 +189,7 @@ struct hr_sequence {
     uint64_t serial;
     char recipe_text[512]; /* as given */
     uint32_t cancel;       /* atomic: 1 ends the long call that is under way */
-    char *home_path;       /* the folder it was opened from, or NULL; and its lock */
-    int home_lock;
+    struct hri_home homes[HRI_HOMES];
 };
 
 /* As hr_runtime_create, with other system calls than the real ones; io outlives the runtime. */
@@ -190,6 +199,9 @@ hr_status_t hri_runtime_create(const struct hr_runtime_options *options,
 hr_status_t hri_runtime_create_on(const struct hr_runtime_options *options,
                                   const struct hri_io_ops *io, const struct hri_device_ops *ops,
                                   hr_runtime_t **runtime_out);
+
+/* Leaves all homes of a sequence that ends. */
+void hri_homes_leave(hr_sequence_t *s);
 
 /* A long call begins: what was canceled before it does not count. */
 static inline void hri_cancel_begin(hr_sequence_t *s)

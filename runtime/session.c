@@ -2,14 +2,13 @@
 #include "runtime/saved.h"
 
 #include "base/error.h"
-#include <dirent.h>
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 /* An open session file. */
 struct session {
-    const struct hri_io_ops *io;
+    struct hri_io_guard *guard;
+    const struct hri_io_ops *io; /* the guard's */
     struct hri_alloc alloc;
     const char *path;
     int folder, fd;
@@ -19,12 +18,17 @@ struct session {
 
 static hr_status_t session_open(struct session *x, const struct hri_io_ops *io, const char *dir)
 {
-    *x = (struct session){.io = io, .path = dir, .folder = -1, .fd = -1};
+    *x = (struct session){.path = dir, .folder = -1, .fd = -1};
     hri_alloc_init(&x->alloc, "session", 0, NULL);
-    hr_status_t status = hri_folder_open(x->io, dir, false, NULL, &x->folder);
+    hr_status_t status = hri_io_guard_create(io, 0, &x->guard);
+    if (status != HR_OK) {
+        return status;
+    }
+    x->io = hri_io_guard_ops(x->guard);
+    status = hri_folder_open(x->io, dir, false, NULL, &x->folder);
     if (status == HR_OK) {
         struct hri_archive_in_options o = {
-            .io = io, .alloc = &x->alloc, .path = dir, .mode = HR_IO_AUTO};
+            .io = x->io, .alloc = &x->alloc, .path = dir, .mode = HR_IO_AUTO};
         status = hri_saved_open(&o, x->folder, &x->fd, &x->in, &x->meta);
     }
     return status;
@@ -36,6 +40,7 @@ static void session_close(struct session *x)
     if (x->folder >= 0) {
         x->io->close_file(x->io->ctx, x->folder);
     }
+    hri_io_guard_destroy(x->guard);
 }
 
 hr_status_t hri_session_info_get(const struct hri_io_ops *io, const char *dir,
@@ -242,53 +247,47 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
 static const char *const session_files[] = {HRI_SESSION_FILE, HRI_SESSION_FILE_NEW,
                                             HRI_SESSION_LOCK};
 
-static bool is_ours(const char *name)
-{
-    for (size_t i = 0; i < sizeof session_files / sizeof *session_files; i++) {
-        if (strcmp(name, session_files[i]) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* A first save that failed or was cut leaves its lock, and maybe part of a file, and no session: in a folder that has nothing else. */
-static bool is_left_over(const char *dir)
+static bool is_left_over(const struct hri_io_ops *io, int folder)
 {
-    DIR *d = opendir(dir);
-    size_t ours = 0, others = 0;
-    for (const struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        bool is_dots = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
-        ours += is_ours(e->d_name);
-        others += !is_dots && !is_ours(e->d_name);
-    }
-    if (d != NULL) {
-        closedir(d);
-    }
-    return ours > 0 && others == 0;
+    return io->folder_alone(io->ctx, folder,
+                            HRI_SESSION_FILE "/" HRI_SESSION_FILE_NEW "/" HRI_SESSION_LOCK) == 1;
 }
 
-hr_status_t hr_session_remove(const char *dir)
+static hr_status_t remove_in(const struct hri_io_ops *io, int folder, const char *dir, int *lock)
 {
-    const struct hri_io_ops *io = hri_io_real();
-    int folder = -1, lock = -1;
-    hr_status_t status = hri_folder_open(io, dir, false, NULL, &folder);
-    if (status == HR_OK) {
-        int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
-        if (fd < 0 && !(fd == -ENOENT && is_left_over(dir))) {
-            status = hri_folder_status(fd, "opening its file '" HRI_SESSION_FILE "'", dir);
-        }
-        if (fd >= 0) {
-            io->close_file(io->ctx, fd);
-        }
+    int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
+    if (fd < 0 && !(fd == -ENOENT && is_left_over(io, folder))) {
+        return hri_folder_status(fd, "opening its file '" HRI_SESSION_FILE "'", dir);
     }
-    if (status == HR_OK) {
-        status = hri_folder_lock(io, folder, dir, &lock);
+    if (fd >= 0) {
+        io->close_file(io->ctx, fd);
     }
+    hr_status_t status = hri_folder_lock(io, folder, dir, lock);
     for (size_t i = 0; i < sizeof session_files / sizeof *session_files && status == HR_OK; i++) {
         int error = io->file_remove(io->ctx, folder, session_files[i]);
         status =
             error < 0 && error != -ENOENT ? hri_folder_status(error, "removing it", dir) : HR_OK;
+    }
+    if (status == HR_OK) {
+        int error = io->folder_remove(io->ctx, folder, dir); /* stays if anything else is in it */
+        status = error == -ETIMEDOUT ? hri_folder_status(error, "removing the folder", dir) : HR_OK;
+    }
+    return status;
+}
+
+hr_status_t hri_session_remove(const struct hri_io_ops *real_io, const char *dir)
+{
+    struct hri_io_guard *guard = NULL;
+    int folder = -1, lock = -1;
+    hr_status_t status = hri_io_guard_create(real_io, 0, &guard);
+    if (status != HR_OK) {
+        return status;
+    }
+    const struct hri_io_ops *io = hri_io_guard_ops(guard);
+    status = hri_folder_open(io, dir, false, NULL, &folder);
+    if (status == HR_OK) {
+        status = remove_in(io, folder, dir, &lock);
     }
     if (lock >= 0) {
         io->close_file(io->ctx, lock);
@@ -296,8 +295,11 @@ hr_status_t hr_session_remove(const char *dir)
     if (folder >= 0) {
         io->close_file(io->ctx, folder);
     }
-    if (status == HR_OK) {
-        (void)rmdir(dir); /* stays if anything else is in it */
-    }
+    hri_io_guard_destroy(guard);
     return status;
+}
+
+hr_status_t hr_session_remove(const char *dir)
+{
+    return hri_session_remove(hri_io_real(), dir);
 }

@@ -371,6 +371,10 @@ HR_API void hr_save_options_init(struct hr_save_options *options);
  * (rows lost), HR_ERR_CANCELED: the old session is as it was. Takes 16 MiB of memory while it runs. */
 HR_API hr_status_t hr_sequence_save(hr_sequence_t *sequence, const char *dir,
                                     const struct hr_save_options *options);
+/* Makes sure of a folder before the work that is to be saved there: it is made if it is missing, tried, and locked until the sequence is
+ * destroyed or another folder is claimed; saves to it go on as ever. One that was made and never saved to is removed at the end. The
+ * folder the sequence was opened from is its own already. Errors as of a save. */
+HR_API hr_status_t hr_sequence_claim(hr_sequence_t *sequence, const char *dir);
 
 /* Opens a saved session. Its rows are those that were saved, always: exact attention gives the same. Steps by the recipe give the same bit for
  * bit as the saved sequence's would have where what they choose by is the same: build and cpu level, recipe, moved, tolerance, seed and

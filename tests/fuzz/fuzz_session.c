@@ -81,7 +81,7 @@ static int m_lock(void *c, int folder, const char *name, int *holder)
 static int m_stat(void *c, int fd, struct hri_io_stat *st)
 {
     (void)c;
-    *st = (struct hri_io_stat){.file_bytes = files[fd - OLD].n};
+    *st = (struct hri_io_stat){.file_bytes = fd >= OLD ? files[fd - OLD].n : 0, .inode = 1};
     return 0;
 }
 static ssize_t m_read(void *c, int fd, const struct iovec *iov, int n, uint64_t at)
