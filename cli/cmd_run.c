@@ -254,6 +254,8 @@ int cli_run(int argc, char **argv)
     run.steps = cJSON_CreateArray();
     code = open_run(&run);
     if (code == 0)
+        code = cli_run_save_claim(&run);
+    if (code == 0)
         code = cli_run_prefill(&run);
     if (code == 0)
         code = cli_run_generate(&run);

@@ -101,6 +101,8 @@ int cli_run_open_begin(struct cli_run *run);
 int cli_run_save(struct cli_run *run);
 /* Whether --save can work, before anything else is done. */
 int cli_run_save_check(const struct cli_run_options *options);
+/* Locks the folder of --save, before the text is read. */
+int cli_run_save_claim(struct cli_run *run);
 void cli_saved_fini(struct cli_saved *saved);
 /* These tokens are in the sequence now. */
 int cli_run_ran(struct cli_run *run, const uint32_t *ids, uint32_t n);

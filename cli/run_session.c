@@ -150,6 +150,8 @@ int cli_run_save_check(const struct cli_run_options *o)
                    : cli_fail("save: folder '%s' cannot be written: %s", o->save_dir,
                               strerror(errno));
     snprintf(parent, sizeof parent, "%s", o->save_dir);
+    for (size_t n = strlen(parent); n > 1 && parent[n - 1] == '/';)
+        parent[--n] = '\0';
     char *slash = strrchr(parent, '/');
     if (slash)
         slash[slash == parent] = '\0';
@@ -158,6 +160,13 @@ int cli_run_save_check(const struct cli_run_options *o)
                ? 0
                : cli_fail("save: folder '%s' cannot be made in '%s': %s", o->save_dir, where,
                           strerror(errno));
+}
+
+int cli_run_save_claim(struct cli_run *run)
+{
+    const char *dir = run->options->save_dir;
+    hr_status_t status = dir ? hr_sequence_claim(run->cache.sequence, dir) : HR_OK;
+    return status == HR_OK ? 0 : cli_fail_status("save", status);
 }
 
 static hr_durability_t durability_of(const char *name)

@@ -247,17 +247,21 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
 static const char *const session_files[] = {HRI_SESSION_FILE, HRI_SESSION_FILE_NEW,
                                             HRI_SESSION_LOCK};
 
-/* A first save that failed or was cut leaves its lock, and maybe part of a file, and no session: in a folder that has nothing else. */
-static bool is_left_over(const struct hri_io_ops *io, int folder)
+/* A first save that failed or was cut leaves its lock, and maybe part of a file, and no session: 1 in a folder that has nothing else. */
+static int is_left_over(const struct hri_io_ops *io, int folder)
 {
     return io->folder_alone(io->ctx, folder,
-                            HRI_SESSION_FILE "/" HRI_SESSION_FILE_NEW "/" HRI_SESSION_LOCK) == 1;
+                            HRI_SESSION_FILE "/" HRI_SESSION_FILE_NEW "/" HRI_SESSION_LOCK);
 }
 
 static hr_status_t remove_in(const struct hri_io_ops *io, int folder, const char *dir, int *lock)
 {
     int fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
-    if (fd < 0 && !(fd == -ENOENT && is_left_over(io, folder))) {
+    int left_over = fd == -ENOENT ? is_left_over(io, folder) : 0;
+    if (left_over == -ETIMEDOUT) {
+        return hri_folder_status(left_over, "looking into the folder", dir);
+    }
+    if (fd < 0 && left_over != 1) {
         return hri_folder_status(fd, "opening its file '" HRI_SESSION_FILE "'", dir);
     }
     if (fd >= 0) {

@@ -91,6 +91,43 @@ has "$err" "cannot be made"
 has "$err" "No such file"
 run run --file text.txt --tokens 1 --save text.txt; expect 1
 has "$err" "not a folder"
+
+# a folder that another has is refused before the text is read, with its process's number; who is interrupted leaves no new folder behind
+"$HEADRACE" run --model tiny --tokens-context 60000 --tokens 1 --quiet --save taken > long.out 2>&1 &
+holder=$!
+tries=0
+while [ "$(cat taken/lock 2> /dev/null)" != $holder ] && [ $tries -lt 600 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
+for folder in taken taken/ ./taken "$work/taken" many/../taken; do
+    fails 1 "headrace: save: session $folder: in use by process $holder" run --model tiny --tokens-context 60000 --quiet --save "$folder"
+done
+check "it has ended already" kill -INT $holder
+code=0
+wait $holder || code=$?
+expect 1
+check "a folder was left behind" test ! -e taken
+
+# the opened folder by other names is the same folder, another one by the same kind of name is not
+run run --file text.txt --tokens 1 --save same; expect 0
+for folder in same/ ./same "$work/same" many/../same same; do
+    run run --open same --save "$folder" --tokens 1 --quiet; expect 0
+    run run --open "$folder" --save same --tokens 1 --quiet; expect 0
+done
+run session info same --json j.json; expect 0
+number '$1 == 11' j.json session.generation
+ln -s same like
+run run --open same --save like --tokens 1 --quiet; expect 1
+has "$err" "'like' is a symbolic link"
+run run --open same --save other/ --tokens 1 --quiet; expect 0
+run session verify other; expect 0
+run session rm ./other/; expect 0
+check "other is still there" test ! -e other
+mkdir bare
+chmod 700 bare
+run run --file text.txt --tokens 1 --save bare --json nowhere/j.json; expect 1
+check "bare has changed" test -z "$(ls bare)"
 run session ls many/empty; expect 0
 has "$err" "no session"
 run run --open s --tokens 1 --host-bytes 64KiB; expect 1

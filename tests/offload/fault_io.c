@@ -89,9 +89,93 @@ static int64_t bend(int kind, int error, int64_t asked_bytes, int64_t result,
 
 /* ---------------------------------------------------------------------------------------- files */
 
+static void nap(void)
+{
+    struct timespec pause = {0, 1000000};
+    nanosleep(&pause, NULL);
+}
+
+static void call_begin(struct fault_io *io, int call)
+{
+    long n = atomic_fetch_add(&io->n_calls, 1);
+    if (!atomic_load(&io->hangs) || n != atomic_load(&io->hang_at))
+        return;
+    atomic_store(&io->hung, call);
+    while (atomic_load(&io->hangs))
+        nap();
+}
+
+void fault_io_hang(struct fault_io *io, long at)
+{
+    atomic_store(&io->n_calls, 0);
+    atomic_store(&io->hang_at, at);
+    atomic_store(&io->hung, CALLS);
+    atomic_store(&io->hangs, true);
+}
+
+void fault_io_answer(struct fault_io *io)
+{
+    atomic_store(&io->hangs, false);
+}
+
+static int fault_folder_open(void *ctx, const char *path, bool make, bool *made_out)
+{
+    call_begin(ctx, CALL_FOLDER_OPEN);
+    return hri_io_real()->folder_open(NULL, path, make, made_out);
+}
+
+static int fault_folder_alone(void *ctx, int folder, const char *names)
+{
+    call_begin(ctx, CALL_FOLDER_ALONE);
+    return hri_io_real()->folder_alone(NULL, folder, names);
+}
+
+static int fault_folder_remove(void *ctx, int folder, const char *path)
+{
+    call_begin(ctx, CALL_FOLDER_REMOVE);
+    return hri_io_real()->folder_remove(NULL, folder, path);
+}
+
+static int fault_file_open(void *ctx, int folder, const char *name, bool create)
+{
+    call_begin(ctx, CALL_FILE_OPEN);
+    return hri_io_real()->file_open(NULL, folder, name, create);
+}
+
+static int fault_file_rename(void *ctx, int folder, const char *from, const char *to)
+{
+    call_begin(ctx, CALL_RENAME);
+    return hri_io_real()->file_rename(NULL, folder, from, to);
+}
+
+static int fault_file_remove(void *ctx, int folder, const char *name)
+{
+    call_begin(ctx, CALL_REMOVE);
+    return hri_io_real()->file_remove(NULL, folder, name);
+}
+
+static int fault_file_lock(void *ctx, int folder, const char *name, int *holder_out)
+{
+    call_begin(ctx, CALL_LOCK);
+    return hri_io_real()->file_lock(NULL, folder, name, holder_out);
+}
+
+static int fault_sync_file(void *ctx, int fd)
+{
+    call_begin(ctx, CALL_SYNC);
+    return hri_io_real()->sync_file(NULL, fd);
+}
+
+static void fault_write_back(void *ctx, int fd, uint64_t offset, uint64_t bytes)
+{
+    call_begin(ctx, CALL_WRITE_BACK);
+    hri_io_real()->write_back(NULL, fd, offset, bytes);
+}
+
 static int fault_open_temp(void *ctx, const char *dir, bool direct)
 {
     struct fault_io *io = ctx;
+    call_begin(io, CALL_OPEN_TEMP);
     if (io->open_error)
         return -io->open_error;
     if (direct && io->no_direct)
@@ -112,13 +196,14 @@ static int fault_set_direct(void *ctx, int fd, bool direct)
 
 static int fault_close_file(void *ctx, int fd)
 {
-    (void)ctx;
+    call_begin(ctx, CALL_CLOSE);
     return hri_io_real()->close_file(NULL, fd);
 }
 
 static int fault_stat_file(void *ctx, int fd, struct hri_io_stat *stat_out)
 {
     struct fault_io *io = ctx;
+    call_begin(io, CALL_STAT);
     if (io->stat_error)
         return -io->stat_error;
     int error = hri_io_real()->stat_file(NULL, fd, stat_out);
@@ -130,21 +215,18 @@ static int fault_stat_file(void *ctx, int fd, struct hri_io_stat *stat_out)
 static int fault_allocate(void *ctx, int fd, uint64_t offset, uint64_t bytes)
 {
     struct fault_io *io = ctx;
+    call_begin(io, CALL_ALLOCATE);
     if (io->allocate_error && io->n_allocates++ >= io->allocate_after)
         return -io->allocate_error;
     return hri_io_real()->allocate(NULL, fd, offset, bytes);
-}
-
-static void nap(void)
-{
-    struct timespec pause = {0, 1000000};
-    nanosleep(&pause, NULL);
 }
 
 static ssize_t transfer(struct fault_io *io, bool write, int fd, const struct iovec *iov, int n_iov,
                         uint64_t offset)
 {
     int error, kind = next_fault(io, write, &error);
+    if (io->transfers_are_calls)
+        call_begin(io, write ? CALL_WRITE : CALL_READ);
     while (atomic_load(&io->stalled))
         nap();
     struct iovec part[64];
@@ -326,16 +408,17 @@ void fault_io_init(struct fault_io *io)
     memset(io, 0, sizeof *io);
     pthread_mutex_init(&io->mutex, NULL);
     hri_rng_seed(&io->rng, 99);
-    const struct hri_io_ops *real = hri_io_real();
     io->ops = (struct hri_io_ops){
         .ctx = io,
-        .folder_open = real->folder_open, /* they take any ctx */
-        .file_open = real->file_open,
-        .file_rename = real->file_rename,
-        .file_remove = real->file_remove,
-        .file_lock = real->file_lock,
-        .sync_file = real->sync_file,
-        .write_back = real->write_back,
+        .folder_open = fault_folder_open,
+        .folder_alone = fault_folder_alone,
+        .folder_remove = fault_folder_remove,
+        .file_open = fault_file_open,
+        .file_rename = fault_file_rename,
+        .file_remove = fault_file_remove,
+        .file_lock = fault_file_lock,
+        .sync_file = fault_sync_file,
+        .write_back = fault_write_back,
         .set_direct = fault_set_direct,
         .open_temp = fault_open_temp,
         .close_file = fault_close_file,

@@ -13,6 +13,26 @@
 
 #define FAULT_HELD_MAX 64
 
+/* Calls that the kernel gives no time-out; a read or write is one where no disk makes it. */
+enum fault_call {
+    CALL_OPEN_TEMP,
+    CALL_CLOSE,
+    CALL_STAT,
+    CALL_ALLOCATE,
+    CALL_READ,
+    CALL_WRITE,
+    CALL_FOLDER_OPEN,
+    CALL_FOLDER_ALONE,
+    CALL_FOLDER_REMOVE,
+    CALL_FILE_OPEN,
+    CALL_RENAME,
+    CALL_REMOVE,
+    CALL_SYNC,
+    CALL_WRITE_BACK,
+    CALL_LOCK,
+    CALLS
+};
+
 /* A transfer is one readv or writev, or one operation pushed to a ring. */
 struct fault_io {
     struct hri_io_ops ops;
@@ -40,6 +60,11 @@ struct fault_io {
     bool shuffle;                  /* ring results come late, out of order, and some twice */
     int hide_reaps;                /* so many looks at a ring see nothing */
     _Atomic int stalled;           /* no I/O gets an answer while it is set */
+    /* The call numbered hang_at, of all such calls from fault_io_hang on, does not come back while `hangs` is set; then it is made. */
+    _Atomic long n_calls, hang_at;
+    _Atomic bool hangs;
+    _Atomic int hung;         /* which call that was; CALLS: none yet */
+    bool transfers_are_calls; /* no disk makes them */
     /* counted */
     _Atomic long n_reads, n_writes, n_faults;
     long n_allocates;
@@ -59,5 +84,7 @@ struct fault_io *fault_io_make(void);
 /* Of the reads or writes from now on, the ones numbered after .. after + count - 1 get the fault. */
 void fault_io_arm(struct fault_io *io, bool write, int kind, int error, long after, long count);
 void fault_io_disarm(struct fault_io *io);
+void fault_io_hang(struct fault_io *io, long at);
+void fault_io_answer(struct fault_io *io);
 
 #endif
