@@ -441,9 +441,9 @@ hr_status_t hri_io_guard_create(const struct hri_io_ops *io, uint64_t timeout_ns
     if (guard == NULL)
         return hri_error_set(HR_ERR_NOMEM, "disk calls: out of memory");
     guard->io = io;
-    guard->timeout_ns = io->timeout_ns != 0 ? io->timeout_ns
-                        : timeout_ns != 0   ? timeout_ns
-                                            : HRI_DISK_TIMEOUT_NS;
+    guard->timeout_ns = io->call_timeout_ns != 0 ? io->call_timeout_ns
+                        : timeout_ns != 0        ? timeout_ns
+                                                 : HRI_DISK_TIMEOUT_NS;
     ops_fill(guard);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);

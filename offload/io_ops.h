@@ -54,6 +54,8 @@ struct hri_io_ops {
     const struct hri_io_ops *transfers;
     uint64_t
         timeout_ns; /* an I/O that gets no answer for so long is given up; 0: as the store says */
+    uint64_t
+        call_timeout_ns; /* the same of calls that a guard makes (io_guard.h); 0: as its maker says */
     /* A new file in dir that vanishes when it is closed, mode 0600. Returns the descriptor. */
     int (*open_temp)(void *ctx, const char *dir, bool direct);
     int (*close_file)(void *ctx, int fd);

@@ -367,8 +367,10 @@ HR_API void hr_save_options_init(struct hr_save_options *options);
 /* Saves all tokens, with everything derived from them, to the folder `dir`, which is made (0700) if it is missing; its parent must
  * exist. The sequence goes on afterwards. options may be NULL.
  * HR_ERR_STATE: layers of different lengths (a token under way). HR_ERR_BUSY: the folder is in use (the message names the process).
- * HR_ERR_INVALID (no folder, a link, not ours), HR_ERR_IO, HR_ERR_TIMEOUT (a write had no answer for twice io_timeout_ns), HR_ERR_CORRUPT
- * (rows lost), HR_ERR_CANCELED: the old session is as it was. Takes 16 MiB of memory while it runs. */
+ * HR_ERR_INVALID (no folder, a link, not ours), HR_ERR_IO, HR_ERR_TIMEOUT (the disk gave no answer for twice io_timeout_ns), HR_ERR_CORRUPT
+ * (rows lost), HR_ERR_CANCELED: the old session is as it was, or, where the message names the rename or a call after it, the new one. A call
+ * without an answer is left behind, and may still be carried out when the disk answers: until then the folder stays locked. Takes 16 MiB of
+ * memory while it runs. */
 HR_API hr_status_t hr_sequence_save(hr_sequence_t *sequence, const char *dir,
                                     const struct hr_save_options *options);
 /* Makes sure of a folder before the work that is to be saved there: it is made if it is missing, tried, and locked until the sequence is
@@ -385,7 +387,7 @@ HR_API hr_status_t hr_sequence_claim(hr_sequence_t *sequence, const char *dir);
  * length. model_id: of the save, or NULL: not compared. The folder stays locked until the sequence is destroyed.
  * HR_ERR_NOTFOUND (no session there), HR_ERR_VERSION (another format), HR_ERR_INVALID (of another model: the message says what
  * differs), HR_ERR_BUSY (in use: the message names the process), HR_ERR_FULL (tokens_max), HR_ERR_BUDGET, HR_ERR_CORRUPT (the
- * message names what is lost), HR_ERR_IO (the same), HR_ERR_TIMEOUT (a read had no answer for twice io_timeout_ns). The files are never changed.
+ * message names what is lost), HR_ERR_IO (the same), HR_ERR_TIMEOUT (the disk gave no answer for twice io_timeout_ns). The files are never changed.
  * Takes 4 MiB of memory while it runs. */
 HR_API hr_status_t hr_sequence_open(hr_runtime_t *runtime, const char *dir,
                                     const struct hr_sequence_options *options,
@@ -408,7 +410,7 @@ HR_API hr_status_t hr_session_info_get(const char *dir, struct hr_session_info *
 /* The caller's own bytes; n_bytes must be info.user_bytes. */
 HR_API hr_status_t hr_session_user_read(const char *dir, void *data, size_t n_bytes);
 
-/* Reads every byte. HR_ERR_CORRUPT: report_out (written then too) says what is damaged, the message says it in words. HR_ERR_TIMEOUT: a read had no
+/* Reads every byte. HR_ERR_CORRUPT: report_out (written then too) says what is damaged, the message says it in words. HR_ERR_TIMEOUT: the disk gave no
  * answer for a minute. */
 struct hr_session_check {
     size_t struct_size;

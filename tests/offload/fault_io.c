@@ -410,6 +410,8 @@ void fault_io_init(struct fault_io *io)
     hri_rng_seed(&io->rng, 99);
     io->ops = (struct hri_io_ops){
         .ctx = io,
+        .call_timeout_ns =
+            60000000000u, /* a real disk may be slow, whatever a test expects of its reads and writes */
         .folder_open = fault_folder_open,
         .folder_alone = fault_folder_alone,
         .folder_remove = fault_folder_remove,
