@@ -72,6 +72,8 @@ static int by_name(const void *a, const void *b)
 /* Folders in dir, no links; sorted. */
 static int list_make(const char *dir, struct list *list)
 {
+    if (dir[0] == '\0')
+        return cli_fail("session: no folder is named");
     DIR *d = opendir(dir);
     if (!d)
         return cli_fail("session: %s: %s", dir, strerror(errno));

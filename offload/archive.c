@@ -17,10 +17,13 @@ hr_status_t hri_folder_status(int error, const char *what, const char *path)
     if (e == ETIMEDOUT || e == ENOMEM)
         return hri_archive_status(e, what, path);
     hr_status_t status = e == ENOENT                                 ? HR_ERR_NOTFOUND
+                         : e == EMEDIUMTYPE                          ? HR_ERR_INVALID
                          : e == ELOOP || e == ENOTDIR || e == EINVAL ? HR_ERR_INVALID
                          : e == EACCES || e == EPERM || e == EROFS   ? HR_ERR_INVALID
                                                                      : HR_ERR_IO;
-    const char *why = e == ELOOP ? "it is a symbolic link" : strerror(e);
+    const char *why = e == ELOOP         ? "it is a symbolic link"
+                      : e == EMEDIUMTYPE ? "it is no plain file"
+                                         : strerror(e);
     return hri_error_set(status, "session %s: %s: %s", path, what, why);
 }
 

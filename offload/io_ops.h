@@ -73,7 +73,7 @@ struct hri_io_ops {
     int (*folder_alone)(void *ctx, int folder, const char *names);
     /* The open folder, of which the last part of path is the name; -ENOTEMPTY if there is anything in it. */
     int (*folder_remove)(void *ctx, int folder, const char *path);
-    /* A plain file in the folder, never through a link. create: a new one, mode 0600, -EEXIST if the name is taken; else for reading. */
+    /* A plain file in the folder, never through a link; -EMEDIUMTYPE: it is something else. create: a new one, mode 0600, -EEXIST if the name is taken; else for reading. */
     int (*file_open)(void *ctx, int folder, const char *name, bool create);
     int (*file_rename)(void *ctx, int folder, const char *from, const char *to);
     int (*file_remove)(void *ctx, int folder, const char *name);

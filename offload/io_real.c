@@ -182,7 +182,7 @@ static int plain_file(int fd)
     struct stat info;
     if (fd < 0)
         return -errno;
-    int error = fstat(fd, &info) != 0 ? errno : S_ISREG(info.st_mode) ? 0 : EINVAL;
+    int error = fstat(fd, &info) != 0 ? errno : S_ISREG(info.st_mode) ? 0 : EMEDIUMTYPE;
     if (error == 0)
         return fd;
     close(fd);

@@ -88,6 +88,12 @@ void hri_homes_leave(hr_sequence_t *s)
 /* A save will make its new file there. */
 static hr_status_t writable(const struct hri_io_ops *io, int folder, const char *dir)
 {
+    int old = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
+    if (old >= 0) {
+        io->close_file(io->ctx, old);
+    } else if (old == -ETIMEDOUT || old == -EMEDIUMTYPE) {
+        return hri_folder_status(old, "opening its file '" HRI_SESSION_FILE "'", dir);
+    }
     int error = io->file_remove(io->ctx, folder, HRI_SESSION_FILE_NEW); /* of a save that died */
     if (error < 0 && error != -ENOENT) {
         return hri_folder_status(error, "removing " HRI_SESSION_FILE_NEW, dir);

@@ -306,7 +306,7 @@ static hr_status_t all_save(struct saver *sv, const struct hr_save_options *o)
 
 /* -- the folder -- */
 
-/* The sequence number of the save that is there; 0 where there is none, or none that can be read. HR_ERR_TIMEOUT. */
+/* The sequence number of the save that is there; 0 where there is none, or none that can be read. HR_ERR_TIMEOUT, HR_ERR_INVALID. */
 static hr_status_t generation_of(hr_sequence_t *s, const struct hri_io_ops *io, int folder,
                                  const char *dir, uint64_t *generation_out)
 {
@@ -316,7 +316,7 @@ static hr_status_t generation_of(hr_sequence_t *s, const struct hri_io_ops *io, 
     bool stuck = false;
     *generation_out = 0;
     o.fd = io->file_open(io->ctx, folder, HRI_SESSION_FILE, false);
-    if (o.fd == -ETIMEDOUT) {
+    if (o.fd == -ETIMEDOUT || o.fd == -EMEDIUMTYPE) {
         return hri_folder_status(o.fd, "opening its file '" HRI_SESSION_FILE "'", dir);
     }
     if (o.fd >= 0) {

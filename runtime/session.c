@@ -243,8 +243,8 @@ hr_status_t hr_session_verify(const char *dir, struct hr_session_check *check_ou
     return hri_session_verify(hri_io_real(), dir, check_out);
 }
 
-/* Files of a session, in the order in which they are removed: what is left by a cut is removed as well. */
-static const char *const session_files[] = {HRI_SESSION_FILE, HRI_SESSION_FILE_NEW,
+/* Files of a session, in the order in which they are removed: one that cannot be leaves the session whole; what is left by a cut is removed as well. */
+static const char *const session_files[] = {HRI_SESSION_FILE_NEW, HRI_SESSION_FILE,
                                             HRI_SESSION_LOCK};
 
 /* A first save that failed or was cut leaves its lock, and maybe part of a file, and no session: 1 in a folder that has nothing else. */
