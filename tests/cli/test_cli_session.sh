@@ -124,6 +124,15 @@ run run --open same --save other/ --tokens 1 --quiet; expect 0
 run session verify other; expect 0
 run session rm ./other/; expect 0
 check "other is still there" test ! -e other
+mkdir odd
+mkfifo odd/session
+for command in "session info odd" "session verify odd" "session rm odd" "session ls ." "run --open odd --quiet" "run --file text.txt --quiet --save odd"; do
+    # shellcheck disable=SC2086 # words
+    run $command; expect 1
+    has "$err" "it is no plain file"
+done
+rm -r odd
+fails 1 "headrace: session: no folder is named" session ls ""
 mkdir bare
 chmod 700 bare
 run run --file text.txt --tokens 1 --save bare --json nowhere/j.json; expect 1
