@@ -258,7 +258,8 @@ static hr_status_t add_marker(hre_tokenizer_t *t, uint32_t id)
     struct hre_text text = hre_tokenizer_text(t, id);
     uint32_t node = 0;
 
-    if (text.bytes == 0)
+    /* Text is valid UTF-8; a marker that is not could only be found across its characters, and cut them. */
+    if (text.bytes == 0 || hre_utf8_invalid_at(text.data, text.bytes) != text.bytes)
         return HR_OK;
     if (text.bytes > HRE_MARKER_BYTES_MAX)
         return hre_fail(HR_ERR_UNSUPPORTED,

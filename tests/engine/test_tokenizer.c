@@ -196,6 +196,32 @@ static void test_markers(void **state)
     hre_tokenizer_destroy(t);
 }
 
+/* A marker that begins or ends inside of a character is not found there: it would cut it. */
+static void test_markers_in_characters(void **state)
+{
+    static const char *const broken[] = {"\xa0x", "x\xc4", "\xc4", "\xa0"};
+    static const char text[] = "a\xc4\xa0x\xc4\xa0 b";
+    struct hre_text tokens[2048];
+    struct hre_vocab vocab = small.vocab;
+    struct hre_encode_options options;
+
+    (void)state;
+    assert_true(vocab.n_tokens <= 2048);
+    memcpy(tokens, small.tokens, vocab.n_tokens * sizeof(*tokens));
+    for (size_t i = 0; i < N_CONTROL; i++)
+        tokens[vocab.n_tokens - N_CONTROL + i] = (struct hre_text){broken[i], strlen(broken[i])};
+    vocab.tokens = tokens;
+    hre_tokenizer_t *t = create(&vocab);
+    hre_encode_options_init(&options);
+    struct hre_tokens plain = encode(t, text, sizeof(text) - 1, &options);
+    options.parse_special = true;
+    struct hre_tokens got = encode(t, text, sizeof(text) - 1, &options);
+    assert_int_equal(got.dropped_bytes, plain.dropped_bytes);
+    assert_ids(&got, plain.ids, plain.count);
+    hre_tokens_fini(&plain);
+    hre_tokenizer_destroy(t);
+}
+
 static void test_user_defined_always_counts(void **state)
 {
     struct hre_vocab vocab = small.vocab;
@@ -654,6 +680,7 @@ int main(void)
         cmocka_unit_test(test_golden_special),
         cmocka_unit_test(test_markers),
         cmocka_unit_test(test_user_defined_always_counts),
+        cmocka_unit_test(test_markers_in_characters),
         cmocka_unit_test(test_added_ends),
         cmocka_unit_test(test_merges_follow_the_rule),
         cmocka_unit_test(test_long_runs),
