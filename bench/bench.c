@@ -83,9 +83,9 @@ static const struct hrb_benchmark benchmarks[] = {
     {"plan-host", "what 'plan --measured' says of a step at twice the length, rows in host memory",
      0.75, hrb_plan, 0},
     {"plan-file", "the same with rows in the file", 0.75, hrb_plan, 1},
-    {"engine-prefill-7900", "prefill of 7,900 tokens", 1.5, hrb_engine, 0},
-    {"engine-decode-512", "decoding after 512 tokens, 1% moved", 0.7, hrb_engine, 512},
-    {"engine-decode-7900", "decoding after 7,900 tokens, 1% moved", 1.5, hrb_engine, 7900},
+    {"engine-prefill-7900", "prefill of 7,900 tokens", 2.5, hrb_engine, 0},
+    {"engine-decode-512", "decoding after 512 tokens, 1% moved", 1.0, hrb_engine, 512},
+    {"engine-decode-7900", "decoding after 7,900 tokens, 1% moved", 2.5, hrb_engine, 7900},
     /* On a GPU; skipped without one. */
     {"device-gather-32k", "blocks of 32 KiB from pinned memory on four SMs", 0.95,
      hrb_device_gather, 32768},
