@@ -85,6 +85,9 @@ static void print_moves(FILE *file, const struct hr_attend_report *sum, uint64_t
                 count_text(sum->blocks_lost, a));
     fprintf(file, "  %-10s %s, %s of the body, hit or fetched\n", "refined",
             bytes_text(per(sum->bytes_selected, n), a), share_text(sum->bytes_selected, sum, b));
+    if (sum->rows_rests)
+        fprintf(file, "  %-10s %s of it, of the values of %s sketched rows\n", "rests",
+                bytes_text(per(sum->bytes_rests, n), a), count_text(per(sum->rows_rests, n), b));
     uint64_t moved = sum->bytes_from_host + sum->bytes_from_file;
     fprintf(file, "  %-10s %s, %s of the body: %s from host, %s from file in %s reads\n", "moved",
             bytes_text(per(moved, n), a), share_text(moved, sum, b),
@@ -179,6 +182,8 @@ static void add_report_json(cJSON *json, const struct hr_attend_report *sum, dou
         {"bytes_from_host", sum->bytes_from_host},
         {"bytes_from_file", sum->bytes_from_file},
         {"bytes_selected", sum->bytes_selected},
+        {"rows_rests", sum->rows_rests},
+        {"bytes_rests", sum->bytes_rests},
         {"body_bytes", sum->body_bytes},
         {"ios", sum->ios},
     };

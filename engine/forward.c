@@ -175,6 +175,8 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
     sum->body_bytes += r->body_bytes;
     sum->ios += r->ios;
     sum->rows_visited += r->rows_visited;
+    sum->rows_rests += r->rows_rests;
+    sum->bytes_rests += r->bytes_rests;
     sum->predicted_error += r->predicted_error;
     sum->late_error += r->late_error;
     sum->true_error += r->true_error;

@@ -38,8 +38,8 @@ bool hri_rests_create(const struct hri_index_options *o, uint32_t lanes, struct 
     memset(r, 0, sizeof *r);
     if (!hri_rests_wanted(o))
         return true;
-    r->codes = hri_aligned_zero(o->scratch, 64, (size_t)lanes * code_bytes(o));
-    r->step = hri_aligned_zero(o->scratch, 64, lanes);
+    r->codes = hri_aligned(o->scratch, 64, (size_t)lanes * code_bytes(o));
+    r->step = hri_aligned(o->scratch, 64, lanes);
     return r->codes && r->step;
 }
 
@@ -90,6 +90,16 @@ static void row_encode(const struct hri_sketch *s, float mean, const float *x, u
     *step_code = hri_sketch_log_code(STEP * square / dv, (double)mean);
     float step = sqrtf(mean * s->miss_of[*step_code]), inverse = step > 0 ? 1 / step : 0;
     hri_pass_quarters_code(x, inverse, dv / 4, codes);
+}
+
+void hri_rests_pass(struct hri_index_head *head, uint32_t first, uint32_t end)
+{
+    struct hri_rests *r = &head->sketch->rests;
+    size_t bytes = code_bytes(&head->options);
+    if (!r->codes || first >= end)
+        return;
+    memset(r->codes + first * bytes, 0, (end - first) * bytes);
+    memset(r->step + first, 0, end - first);
 }
 
 void hri_rests_add(struct hri_index_head *head, const struct hri_basis *basis, const float *values,

@@ -36,6 +36,8 @@ bool hri_rests_create(const struct hri_index_options *options, uint32_t lanes,
 void hri_rests_destroy(const struct hri_index_options *options, struct hri_rests *rests);
 /* Of the blocks there are. */
 uint64_t hri_rests_held(const struct hri_index_head *head);
+/* Lanes [first, end) will have no rows. */
+void hri_rests_pass(struct hri_index_head *head, uint32_t first, uint32_t end);
 /* Of n rows that are coded in the lanes from `lane` on: values [n][v_dim] v - v_m. work: hri_rests_work_bytes. */
 size_t hri_rests_work_bytes(const struct hri_index_options *options);
 void hri_rests_add(struct hri_index_head *head, const struct hri_basis *basis, const float *values,

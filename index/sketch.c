@@ -521,8 +521,10 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
     if (status != HR_OK)
         return status;
     uint32_t d = o->k_dim, lane = next_lane(head), row = 0, b = 0;
-    if (basis->first_block == head->n_blocks)
+    if (basis->first_block == head->n_blocks) {
+        hri_rests_pass(head, lane, hri_lanes_up(lane));
         lane = hri_lanes_up(lane);
+    }
     if (g->n > s->lanes_max - lane) {
         hri_sketch_truncate(head);
         return hri_error_set(HR_ERR_FULL, "index head: %u rows, %u have sketches, %u more fit",

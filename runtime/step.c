@@ -619,6 +619,8 @@ static void report_fill(struct step *st)
         r->bytes_by_level[level] += hs->refined_rows * s->code_bytes;
         r->bytes_selected += hs->out.bytes;
         r->rows_visited += hs->out.rows_visited;
+        r->rows_rests += hs->out.n_rests;
+        r->bytes_rests += hs->out.bytes_rests;
         if (l->indexed) {
             r->blocks_total += hri_index_items(l->heads[h]);
             r->blocks_hit += hs->fetch.n_hits;

@@ -227,6 +227,9 @@ struct hr_attend_report {
     uint64_t bytes_hit;      /* of it, what lay in frames already */
     uint64_t body_bytes;     /* the body's exact K+V bytes: the denominator of "moved" */
     uint64_t ios;            /* reads of the file */
+    uint64_t
+        rows_rests; /* rows at level 1 of whose values the rest was taken (recipe headrace, "rests") */
+    uint64_t bytes_rests;  /* what that moved: of bytes_from_host and bytes_selected */
     uint64_t rows_visited; /* keys or codes compared by recipes that walk an index in host memory */
     double predicted_error; /* relative error of the output, mean over query heads; 0 when exact */
     double predicted_error_max;
@@ -453,7 +456,7 @@ struct hr_sequence_stats {
     uint64_t host_bytes, file_bytes;
     uint64_t index_ns; /* time spent grouping, so far */
     uint64_t
-        host_index_bytes; /* of an index that is searched in host memory: graphs, hash tables */
+        host_index_bytes; /* of an index in host memory, beside the tier's: graphs, hash tables, rests */
 };
 HR_API hr_status_t hr_runtime_stats_get(const hr_runtime_t *runtime,
                                         struct hr_runtime_stats *stats_out);

@@ -217,6 +217,8 @@ static void add_report(struct counts *counts, const struct hr_attend_report *r)
     add(counts, "blocks-estimated", r->blocks_estimated);
     add(counts, "blocks-late", r->blocks_late);
     add(counts, "bytes-selected", r->bytes_selected);
+    add(counts, "rows-rests", r->rows_rests);
+    add(counts, "bytes-rests", r->bytes_rests);
     add(counts, "bytes-from-host", r->bytes_from_host);
     add(counts, "bytes-from-file", r->bytes_from_file);
     add(counts, "reads", r->ios);
