@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "base/threads.h"
 #include "bench/measure.h"
+#include "bench/peak.h"
 #include "bench/read_memory.h"
 #include "bench/subjects.h"
 #include "kernels/kernels.h"
@@ -159,6 +160,22 @@ static double read_run(void *context)
     return hrb_pool_seconds(s->pool, read_task, s, s->n_pieces);
 }
 
+/* The roofline: a byte of codes stands for several products with every query, and what the processor can multiply a second may be the
+ * lower roof. share_of_roof is the rate over the lower one. */
+static void roof_tell(const struct scan *s, struct hrb_result *result)
+{
+    double per_byte = 16.0 * (s->n4 + s->n2) * s->g / (double)hri_sketch_group_bytes(s->n4, s->n2);
+    double peak = hrb_peak_products(s->pool, hri_kernels_best());
+    if (peak <= 0)
+        return;
+    double roof = peak / per_byte * 1e-9;
+    result->details = cJSON_CreateObject();
+    cJSON_AddNumberToObject(result->details, "products_per_byte", per_byte);
+    cJSON_AddNumberToObject(result->details, "multiplying_gbps", roof);
+    cJSON_AddNumberToObject(result->details, "share_of_roof",
+                            result->value / fmin(roof, result->limit));
+}
+
 int hrb_sketch_score(const struct hrb_benchmark *self, const struct hrb_options *options,
                      struct hrb_result *result)
 {
@@ -186,6 +203,7 @@ int hrb_sketch_score(const struct hrb_benchmark *self, const struct hrb_options 
     }
     hrb_result_rate(result, &pair, s.n_pieces * s.piece_bytes);
     result->limit_is = "read of the same bytes";
+    roof_tell(&s, result);
     code = 0;
 out:
     scan_fini(&s);
