@@ -220,10 +220,7 @@ hr_status_t hri_session_verify(const struct hri_io_ops *io, const char *dir,
     if (status == HR_OK) {
         check.superblocks_bad = hri_archive_facts(x.in).superblocks_bad;
         lost.bits = hri_calloc(&x.alloc, x.meta.n_tokens / 64 + 1, sizeof *lost.bits);
-        status = lost.bits != NULL ? HR_OK : hri_alloc_status();
-    }
-    if (status == HR_OK) {
-        status = blocks_verify(&x, &lost);
+        status = lost.bits != NULL ? blocks_verify(&x, &lost) : hri_alloc_status();
     }
     if (status == HR_OK) {
         status = verdict(&x, &check);
