@@ -341,7 +341,7 @@ static uint32_t bytes_bin(const struct hri_ladder *l, uint64_t want)
     return 0;
 }
 
-/* Pieces in the bin at which the budget ends: rests from ranked on, rows behind `rows`. */
+/* Pieces in the bin at which the budget ends. */
 struct edge {
     struct hri_ranked *rests, *rows;
     uint32_t n_rests, n_rows;
@@ -411,10 +411,10 @@ static void pieces_take(struct hri_ladder *l, uint64_t want, struct hri_select_o
 {
     const struct hri_index_head *head = l->head;
     struct edge edge = {.rests = l->ranked + l->stride, .rows = l->ranked};
-    uint32_t bin = bytes_bin(l, want);
     uint64_t above = 0;
     if (want == 0)
         return;
+    uint32_t bin = bytes_bin(l, want);
     bin = bin > 0 ? bin : 1;
     for (uint32_t i = bin + 1; i < HRI_BINS; i++)
         above += l->bins[i];

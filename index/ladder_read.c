@@ -18,9 +18,9 @@
 #define HEAVY 0.002f
 
 /* What may be ranked: every row, or its rest and all of it. */
-static size_t ranked_max(const struct hri_index_options *o)
+static size_t ranked_max(size_t lanes, bool rests)
 {
-    return (hri_rests_wanted(o) ? 2 : 1) * (size_t)hri_sketch_lanes_max(o);
+    return rests ? 2 * lanes : lanes;
 }
 
 static bool take(struct hri_arena *arena, const struct hri_index_options *o, struct hri_ladder *l)
@@ -46,8 +46,7 @@ static bool take(struct hri_arena *arena, const struct hri_index_options *o, str
     l->bin_sum = hri_arena_array(arena, HRI_BINS, sizeof(float));
     l->state = hri_arena_array(arena, blocks, 1);
     l->turned = hri_arena_array(arena, bases, 1);
-    l->rest_bytes = hri_rest_bytes(o);
-    l->ranked = hri_arena_array(arena, ranked_max(o), sizeof(struct hri_ranked));
+    l->ranked = hri_arena_array(arena, ranked_max(lanes, l->rest_bytes > 0), sizeof *l->ranked);
     l->taken = hri_arena_array(arena, lanes, 1);
     l->value_part = hri_arena_array(arena, blocks, sizeof(float));
     l->query = hri_arena_array(arena, 1, sizeof(struct hri_sketch_query));
@@ -78,7 +77,7 @@ size_t hri_ladder_bytes(const struct hri_index_options *o)
     size_t floats = (g + 1) * lanes + (4 * g + 3) * blocks + g * HRI_LADDER_CHUNK +
                     (bases * (o->k_dim + 1) + HR_HEAD_DIM_MAX + o->v_dim + 9) * g;
     return floats * sizeof(float) + (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks +
-           bases + ranked_max(o) * sizeof(struct hri_ranked) + lanes +
+           bases + ranked_max(lanes, hri_rests_wanted(o)) * sizeof(struct hri_ranked) + lanes +
            sizeof(struct hri_sketch_query) +
            hri_ladder_audits_max(o) * (sizeof(uint32_t) + g * sizeof(struct hri_audit)) +
            2 * g * sizeof(double) + hri_sketch_lone_max(o) * sizeof(struct hri_lone) +
@@ -90,7 +89,8 @@ struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct 
 {
     const struct hri_index_options *o = &head->options;
     struct hri_arena arena;
-    struct hri_ladder l = {.head = head, .in = in, .step = step};
+    struct hri_ladder l = {
+        .head = head, .in = in, .step = step, .rest_bytes = head->sketch->rests.bytes};
     size_t before = hri_round_up(hri_step_bytes(o), 64);
     hri_arena_init_buffer(&arena, (char *)in->scratch + before, hri_ladder_bytes(o));
     bool all = take(&arena, o, &l);

@@ -11,8 +11,8 @@
 #include <string.h>
 
 #define CHUNK_ROWS 128u /* rows whose values are compared at a time */
-#define STEP                                                                                       \
-    0.99 /* the best step of four levels for what is Gaussian, in root mean squares, squared */
+/* The best step of four levels for what is Gaussian, in root mean squares, squared. */
+#define STEP 0.99
 /* With one bit, keys are off by so much that values hardly matter. */
 #define SKETCH_BITS_MIN 2
 
@@ -28,11 +28,6 @@ static uint32_t code_bytes(const struct hri_index_options *o)
     return o->v_dim / 4;
 }
 
-uint32_t hri_rest_bytes(const struct hri_index_options *o)
-{
-    return hri_rests_wanted(o) ? code_bytes(o) + 1 : 0;
-}
-
 bool hri_rests_create(const struct hri_index_options *o, uint32_t lanes, struct hri_rests *r)
 {
     memset(r, 0, sizeof *r);
@@ -40,6 +35,7 @@ bool hri_rests_create(const struct hri_index_options *o, uint32_t lanes, struct 
         return true;
     r->codes = hri_aligned(o->scratch, 64, (size_t)lanes * code_bytes(o));
     r->step = hri_aligned(o->scratch, 64, lanes);
+    r->bytes = code_bytes(o) + 1;
     return r->codes && r->step;
 }
 
@@ -57,7 +53,7 @@ uint64_t hri_rests_held(const struct hri_index_head *head)
     if (!s->rests.codes || first >= n)
         return 0;
     uint64_t end = s->first_lane[n - 1] + head->block_rows[n - 1];
-    return (end - s->first_lane[first]) * hri_rest_bytes(&head->options);
+    return (end - s->first_lane[first]) * s->rests.bytes;
 }
 
 /* ------------------------------------------------------------------------------------- encoding */
@@ -129,7 +125,7 @@ void hri_rests_add(struct hri_index_head *head, const struct hri_basis *basis, c
             size_t at = lane + first + i;
             for (uint32_t j = 0; j < dv; j++)
                 x[j] = v[j] - x[j];
-            row_encode(head->sketch, square_mean(basis, dv), x, dv, r->codes + at * (dv / 4),
+            row_encode(head->sketch, square_mean(basis, dv), x, dv, r->codes + at * code_bytes(o),
                        r->step + at);
         }
     }

@@ -22,14 +22,13 @@ struct hri_rests {
     uint8_t *codes;
     uint8_t
         *step; /* [lanes_max] host: its square over value_rest / v_dim of the basis, log coded */
+    uint32_t bytes;       /* what a rest moves; 0: none are kept */
     uint32_t first_block; /* blocks before it have none: they came with a session that kept none */
 };
 /* Of what a rest mends so much is left: the distortion of four levels. */
 #define HRI_REST_LEFT 0.12f
 
 bool hri_rests_wanted(const struct hri_index_options *options);
-/* What a rest moves; 0: none are kept. */
-uint32_t hri_rest_bytes(const struct hri_index_options *options);
 /* False: no memory. */
 bool hri_rests_create(const struct hri_index_options *options, uint32_t lanes,
                       struct hri_rests *rests);

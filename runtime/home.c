@@ -11,6 +11,21 @@ hr_status_t hri_calls_begin(const hr_runtime_t *rt, struct hri_io_guard **guard_
     return hri_io_guard_create(rt->io, 2 * hri_store_timeout_ns(rt->store), guard_out);
 }
 
+void hri_calls_end(struct hri_io_guard *guard, int folder, int lock)
+{
+    if (guard == NULL) {
+        return;
+    }
+    const struct hri_io_ops *io = hri_io_guard_ops(guard);
+    if (lock >= 0) {
+        io->close_file(io->ctx, lock);
+    }
+    if (folder >= 0) {
+        io->close_file(io->ctx, folder);
+    }
+    hri_io_guard_destroy(guard);
+}
+
 hr_status_t hri_home_find(hr_sequence_t *s, const struct hri_io_ops *io, int folder,
                           const char *path, struct hri_home **home_out)
 {
@@ -158,12 +173,6 @@ hr_status_t hr_sequence_claim(hr_sequence_t *s, const char *dir)
     }
     const struct hri_io_ops *io = hri_io_guard_ops(guard);
     status = claim(s, io, dir, &folder, &lock);
-    if (lock >= 0) {
-        io->close_file(io->ctx, lock);
-    }
-    if (folder >= 0) {
-        io->close_file(io->ctx, folder);
-    }
-    hri_io_guard_destroy(guard);
+    hri_calls_end(guard, folder, lock);
     return status;
 }

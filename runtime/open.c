@@ -618,13 +618,7 @@ hr_status_t hr_sequence_open(hr_runtime_t *rt, const char *dir,
         status = open_file(&op, rt, options, model_id, io, folder, &lock);
     }
     hri_saved_close(io, op.in, fd);
-    const int fds[] = {lock, folder};
-    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++) {
-        if (fds[i] >= 0) {
-            io->close_file(io->ctx, fds[i]);
-        }
-    }
-    hri_io_guard_destroy(guard);
+    hri_calls_end(guard, folder, lock);
     if (status == HR_OK) {
         *sequence_out = op.s;
     }

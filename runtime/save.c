@@ -492,12 +492,6 @@ hr_status_t hr_sequence_save(hr_sequence_t *s, const char *dir,
     if (home != NULL && hri_io_guard_gave_up(guard)) {
         hri_home_leave(s, io, home);
     }
-    if (lock >= 0) {
-        io->close_file(io->ctx, lock);
-    }
-    if (folder >= 0) {
-        io->close_file(io->ctx, folder);
-    }
-    hri_io_guard_destroy(guard);
+    hri_calls_end(guard, folder, lock);
     return status;
 }

@@ -64,6 +64,8 @@ struct hri_archive_in_options hri_saved_options(hr_runtime_t *rt, const struct h
 
 /* The runtime's calls of the disk, each with an end: for one call of ours, destroyed at its end. */
 hr_status_t hri_calls_begin(const hr_runtime_t *rt, struct hri_io_guard **guard_out);
+/* Gives back a folder's lock, then the folder (-1: there is none), and the guard. NULL: they were never opened. */
+void hri_calls_end(struct hri_io_guard *guard, int folder, int lock);
 /* *home_out: the sequence has locked this folder already; else NULL. */
 hr_status_t hri_home_find(hr_sequence_t *s, const struct hri_io_ops *io, int folder,
                           const char *path, struct hri_home **home_out);

@@ -254,8 +254,8 @@ static hr_status_t layer_copy_options(hr_sequence_t *s, struct hri_layer *l, uin
     return HR_OK;
 }
 
-static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l,
-                               struct hri_index_options *io)
+void hri_index_options_fill(const hr_sequence_t *s, const struct hri_layer *l,
+                            struct hri_index_options *io)
 {
     memset(io, 0, sizeof *io);
     io->recipe = s->recipe;
@@ -273,7 +273,7 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
     io->n_layers = s->n_layers;
     io->n_heads = s->n_kv;
     io->n_sink = s->n_sink;
-    io->rows_in_host = hri_rows_in_host(s);
+    io->rows_in_host = s->rows_max > 0 && s->runtime->file_bytes == 0;
     io->gate = -1.0f;
     io->gates = s->head_gates;
     io->kernels = s->runtime->kernels;
@@ -285,7 +285,7 @@ static void index_options_fill(const hr_sequence_t *s, const struct hri_layer *l
 hr_status_t hri_heads_create(hr_sequence_t *s, struct hri_layer *l)
 {
     struct hri_index_options io;
-    index_options_fill(s, l, &io);
+    hri_index_options_fill(s, l, &io);
     io.layer = (uint32_t)(l - s->layers);
     for (uint32_t h = 0; h < s->n_kv; h++) {
         io.head = h;
@@ -470,7 +470,7 @@ hr_status_t hri_steps_create(hr_sequence_t *s)
     }
     struct hri_index_options io;
     struct hri_layer none = {0};
-    index_options_fill(s, &none, &io);
+    hri_index_options_fill(s, &none, &io);
     size_t select_bytes = hri_index_step_scratch_bytes(&io);
     for (uint32_t h = 0; h < s->n_kv; h++) {
         hr_status_t status = step_create(s, &s->steps[h], select_bytes);
@@ -562,7 +562,7 @@ hr_status_t hri_status_with_hint(const hr_sequence_t *s, hr_status_t status)
     }
     struct hri_layer none = {0};
     struct hri_index_options io;
-    index_options_fill(s, &none, &io);
+    hri_index_options_fill(s, &none, &io);
     uint64_t heads = (uint64_t)s->n_layers * s->n_kv;
     uint64_t near_bytes = heads * (s->n_sink + s->tail_max) * s->row_bytes;
     uint64_t summaries =

@@ -220,12 +220,6 @@ static inline const unsigned char *hri_tail_row(const hr_sequence_t *s, const st
     return l->tail + ((size_t)head * s->tail_max + (token - l->tail_first)) * s->row_bytes;
 }
 /* Tokens after the sink whose rows lie in blocks. */
-/* Nothing of the body ever leaves host memory, and steps may read single rows there. */
-static inline bool hri_rows_in_host(const hr_sequence_t *s)
-{
-    return s->rows_max > 0 && s->runtime->file_bytes == 0;
-}
-
 static inline uint32_t hri_body_tokens(const hr_sequence_t *s, const struct hri_layer *l)
 {
     return l->body_end > s->n_sink ? l->body_end - s->n_sink : 0;
@@ -295,6 +289,9 @@ void hri_tail_destroy(hr_sequence_t *s, struct hri_layer *layer);
 hr_status_t hri_steps_create(hr_sequence_t *s);
 hr_status_t hri_frames_attach(hr_sequence_t *s);
 hr_status_t hri_heads_create(hr_sequence_t *s, struct hri_layer *layer);
+/* What the heads of a layer have in common. */
+void hri_index_options_fill(const hr_sequence_t *s, const struct hri_layer *layer,
+                            struct hri_index_options *options);
 hr_status_t hri_status_with_hint(const hr_sequence_t *s, hr_status_t status);
 
 /* What a step may wait for. */

@@ -37,10 +37,7 @@ static hr_status_t session_open(struct session *x, const struct hri_io_ops *io, 
 static void session_close(struct session *x)
 {
     hri_saved_close(x->io, x->in, x->fd);
-    if (x->folder >= 0) {
-        x->io->close_file(x->io->ctx, x->folder);
-    }
-    hri_io_guard_destroy(x->guard);
+    hri_calls_end(x->guard, x->folder, -1);
 }
 
 hr_status_t hri_session_info_get(const struct hri_io_ops *io, const char *dir,
@@ -290,13 +287,7 @@ hr_status_t hri_session_remove(const struct hri_io_ops *real_io, const char *dir
     if (status == HR_OK) {
         status = remove_in(io, folder, dir, &lock);
     }
-    if (lock >= 0) {
-        io->close_file(io->ctx, lock);
-    }
-    if (folder >= 0) {
-        io->close_file(io->ctx, folder);
-    }
-    hri_io_guard_destroy(guard);
+    hri_calls_end(guard, folder, lock);
     return status;
 }
 

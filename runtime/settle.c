@@ -282,15 +282,8 @@ static hr_status_t segment_memory(struct segment *g)
 {
     hr_sequence_t *s = g->s;
     uint32_t n = g->n, wave = s->runtime->n_workers < s->n_kv ? s->runtime->n_workers : s->n_kv;
-    struct hri_index_options io = {.recipe = s->recipe,
-                                   .g = s->g,
-                                   .k_dim = s->dk,
-                                   .v_dim = s->dv,
-                                   .dtype = s->dtype,
-                                   .rope = g->layer->rope,
-                                   .blocks_max = s->blocks_max,
-                                   .rows_in_host = hri_rows_in_host(s),
-                                   .kernels = s->runtime->kernels};
+    struct hri_index_options io;
+    hri_index_options_fill(s, g->layer, &io);
     uint32_t blocks = hri_index_blocks_bound(&s->recipe, s->dk, s->dv, n, 1);
     size_t workspace = hri_index_workspace_bytes(&io, n), size = 0;
     size_t rows = take(&size, (size_t)s->n_kv * n * s->row_bytes),

@@ -196,6 +196,18 @@ static void check_dot(const struct hre_ops *ops, uint32_t type, uint32_t n, uint
     free(digits);
 }
 
+/* Five groups: one as they are, one of nothing, two that are not finite, one that is very large. */
+static void fill_odd(uint64_t *seed, float *x)
+{
+    fill(seed, x, 5 * HRE_SUM_GROUP);
+    for (int i = 0; i < HRE_SUM_GROUP; i++) {
+        x[HRE_SUM_GROUP + i] = 0.0f;
+        x[4 * HRE_SUM_GROUP + i] *= 1e20f;
+    }
+    x[2 * HRE_SUM_GROUP + 7] = NAN;
+    x[3 * HRE_SUM_GROUP + 30] = -INFINITY;
+}
+
 /* Activations as pairs of integers: as exact as floats beside the largest of their group; groups that are not finite say so. */
 static void test_halve(void **state)
 {
@@ -208,13 +220,7 @@ static void test_halve(void **state)
     for (size_t l = 0; l < n_levels; l++) {
         if (!levels[l]->halve)
             continue;
-        fill(&seed, x, N);
-        for (int i = 0; i < HRE_SUM_GROUP; i++) {
-            x[HRE_SUM_GROUP + i] = 0.0f;
-            x[4 * HRE_SUM_GROUP + i] *= 1e20f;
-        }
-        x[2 * HRE_SUM_GROUP + 7] = NAN;
-        x[3 * HRE_SUM_GROUP + 30] = -INFINITY;
+        fill_odd(&seed, x);
         levels[l]->sum_groups(x, N, sums);
         levels[l]->halve(x, N, sums, halves, steps);
         assert_true(isnan(steps[2]) && isnan(steps[3]));
@@ -241,15 +247,9 @@ static void test_digits(void **state)
     for (size_t l = 0; l < n_levels; l++) {
         if (!levels[l]->digits)
             continue;
-        fill(&seed, x, N);
+        fill_odd(&seed, x);
         x[3] = 1.0f; /* the largest numbers there are, both ways */
         x[4] = -1.0f;
-        for (int i = 0; i < HRE_SUM_GROUP; i++) {
-            x[HRE_SUM_GROUP + i] = 0.0f;
-            x[4 * HRE_SUM_GROUP + i] *= 1e20f;
-        }
-        x[2 * HRE_SUM_GROUP + 7] = NAN;
-        x[3 * HRE_SUM_GROUP + 30] = -INFINITY;
         levels[l]->sum_groups(x, N, sums);
         levels[l]->digits(x, N, sums, digits);
         assert_true(isnan(digits[2].step) && isnan(digits[3].step));

@@ -1,6 +1,6 @@
 /* Families of blocks: what they hold, what a look at them sees and estimates, against the definition; truncated, hidden, saved. */
 #include "index/families.h"
-#include "index/image.h"
+#include "image_bytes.h"
 #include "index_test.h"
 
 #include "base/half.h"
@@ -331,33 +331,6 @@ static void test_truncate(void **state)
     hri_index_truncate(head, 0);
     assert_int_equal(head->families->n, 0);
     fixture_free(f);
-}
-
-struct bytes {
-    unsigned char *data;
-    size_t n, at, capacity;
-};
-
-static hr_status_t bytes_out(void *context, void *data, size_t n)
-{
-    struct bytes *b = context;
-    if (b->n + n > b->capacity) {
-        b->capacity = 2 * (b->n + n);
-        b->data = realloc(b->data, b->capacity);
-    }
-    memcpy(b->data + b->n, data, n);
-    b->n += n;
-    return HR_OK;
-}
-
-static hr_status_t bytes_in(void *context, void *data, size_t n)
-{
-    struct bytes *b = context;
-    if (n > b->n - b->at)
-        return HR_ERR_CORRUPT;
-    memcpy(data, b->data + b->at, n);
-    b->at += n;
-    return HR_OK;
 }
 
 static hr_status_t load(const struct fixture *f, struct bytes *b, struct hri_index_head **head_out)

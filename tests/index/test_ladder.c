@@ -5,7 +5,7 @@
  *   output against exact attention           int8 rows and what may stay unread, at full budget
  *   rows chosen                              the best by the documented worth, ties aside: 1e-3 of it
  */
-#include "index/image.h"
+#include "tests/index/image_bytes.h"
 #include "tests/index/ladder_naive.h"
 
 /* ------------------------------------------------------------------------------------ one step */
@@ -546,31 +546,6 @@ static void test_scratch(void **state)
 }
 
 /* -- images -- */
-
-struct bytes {
-    unsigned char *data;
-    size_t n, at;
-};
-
-static hr_status_t bytes_out(void *context, void *data, size_t n)
-{
-    struct bytes *b = context;
-    b->data = realloc(b->data, b->n + n);
-    assert_non_null(b->data);
-    memcpy(b->data + b->n, data, n);
-    b->n += n;
-    return HR_OK;
-}
-
-static hr_status_t bytes_in(void *context, void *data, size_t n)
-{
-    struct bytes *b = context;
-    if (n > b->n - b->at)
-        return HR_ERR_CORRUPT;
-    memcpy(data, b->data + b->at, n);
-    b->at += n;
-    return HR_OK;
-}
 
 /* What the world's head knows goes to a fresh one, which takes its place. Returns that in whose place it is. */
 static struct hri_index_head *head_follow(bool rows_in_host)
