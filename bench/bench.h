@@ -15,6 +15,7 @@ struct hrb_options {
     unsigned n_threads;   /* 0: one per core */
     const char *file_dir; /* folder for the file benchmarks */
     const char *model;    /* GGUF file for the engine benchmarks, NULL: they are skipped */
+    const char *trace;    /* folder of a trace for the decode steps over its rows, NULL: skipped */
     const char *tool;     /* path of this program, for benchmarks that run it as a user would */
     const char *recipe;   /* of the decode step's benchmarks, NULL: theirs */
     double moved, tolerance;

@@ -211,6 +211,9 @@ int cli_bench(int argc, char **argv)
     const struct cli_option options[] = {
         CLI_OPTION("model", CLI_STRING, &o.model, "FILE",
                    "GGUF file for the engine's benchmarks; they are skipped without it"),
+        CLI_OPTION("trace", CLI_STRING, &o.trace, "DIR",
+                   "trace for the decode steps over recorded rows (see 'headrace trace'); they are "
+                   "skipped without it"),
         CLI_OPTION("file-dir", CLI_STRING, &o.file_dir, "DIR",
                    "folder on the disk to measure; up to 2.5 GiB are written there and removed"),
         CLI_RANGE("threads", CLI_COUNT, &threads, "N", 1, 256, "threads [one per core]"),

@@ -16,10 +16,12 @@ HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read + 1000 * queue depth 
 HRB_SUBJECT(hrb_file_write);     /* variant: 0 cells into the file tier, 1 a saved session */
 HRB_SUBJECT(hrb_decode_step);    /* variant: tokens */
 HRB_SUBJECT(hrb_decode_step_fine);
-HRB_SUBJECT(hrb_decode_2pct);      /* variant: tokens */
-HRB_SUBJECT(hrb_decode_2pct_file); /* variant: tokens */
-HRB_SUBJECT(hrb_engine);           /* variant: 0 prefill, else tokens before decoding */
-HRB_SUBJECT(hrb_plan);             /* variant: 1 rows in the file, 0 in host memory */
+HRB_SUBJECT(hrb_decode_2pct);       /* variant: tokens */
+HRB_SUBJECT(hrb_decode_2pct_file);  /* variant: tokens */
+HRB_SUBJECT(hrb_decode_trace);      /* variant: tokens */
+HRB_SUBJECT(hrb_decode_trace_file); /* variant: tokens */
+HRB_SUBJECT(hrb_engine);            /* variant: 0 prefill, else tokens before decoding */
+HRB_SUBJECT(hrb_plan);              /* variant: 1 rows in the file, 0 in host memory */
 HRB_SUBJECT(hrb_gather); /* variant: 0 int8 blocks, 1 bf16 blocks, 2 int8 rows, 3 bf16 rows */
 HRB_SUBJECT(
     hrb_bytes); /* variant: 0 CRC-32C, 1 bf16 to f32, 2 f32 to bf16, 3 f32 to int8, 4 scores of bf16 rows */

@@ -23,4 +23,14 @@ done
 number '$1 > 0 && $2 > 0 && $3 > 0 && $4 == 0.9' b.json benchmarks.0.value benchmarks.0.limit benchmarks.0.ratio benchmarks.0.goal
 check "not skipped" test "$(json b.json benchmarks.1.skipped)" = "needs --model FILE"
 has "$out" "needs --model FILE"
+
+# Steps over a trace: tiled rows, the output within 2 %.
+run bench decode-trace-8192 --quick; expect 0
+has "$out" "skipped: needs --trace DIR; 'headrace trace capture --model MODEL --file TEXT --layers 14 --out traces' makes one"
+run trace capture --layers 3 --tokens 2048 --out traces; expect 0
+run bench decode-trace-8192 --quick --trace traces/tiny_l3 --json t.json; expect 0
+number '$1 > 0 && $2 > 0 && $2 <= 0.02 && $3 > 3 && $4 > 0 && $4 < 1' t.json benchmarks.0.ratio benchmarks.0.details.true_error \
+    benchmarks.0.details.copies benchmarks.0.details.copies_mass
+run bench decode-trace-8192 --quick --trace traces; expect 1
+has "$err" "headrace: cannot read 'traces/meta.json': No such file or directory"
 finish
