@@ -125,13 +125,6 @@ static double run_ours(void *context)
 
 /* ----------------------------------------------------------------------------------------- peer */
 
-static const char *peer_script(char *path, size_t path_bytes)
-{
-    const char *dir = getenv("HEADRACE_PEERS");
-    snprintf(path, path_bytes, "%s/llama_cpp.sh", dir && *dir ? dir : HRB_PEERS_DIR);
-    return path;
-}
-
 static double run_peer(void *context)
 {
     struct engine_bench *b = context;
@@ -139,11 +132,9 @@ static double run_peer(void *context)
     struct hrb_process p;
     snprintf(tokens, sizeof tokens, "%u", b->tokens);
     snprintf(decode, sizeof decode, "%u", b->decode_tokens);
-    const char *argv[] = {"sh",         peer_script(script, sizeof script),
-                          "run",        b->options->model,
-                          b->text_path, tokens,
-                          decode,       b->threads,
-                          NULL};
+    hrb_peer_script("llama_cpp.sh", script, sizeof script);
+    const char *argv[] = {"sh",   script,     "run", b->options->model, b->text_path, tokens,
+                          decode, b->threads, NULL};
     if (!hrb_process_run(argv, &p)) {
         snprintf(b->reason, sizeof b->reason, "cannot start %s", script);
         return -1;
@@ -152,20 +143,6 @@ static double run_peer(void *context)
     free(p.output);
     b->peer_tps = rate;
     return rate > 0 ? 1 / rate : -1;
-}
-
-/* False with the reason when the peer is not installed. */
-static bool peer_is_there(struct engine_bench *b)
-{
-    char script[512];
-    struct hrb_process p;
-    const char *argv[] = {"sh", peer_script(script, sizeof script), "check", NULL};
-    bool there = hrb_process_run(argv, &p) && p.code == 0;
-    if (!there)
-        snprintf(b->reason, sizeof b->reason, "%s",
-                 *p.message ? p.message : "llama.cpp is not installed");
-    free(p.output);
-    return there;
 }
 
 static int measure_engine(struct engine_bench *b, struct hrb_result *result)
@@ -190,7 +167,7 @@ int hrb_engine(const struct hrb_benchmark *self, const struct hrb_options *optio
     b.decode_tokens = b.prefill ? 2 : DECODE_TOKENS;
     if (!options->model)
         return hrb_skip(result, "needs --model FILE");
-    if (!peer_is_there(&b))
+    if (!hrb_peer_is_there("llama_cpp.sh", b.reason, sizeof b.reason))
         return hrb_skip(result, "%s", b.reason);
     snprintf(b.threads, sizeof b.threads, "%u",
              options->n_threads ? options->n_threads : hri_cpu_usable_count());

@@ -131,3 +131,22 @@ bool hrb_process_run(const char *const *argv, struct hrb_process *process_out)
     process_out->peak_rss_bytes = (uint64_t)usage.ru_maxrss * 1024;
     return started;
 }
+
+void hrb_peer_script(const char *name, char *path, size_t path_bytes)
+{
+    const char *dir = getenv("HEADRACE_PEERS");
+    snprintf(path, path_bytes, "%s/%s", dir && *dir ? dir : HRB_PEERS_DIR, name);
+}
+
+bool hrb_peer_is_there(const char *name, char *why, size_t why_bytes)
+{
+    char script[512];
+    struct hrb_process p;
+    const char *argv[] = {"sh", script, "check", NULL};
+    hrb_peer_script(name, script, sizeof script);
+    bool there = hrb_process_run(argv, &p) && p.code == 0;
+    if (!there)
+        snprintf(why, why_bytes, "%s", *p.message ? p.message : "the peer is not installed");
+    free(p.output);
+    return there;
+}

@@ -17,5 +17,9 @@ struct hrb_process {
 bool hrb_process_run(const char *const *argv, struct hrb_process *process_out);
 /* Whether PATH has an executable of this name. */
 bool hrb_program_exists(const char *name);
+/* Where a script of bench/peers lies: HEADRACE_PEERS names another folder. */
+void hrb_peer_script(const char *name, char *path, size_t path_bytes);
+/* False with the reason when its "check" says that the peer is not installed. */
+bool hrb_peer_is_there(const char *name, char *why, size_t why_bytes);
 
 #endif

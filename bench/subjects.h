@@ -21,6 +21,7 @@ HRB_SUBJECT(hrb_decode_2pct_file);  /* variant: tokens */
 HRB_SUBJECT(hrb_decode_trace);      /* variant: tokens */
 HRB_SUBJECT(hrb_decode_trace_file); /* variant: tokens */
 HRB_SUBJECT(hrb_engine);            /* variant: 0 prefill, else tokens before decoding */
+HRB_SUBJECT(hrb_sdpa);              /* variant: 0 decode, 1 prefill, + 10 for bf16 rows */
 HRB_SUBJECT(hrb_plan);              /* variant: 1 rows in the file, 0 in host memory */
 HRB_SUBJECT(hrb_gather); /* variant: 0 int8 blocks, 1 bf16 blocks, 2 int8 rows, 3 bf16 rows */
 HRB_SUBJECT(

@@ -24,6 +24,13 @@ number '$1 > 0 && $2 > 0 && $3 > 0 && $4 == 0.9' b.json benchmarks.0.value bench
 check "not skipped" test "$(json b.json benchmarks.1.skipped)" = "needs --model FILE"
 has "$out" "needs --model FILE"
 
+# Peers that are not installed.
+HEADRACE_CACHE=$work/none
+export HEADRACE_CACHE
+run bench sdpa-decode-f32 --quick; expect 0
+has "$out" "skipped: PyTorch is not installed; 'sh "
+unset HEADRACE_CACHE
+
 # Steps over a trace: tiled rows, the output within 2 %.
 run bench decode-trace-8192 --quick; expect 0
 has "$out" "skipped: needs --trace DIR; 'headrace trace capture --model MODEL --file TEXT --layers 14 --out traces' makes one"
