@@ -75,6 +75,16 @@ struct hri_launchers {
     size_t (*attend_counters)(struct hri_cuda_heads);
     int (*attend)(const struct hri_cuda_attend_args *, struct hri_cuda_heads, void *);
     int (*prefill)(const struct hri_cuda_prefill_args *, struct hri_cuda_heads, void *);
+    int (*embed)(const struct hri_cuda_embed_args *, uint32_t n, void *);
+    int (*norm)(const struct hri_cuda_norm_args *, uint32_t n, void *);
+    int (*rope)(const struct hri_cuda_rope_args *, uint32_t n, void *);
+    int (*activate)(const float *gate, const float *up, size_t n, void *out, hr_dtype_t, void *);
+    int (*round)(const float *x, size_t n, uint16_t *y, void *);
+    int (*repeat)(const float *bias, uint32_t n, uint32_t width, float *y, void *);
+    size_t (*linear_work)(uint32_t m, uint32_t rows);
+    size_t (*linear_counters)(uint32_t rows);
+    int (*linear)(const struct hri_cuda_linear_args *, void *);
+    int (*matmul)(const struct hri_cuda_matmul_args *, void *);
 };
 extern const struct hri_launchers
     hri_launchers; /* kernels/cuda/launchers.c, beside the launchers */

@@ -635,6 +635,82 @@ int hri_cuda_group_assign(const struct hri_cuda_points *points,
                           const struct hri_cuda_centres *centres, struct hri_cuda_heads heads,
                           void *stream);
 
+/* ------------------------------------------------------------------------------------------- model
+ * A decoder's own layers, between the attention of the others. Matrices are bfloat16 [rows][cols], cols a multiple
+ * of 8, beginning at multiples of 16 bytes; activations are float32 [n][..], one row behind the other, but for
+ * the rows that a product of many reads (bfloat16). */
+
+/* x[i] = table[ids[i + 1]], and smear times table[ids[i]] where there is a smear: ids[0] is the token before the
+ * first, HRI_CUDA_NONE if there is none. */
+struct hri_cuda_embed_args {
+    const uint16_t *table; /* [vocab][width] bfloat16 */
+    const uint32_t *ids;   /* [n + 1] */
+    const float *smear;    /* [width] or NULL */
+    float *x;              /* [n][width] */
+    uint32_t width;
+};
+int hri_cuda_embed(const struct hri_cuda_embed_args *embed, uint32_t n, void *stream);
+
+/* x += delta where there is one, y = x / sqrt(mean x^2 + eps) * weight, or with a bias
+ * y = (x - mean) / sqrt(variance + eps) * weight + bias. */
+struct hri_cuda_norm_args {
+    float *x;           /* [n][width] */
+    const float *delta; /* [n][width] or NULL */
+    const float *weight, *bias;
+    float eps;
+    uint32_t width;
+    void *y; /* [n][width] of y_dtype (float32, bfloat16) */
+    hr_dtype_t y_dtype;
+};
+int hri_cuda_norm(const struct hri_cuda_norm_args *norm, uint32_t n, void *stream);
+
+/* Rotates the first n_rot dimensions of every head in place, queries and keys. */
+struct hri_cuda_rope_args {
+    float *q, *k; /* [n][n_q][dim], [n][n_kv][dim] */
+    uint32_t n_q, n_kv, dim, n_rot;
+    hr_rope_layout_t layout;
+    const float *cosine, *sine; /* [n][n_rot / 2] */
+};
+int hri_cuda_rope(const struct hri_cuda_rope_args *rope, uint32_t n, void *stream);
+
+/* out = gate / (1 + exp(-gate)) * up, or without a gate gelu(up), tanh form; n elements of out_dtype (float32, bfloat16). */
+int hri_cuda_activate(const float *gate, const float *up, size_t n, void *out, hr_dtype_t out_dtype,
+                      void *stream);
+
+/* y = x as bfloat16, n elements. */
+int hri_cuda_round(const float *x, size_t n, uint16_t *y, void *stream);
+/* y[i] = bias, n rows of `width`. */
+int hri_cuda_repeat(const float *bias, uint32_t n, uint32_t width, float *y, void *stream);
+
+/* y = W x (+ bias), up to HRI_CUDA_PRODUCTS_MAX matrices with the same rows of activations. */
+#define HRI_CUDA_PRODUCTS_MAX    3
+#define HRI_CUDA_LINEAR_ROWS_MAX 16u
+struct hri_cuda_product {
+    const uint16_t *w; /* [rows][cols] */
+    const float *bias; /* [rows] or NULL */
+    float *y;          /* [m][rows] */
+    uint32_t rows;
+};
+/* Of few rows of activations, m <= HRI_CUDA_LINEAR_ROWS_MAX. */
+struct hri_cuda_linear_args {
+    const float *x; /* [m][cols] */
+    uint32_t m, cols, n_products;
+    struct hri_cuda_product products[HRI_CUDA_PRODUCTS_MAX];
+    float *work; /* hri_cuda_linear_work(m, rows of all products) floats */
+    uint32_t
+        *arrived; /* hri_cuda_linear_counters(rows of all products), zero; zero again afterwards */
+};
+size_t hri_cuda_linear_work(uint32_t m, uint32_t rows);
+size_t hri_cuda_linear_counters(uint32_t rows);
+int hri_cuda_linear(const struct hri_cuda_linear_args *linear, void *stream);
+/* Of many rows: x bfloat16 [m][cols]. */
+struct hri_cuda_matmul_args {
+    const uint16_t *x;
+    uint32_t m, cols;
+    struct hri_cuda_product product;
+};
+int hri_cuda_matmul(const struct hri_cuda_matmul_args *matmul, void *stream);
+
 #ifdef __cplusplus
 }
 #endif
