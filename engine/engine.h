@@ -2,7 +2,7 @@
  * A small decoder engine: opens GGUF models of the Llama family and runs them with their K and V
  * kept by Headrace.
  *
- * It uses nothing but the public headers, as any program could. Objects:
+ * It uses nothing but the public headers, as any program could, unless it runs on a GPU (engine/device.h). Objects:
  *   hre_model_t    the weights (read from the file), the geometry, the threads for linear layers
  *   hre_session_t  one run of a model over one or more sequences of the library, all fed one text
  *
@@ -40,6 +40,14 @@ struct hre_model_options {
                            use */
     const char *cpu_level; /* NULL: best; "ref", "avx2", "avx512", "amx". The variable HEADRACE_CPU
                               overrides NULL */
+    /* Where the model runs: NULL or "cpu"; "cuda", "cuda:1": that GPU, with the weights as bfloat16 in its memory. Sequences it is run over
+     * may be on the same GPU or on the CPU. HR_ERR_UNSUPPORTED (no such device; the message says why), HR_ERR_NOMEM (the message has
+     * what is needed and what is free). */
+    const char *device;
+    uint32_t
+        device_rows; /* tokens of a prompt that it takes at a time, which sizes its scratch; 0: 1024 */
+    hr_log_fn log; /* of the device; NULL: silent */
+    void *log_context;
 };
 void hre_model_options_init(struct hre_model_options *options);
 
@@ -71,6 +79,9 @@ struct hre_model_info {
     uint64_t n_parameters;
     uint32_t n_threads;
     const char *cpu_level; /* kernels in use */
+    const char *device;    /* the GPU's name, or NULL: the CPU. Then, in its memory: */
+    uint64_t device_weight_bytes, device_scratch_bytes;
+    uint32_t device_rows; /* tokens of a prompt at a time */
 };
 /* Valid until close. */
 const struct hre_model_info *hre_model_info(const hre_model_t *model);
@@ -212,6 +223,7 @@ struct hre_session_stats {
     uint64_t prefill_tokens, prefill_ns, prefill_linear_ns, prefill_append_ns, prefill_attend_ns,
         prefill_settle_ns;
     uint64_t decode_tokens, decode_ns, decode_linear_ns, decode_append_ns, decode_attend_ns;
+    uint64_t decode_graph_tokens; /* of them, what a GPU did as one graph each */
 };
 void hre_session_stats(const hre_session_t *session, struct hre_session_stats *stats_out);
 

@@ -2,6 +2,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine/device.h"
 #include "engine/repack.h"
 #include "engine/session.h"
 
@@ -190,7 +191,7 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
     }
 }
 
-static hr_status_t append(struct hre_session *s, struct hre_pass *pass, uint32_t layer)
+hr_status_t hre_append(struct hre_session *s, struct hre_pass *pass, uint32_t layer)
 {
     const struct hre_model_info *info = &s->model->info;
     struct hr_tensor k = hr_tensor_make(s->k, HR_DTYPE_F32, pass->n, info->n_kv_heads, info->k_dim);
@@ -220,8 +221,8 @@ static uint64_t deadline_share(const struct hre_session *s, const struct hre_pas
 
 /* Recipes learn from a prompt's queries. Those of the sequence that is attended are seen on the way, but for the last layer's, of which
  * only the rows go on that somebody asked for; the others' are shown. */
-static hr_status_t show(struct hre_session *s, const struct hre_pass *pass, uint32_t layer,
-                        uint32_t n_queries)
+hr_status_t hre_show(struct hre_session *s, const struct hre_pass *pass, uint32_t layer,
+                     uint32_t n_queries)
 {
     const struct hre_model_info *info = &s->model->info;
     struct hr_tensor q = hr_tensor_make(s->q, HR_DTYPE_F32, pass->n, info->n_q_heads, info->k_dim);
@@ -236,8 +237,8 @@ static hr_status_t show(struct hre_session *s, const struct hre_pass *pass, uint
 }
 
 /* s->q has the queries of all rows; the last n_queries attend. */
-static hr_status_t attend(struct hre_session *s, struct hre_pass *pass, uint32_t layer,
-                          uint32_t n_queries)
+hr_status_t hre_attend(struct hre_session *s, struct hre_pass *pass, uint32_t layer,
+                       uint32_t n_queries)
 {
     const struct hre_model_info *info = &s->model->info;
     float *newest = s->q + (size_t)(pass->n - n_queries) * info->n_q_heads * info->k_dim;
@@ -349,14 +350,14 @@ static hr_status_t run_layer(struct hre_session *s, struct hre_pass *pass, uint3
                           s->q, s->k, s->v);
     }
     hre_workers_rest(s->model->workers);
-    status = append(s, pass, i);
+    status = hre_append(s, pass, i);
     if (status == HR_OK) {
-        status = show(s, pass, i, n_queries);
+        status = hre_show(s, pass, i, n_queries);
     }
     if (status != HR_OK || n_queries == 0) {
         return status;
     }
-    status = attend(s, pass, i, n_queries);
+    status = hre_attend(s, pass, i, n_queries);
     if (status != HR_OK) {
         return status;
     }
@@ -373,6 +374,9 @@ hr_status_t hre_forward(struct hre_session *session, struct hre_pass *pass)
     uint32_t n_layers = model->info.n_layers;
     const float *delta = NULL;
 
+    if (model->device) {
+        return hre_device_forward(session, pass);
+    }
     embed(session, pass);
     fill_ropes(session, pass);
     for (uint32_t i = 0; i < n_layers; i++) {

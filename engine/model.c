@@ -1,5 +1,7 @@
 #include "engine/model.h"
 
+#include "engine/device.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,7 +36,8 @@ static uint32_t widest(const struct hre_model *model)
 }
 
 static hr_status_t open_parts(hre_model_t *model, const char *path,
-                              const struct hre_model_options *options)
+                              const struct hre_model_options *options,
+                              const struct hri_device_ops *ops)
 {
     hr_status_t status = hre_ops_choose(options->cpu_level, &model->ops);
 
@@ -48,6 +51,9 @@ static hr_status_t open_parts(hre_model_t *model, const char *path,
         status = hre_workers_create(options->n_threads, &model->workers);
     }
     if (status == HR_OK) {
+        status = hre_device_open(model, options, ops);
+    }
+    if (status == HR_OK && !model->device) {
         status = hre_model_move_weights(model);
     }
     if (status == HR_OK) {
@@ -58,6 +64,12 @@ static hr_status_t open_parts(hre_model_t *model, const char *path,
 
 hr_status_t hre_model_open(const char *path, const struct hre_model_options *options,
                            hre_model_t **model_out)
+{
+    return hre_model_open_on(path, options, NULL, model_out);
+}
+
+hr_status_t hre_model_open_on(const char *path, const struct hre_model_options *options,
+                              const struct hri_device_ops *ops, hre_model_t **model_out)
 {
     struct hre_model_options defaults;
 
@@ -76,7 +88,7 @@ hr_status_t hre_model_open(const char *path, const struct hre_model_options *opt
     if (!model) {
         return hre_fail(HR_ERR_NOMEM, "%s: no memory", path);
     }
-    hr_status_t status = open_parts(model, path, options);
+    hr_status_t status = open_parts(model, path, options, ops);
     if (status != HR_OK) {
         hre_model_close(model);
         return status;
@@ -93,6 +105,7 @@ void hre_model_close(hre_model_t *model)
     if (!model) {
         return;
     }
+    hre_device_close(model->device);
     hre_linear_destroy(model->linear);
     hre_workers_destroy(model->workers);
     for (uint32_t i = 0; i < model->n_ropes; i++) {

@@ -34,6 +34,7 @@ struct hre_model {
     float norm_eps;
     const float *smear; /* [width] or NULL */
     struct hre_layer *layers;
+    struct hre_device *device; /* where all of it runs (device.h), or NULL: here */
 
     struct hre_rope_table *ropes; /* [n_ropes], one per distinct base */
     uint32_t n_ropes;

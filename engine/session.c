@@ -1,5 +1,7 @@
 #include "engine/session.h"
 
+#include "engine/device.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,6 +57,12 @@ static hr_status_t check_options(const struct hre_model *model,
             if (!options->resume && n != 0) {
                 return hre_fail(HR_ERR_STATE, "hre_session_create: sequence %u is not empty", i);
             }
+            if (model->device && hr_sequence_wants_prefetch(options->sequences[i], layer)) {
+                return hre_fail(HR_ERR_UNSUPPORTED,
+                                "hre_session_create: recipe %s foresees queries, which a model on "
+                                "a GPU does not",
+                                hr_sequence_recipe(options->sequences[i]));
+            }
         }
     }
     return HR_OK;
@@ -69,12 +77,20 @@ static float *take(float *base, size_t *used, size_t floats)
     return p;
 }
 
-/* Returns the floats used. */
+/* Returns the floats used. On a GPU the rows between the layers' attention are there, and those that come from it in its buffer. */
 static size_t lay_out(struct hre_session *s, float *base)
 {
     const struct hre_model_info *info = &s->model->info;
+    const struct hre_device *device = s->model->device;
     size_t rows = s->chunk_tokens, used = 0;
 
+    if (device) {
+        s->q = device->host_q;
+        s->k = device->host_k;
+        s->v = device->host_v;
+        s->att = device->host_att;
+        return 0;
+    }
     s->x = take(base, &used, rows * info->width);
     s->h = take(base, &used, rows * info->width);
     s->q = take(base, &used, rows * info->n_q_heads * info->k_dim);
@@ -95,8 +111,10 @@ static hr_status_t allocate(struct hre_session *s, const struct hre_session_opti
     s->sequences = calloc(s->n_sequences, sizeof(*s->sequences));
     s->lengths = calloc(s->n_sequences, sizeof(*s->lengths));
     s->last_ids = calloc(s->n_sequences, sizeof(*s->last_ids));
-    s->memory = aligned_alloc(SCRATCH_ALIGNMENT, floats * sizeof(float));
-    if (!s->sequences || !s->lengths || !s->last_ids || !s->memory) {
+    s->memory = floats ? aligned_alloc(SCRATCH_ALIGNMENT, floats * sizeof(float)) : NULL;
+    s->graphs = s->model->device ? calloc(s->n_sequences, sizeof(*s->graphs)) : NULL;
+    if (!s->sequences || !s->lengths || !s->last_ids || (floats && !s->memory) ||
+        (s->model->device && !s->graphs)) {
         return hre_fail(HR_ERR_NOMEM, "no memory for a session of %u tokens a chunk",
                         s->chunk_tokens);
     }
@@ -131,6 +149,9 @@ hr_status_t hre_session_create(hre_model_t *model, const struct hre_session_opti
     s->tokens_max = options->tokens_max;
     s->chunk_tokens =
         options->chunk_tokens < options->tokens_max ? options->chunk_tokens : options->tokens_max;
+    if (model->device && model->device->rows_max < s->chunk_tokens) {
+        s->chunk_tokens = model->device->rows_max;
+    }
     status = allocate(s, options);
     if (status != HR_OK) {
         hre_session_destroy(s);
@@ -144,6 +165,9 @@ void hre_session_destroy(hre_session_t *session)
 {
     if (!session) {
         return;
+    }
+    if (session->model->device) {
+        hre_device_session_end(session);
     }
     free(session->logits);
     free(session->memory);
@@ -189,19 +213,31 @@ static hr_status_t check_ids(const struct hre_session *s, uint32_t sequence, con
     return HR_OK;
 }
 
-/* Logits of the rows that the pass left at h, handed out group by group. */
-static void emit_logits(struct hre_session *s, const struct hre_prefill_options *options,
-                        uint32_t first, uint32_t n)
+hr_status_t hre_logits(struct hre_session *s, uint32_t first, uint32_t n, float *out)
 {
-    uint32_t width = s->model->info.width;
+    struct hre_product product = {&s->model->output, out};
 
+    if (s->model->device) {
+        return hre_device_logits(s, first, n, out);
+    }
+    hre_linear_apply(s->model->linear, s->h + (size_t)first * s->model->info.width, n, &product, 1);
+    return HR_OK;
+}
+
+/* Logits of the rows that the pass left, handed out group by group. */
+static hr_status_t emit_logits(struct hre_session *s, const struct hre_prefill_options *options,
+                               uint32_t first, uint32_t n)
+{
     for (uint32_t i = 0; i < n; i += LOGIT_ROWS) {
         uint32_t count = n - i < LOGIT_ROWS ? n - i : LOGIT_ROWS;
-        struct hre_product product = {&s->model->output, s->logits};
+        hr_status_t status = hre_logits(s, i, count, s->logits);
 
-        hre_linear_apply(s->model->linear, s->h + (size_t)i * width, count, &product, 1);
+        if (status != HR_OK) {
+            return status;
+        }
         options->all_logits(options->all_logits_context, first + i, count, s->logits);
     }
+    return HR_OK;
 }
 
 static void advance(struct hre_session *s, const struct hre_pass *pass)
@@ -216,7 +252,7 @@ static void advance(struct hre_session *s, const struct hre_pass *pass)
 static hr_status_t prefill_chunk(struct hre_session *s, const uint32_t *ids, uint32_t n, int last,
                                  const struct hre_prefill_options *options, float *logits_last_out)
 {
-    uint32_t first = s->lengths[0], width = s->model->info.width;
+    uint32_t first = s->lengths[0];
     struct hre_pass pass = {.ids = ids, .n = n, .n_sequences = s->n_sequences};
 
     hr_attend_options_init(&pass.attend);
@@ -231,16 +267,13 @@ static hr_status_t prefill_chunk(struct hre_session *s, const uint32_t *ids, uin
     }
     advance(s, &pass);
     if (options->all_logits) {
-        emit_logits(s, options, first, n);
+        status = emit_logits(s, options, first, n);
     }
-    if (last && logits_last_out) {
-        struct hre_product product = {&s->model->output, logits_last_out};
-
-        hre_linear_apply(s->model->linear, s->h + (size_t)(pass.rows_needed - 1) * width, 1,
-                         &product, 1);
+    if (status == HR_OK && last && logits_last_out) {
+        status = hre_logits(s, pass.rows_needed - 1, 1, logits_last_out);
     }
     hre_workers_rest(s->model->workers);
-    return HR_OK;
+    return status;
 }
 
 static hr_status_t settle(struct hre_session *s)
@@ -395,12 +428,12 @@ hr_status_t hre_session_decode(hre_session_t *session, uint32_t sequence, uint32
         return status;
     }
     advance(session, &pass);
-    if (logits_out) {
-        struct hre_product product = {&session->model->output, logits_out};
-
-        hre_linear_apply(session->model->linear, session->h, 1, &product, 1);
-    }
+    status = logits_out ? hre_logits(session, 0, 1, logits_out) : HR_OK;
     hre_workers_rest(session->model->workers);
+    if (status != HR_OK) {
+        session->broken = 1;
+        return status;
+    }
     finish_report(session, &pass, options->check_exact, hre_now_ns() - begin, &report);
     session->stats.decode_tokens++;
     session->stats.decode_ns += report.total_ns;

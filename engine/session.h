@@ -4,6 +4,12 @@
 
 #include "engine/model.h"
 
+/* A sequence's token as one graph (device_step.c). */
+struct hre_device_graph {
+    hr_step_graph_t *graph; /* NULL: none was made yet, or, if refused, ever */
+    int refused;
+};
+
 struct hre_session {
     struct hre_model *model;
     hr_sequence_t **sequences; /* [n_sequences] */
@@ -17,11 +23,12 @@ struct hre_session {
     /* Scratch for chunk_tokens rows, one allocation. */
     float *memory;
     uint64_t memory_bytes;
-    float *x, *h;           /* [chunk][width] */
-    float *q, *k, *v, *att; /* [chunk][heads * dim] */
-    float *gate, *up;       /* [chunk][ffn_width] */
-    float *cosine, *sine;   /* [n_ropes][chunk][n_rot / 2] */
-    float *logits;          /* allocated when all logits are asked for */
+    float *x, *h;                    /* [chunk][width] */
+    float *q, *k, *v, *att;          /* [chunk][heads * dim] */
+    float *gate, *up;                /* [chunk][ffn_width] */
+    float *cosine, *sine;            /* [n_ropes][chunk][n_rot / 2] */
+    float *logits;                   /* allocated when all logits are asked for */
+    struct hre_device_graph *graphs; /* [n_sequences] of a model on a GPU */
     struct hre_session_stats stats;
 };
 
@@ -47,6 +54,17 @@ struct hre_pass {
 
 /* Leaves the last layer's rows_needed rows, normed for the output matrix, at session->h. */
 hr_status_t hre_forward(struct hre_session *session, struct hre_pass *pass);
+
+/* Logits of n of the rows that a pass left, from the first-th on: out [n][vocab]. */
+hr_status_t hre_logits(struct hre_session *session, uint32_t first, uint32_t n, float *out);
+
+/* Parts of a layer, on the host's side of it: session->q, k and v have the pass's rows. */
+hr_status_t hre_append(struct hre_session *session, struct hre_pass *pass, uint32_t layer);
+/* Queries that the call of hre_attend with the last n_queries of them does not show to the recipes. */
+hr_status_t hre_show(struct hre_session *session, const struct hre_pass *pass, uint32_t layer,
+                     uint32_t n_queries);
+hr_status_t hre_attend(struct hre_session *session, struct hre_pass *pass, uint32_t layer,
+                       uint32_t n_queries);
 
 uint64_t hre_now_ns(void);
 

@@ -81,9 +81,11 @@ static hr_status_t verify(struct hre_session *s, uint32_t sequence, const uint32
     if (status != HR_OK) {
         return status;
     }
-    struct hre_product product = {&s->model->output, logits};
-    hre_linear_apply(s->model->linear, s->h, n, &product, 1);
+    status = hre_logits(s, 0, n, logits);
     hre_workers_rest(s->model->workers);
+    if (status != HR_OK) {
+        return status;
+    }
     s->stats.decode_append_ns += pass.times.append_ns;
     s->stats.decode_attend_ns += pass.times.attend_ns;
     s->lengths[sequence] += n;

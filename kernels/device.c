@@ -5,6 +5,7 @@
 #include "base/assert.h"
 #include "base/error.h"
 #include "base/fmt.h"
+#include "base/parse.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -16,12 +17,36 @@ struct hri_device {
     struct hri_device_facts facts;
     struct hri_log *log;
     void *stream;
+    uint32_t ordinal;
     uint64_t budget_bytes, held_bytes, peak_bytes;
     bool lost, pageable_said;
     char loss[256];
 };
 
 /* -- opening -- */
+
+hr_status_t hri_device_find(const char *name, const struct hri_device_ops *ops,
+                            const struct hri_device_ops **ops_out, uint32_t *ordinal_out)
+{
+    *ops_out = NULL;
+    *ordinal_out = 0;
+    if (name == NULL || strcmp(name, "cpu") == 0)
+        return HR_OK;
+    const char *known = ops != NULL ? ops->name : "cuda";
+    const size_t n = strlen(known);
+    uint64_t ordinal = 0;
+    const bool numbered = strncmp(name, known, n) == 0 && name[n] == ':';
+    if ((!numbered && strcmp(name, known) != 0) ||
+        (numbered && hr_parse_count(name + n + 1, 0, UINT32_MAX, &ordinal) != HR_OK))
+        return hri_error_set(HR_ERR_INVALID, "device \"%s\" is none of cpu, %s, %s:NUMBER", name,
+                             known, known);
+    *ops_out = ops != NULL ? ops : hri_device_cuda_get();
+    *ordinal_out = (uint32_t)ordinal;
+    return *ops_out != NULL
+               ? HR_OK
+               : hri_error_set(HR_ERR_UNSUPPORTED,
+                               "device cuda: this build has no CUDA (HEADRACE_CUDA=ON makes one)");
+}
 
 static void version_text(uint32_t version, char text[16])
 {
@@ -45,20 +70,25 @@ static hr_status_t none_found(const struct hri_device_ops *ops, int error, uint3
                          error != 0 ? ops->text(error) : "the driver finds none");
 }
 
-static hr_status_t facts_check(const struct hri_device_options *o,
-                               const struct hri_device_facts *facts)
+static hr_status_t maps_check(const struct hri_device *device)
 {
-    if (!facts->maps_host)
-        return hri_error_set(HR_ERR_UNSUPPORTED,
-                             "device %s:%u, %s: it cannot use host memory in place", o->ops->name,
-                             o->ordinal, facts->name);
-    if (facts->free_bytes < o->budget_bytes)
+    return device->facts.maps_host
+               ? HR_OK
+               : hri_error_set(HR_ERR_UNSUPPORTED,
+                               "device %s:%u, %s: it cannot use host memory in place",
+                               device->ops->name, device->ordinal, device->facts.name);
+}
+
+hr_status_t hri_device_budget(struct hri_device *device, uint64_t bytes, const char *what)
+{
+    const struct hri_device_facts *facts = &device->facts;
+    if (facts->free_bytes < bytes)
         return hri_error_set(HR_ERR_NOMEM,
-                             "device %s:%u, %s: %" PRIu64
-                             " bytes are wanted (device_bytes), %" PRIu64 " of %" PRIu64
-                             " are free",
-                             o->ops->name, o->ordinal, facts->name, o->budget_bytes,
+                             "device %s:%u, %s: %" PRIu64 " bytes are wanted (%s), %" PRIu64
+                             " of %" PRIu64 " are free",
+                             device->ops->name, device->ordinal, facts->name, bytes, what,
                              facts->free_bytes, facts->memory_bytes);
+    device->budget_bytes = bytes;
     return HR_OK;
 }
 
@@ -90,12 +120,14 @@ hr_status_t hri_device_open(const struct hri_device_options *o, struct hri_devic
         return hri_error_set(HR_ERR_NOMEM, "device: out of memory");
     device->ops = o->ops;
     device->log = o->log;
-    device->budget_bytes = o->budget_bytes;
+    device->ordinal = o->ordinal;
     error = o->ops->open(o->ordinal, &device->facts);
     hr_status_t status = hri_device_check(device, error, "opening");
     device->facts.n_devices = n;
     if (status == HR_OK)
-        status = facts_check(o, &device->facts);
+        status = maps_check(device);
+    if (status == HR_OK)
+        status = hri_device_budget(device, o->budget_bytes, "device_bytes");
     if (status == HR_OK)
         status = hri_device_check(device, o->ops->stream_create(&device->stream), "a stream");
     if (status != HR_OK)

@@ -81,8 +81,8 @@ struct hri_launchers {
     int (*activate)(const float *gate, const float *up, size_t n, void *out, hr_dtype_t, void *);
     int (*round)(const float *x, size_t n, uint16_t *y, void *);
     int (*repeat)(const float *bias, uint32_t n, uint32_t width, float *y, void *);
-    size_t (*linear_work)(uint32_t m, uint32_t rows);
-    size_t (*linear_counters)(uint32_t rows);
+    size_t (*linear_work)(uint32_t m);
+    size_t (*linear_counters)(void);
     int (*linear)(const struct hri_cuda_linear_args *, void *);
     int (*matmul)(const struct hri_cuda_matmul_args *, void *);
 };
@@ -158,6 +158,11 @@ const struct hri_device_ops *hri_device_cuda_get(void);
 /* ----------------------------------------------------------------------------------------- callers */
 struct hri_device;
 
+/* Which device a name means: "cuda", "cuda:1". With ops, of a test, their name in place of "cuda". NULL and "cpu": none, ops_out is
+ * NULL. HR_ERR_INVALID, HR_ERR_UNSUPPORTED (a build without CUDA). */
+hr_status_t hri_device_find(const char *name, const struct hri_device_ops *ops,
+                            const struct hri_device_ops **ops_out, uint32_t *ordinal_out);
+
 struct hri_device_options {
     const struct hri_device_ops *ops;
     uint32_t ordinal;
@@ -168,6 +173,9 @@ struct hri_device_options {
  * cannot be mapped: the message says which. HR_ERR_NOMEM: the device has less free memory than the budget. */
 hr_status_t hri_device_open(const struct hri_device_options *options,
                             struct hri_device **device_out);
+/* Another budget than it was opened with, for who must know the device first; what it is for completes a message.
+ * HR_ERR_NOMEM: not so much was free when it was opened. */
+hr_status_t hri_device_budget(struct hri_device *device, uint64_t bytes, const char *what);
 /* All memory must be freed first. NULL is legal. */
 void hri_device_close(struct hri_device *device);
 

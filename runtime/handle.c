@@ -3,7 +3,6 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
-#include "base/parse.h"
 #include "base/topology.h"
 #include "index/linalg.h"
 #include "offload/device_tier.h"
@@ -111,32 +110,16 @@ static hr_status_t kernels_choose(struct hr_runtime *rt, const char *level_name)
     return HR_OK;
 }
 
-/* "cuda" or "cuda:1"; ops: the device of a test, or NULL. */
+/* ops: the device of a test, or NULL. */
 static hr_status_t device_open(struct hr_runtime *rt, const struct hr_runtime_options *o,
                                const struct hri_device_ops *ops)
 {
-    const char *name = o->device != NULL ? o->device : "cpu";
-    if (strcmp(name, "cpu") == 0) {
-        return HR_OK;
+    struct hri_device_options device = {.budget_bytes = o->device_bytes, .log = &rt->log};
+    hr_status_t status = hri_device_find(o->device, ops, &device.ops, &device.ordinal);
+    if (status == HR_ERR_INVALID) {
+        return hri_error_set(status, "runtime options: %s", hr_last_error());
     }
-    const char *known = ops != NULL ? ops->name : "cuda";
-    size_t n = strlen(known);
-    uint64_t ordinal = 0;
-    bool numbered = strncmp(name, known, n) == 0 && name[n] == ':';
-    if ((!numbered && strcmp(name, known) != 0) ||
-        (numbered && hr_parse_count(name + n + 1, 0, UINT32_MAX, &ordinal) != HR_OK)) {
-        return hri_error_set(HR_ERR_INVALID,
-                             "runtime options: device \"%s\" is none of cpu, %s, %s:NUMBER", name,
-                             known, known);
-    }
-    ops = ops != NULL ? ops : hri_device_cuda_get();
-    if (ops == NULL) {
-        return hri_error_set(HR_ERR_UNSUPPORTED,
-                             "device cuda: this build has no CUDA (HEADRACE_CUDA=ON makes one)");
-    }
-    const struct hri_device_options device = {
-        .ops = ops, .ordinal = (uint32_t)ordinal, .budget_bytes = o->device_bytes, .log = &rt->log};
-    return hri_device_open(&device, &rt->gpu);
+    return status == HR_OK && device.ops != NULL ? hri_device_open(&device, &rt->gpu) : status;
 }
 
 static void host_pin(struct hr_runtime *rt)

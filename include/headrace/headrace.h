@@ -317,6 +317,31 @@ HR_API hr_status_t hr_step_graph_buffers(const hr_step_graph_t *graph, uint32_t 
  * HR_ERR_BUDGET, HR_ERR_DEVICE. */
 HR_API hr_status_t hr_step_graph_run(hr_step_graph_t *graph, struct hr_attend_report *report_out);
 
+/* -- exact attention of queries that are on the GPU --
+ * For models that run on the runtime's GPU: as hr_sequence_attend with HR_ATTEND_EXACT, but that queries and output lie in its memory. Rows of
+ * the layer come from where the tiers have them, a part of `work` at a time. Recipes that learn from queries are shown them by
+ * hr_sequence_observe. */
+struct hr_device_attend {
+    size_t struct_size;
+    const float *q; /* device memory: [n_tokens][n_q_heads][k_dim], of the newest tokens; finite */
+    void *out;      /* device memory: [n_tokens][n_q_heads][v_dim] of out_dtype */
+    hr_dtype_t out_dtype;
+    uint32_t n_tokens;
+    void *work; /* device memory, 256-byte aligned: what the call keeps there */
+    size_t work_bytes;
+    hr_stream_t
+        stream; /* a cudaStream_t: everything is done in its order, and done when the call returns */
+};
+HR_API void hr_device_attend_init(struct hr_device_attend *attend);
+/* Bytes of work that n_tokens queries make good use of; with less they go in several passes over the rows. 0: no GPU, or nothing of this
+ * sequence is attended there (rows in f32, head dimensions that are no multiples of 16). */
+HR_API size_t hr_sequence_device_work(const hr_sequence_t *sequence, uint32_t n_tokens);
+/* HR_ERR_UNSUPPORTED (where hr_sequence_device_work is 0), HR_ERR_BUDGET (work_bytes: the message has the least), HR_ERR_DEVICE, and as for
+ * hr_sequence_attend. */
+HR_API hr_status_t hr_sequence_attend_device(hr_sequence_t *sequence, uint32_t layer,
+                                             const struct hr_device_attend *attend,
+                                             struct hr_attend_report *report_out);
+
 /* Groups and indexes all rows that wait for it (the end of a prompt); the first recipe step does it otherwise. */
 HR_API hr_status_t hr_sequence_settle(hr_sequence_t *sequence, uint32_t layer);
 

@@ -696,12 +696,12 @@ struct hri_cuda_linear_args {
     const float *x; /* [m][cols] */
     uint32_t m, cols, n_products;
     struct hri_cuda_product products[HRI_CUDA_PRODUCTS_MAX];
-    float *work; /* hri_cuda_linear_work(m, rows of all products) floats */
+    float *work; /* hri_cuda_linear_work(m) floats */
     uint32_t
-        *arrived; /* hri_cuda_linear_counters(rows of all products), zero; zero again afterwards */
+        *arrived; /* hri_cuda_linear_counters(), zero; zero again afterwards */
 };
-size_t hri_cuda_linear_work(uint32_t m, uint32_t rows);
-size_t hri_cuda_linear_counters(uint32_t rows);
+size_t hri_cuda_linear_work(uint32_t m);
+size_t hri_cuda_linear_counters(void);
 int hri_cuda_linear(const struct hri_cuda_linear_args *linear, void *stream);
 /* Of many rows: x bfloat16 [m][cols]. */
 struct hri_cuda_matmul_args {

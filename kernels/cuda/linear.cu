@@ -165,15 +165,20 @@ static uint32_t padded_m(uint32_t m)
     return m <= 1 ? 1 : m <= 2 ? 2 : m <= 4 ? 4 : m <= 8 ? 8 : 16;
 }
 
-extern "C" size_t hri_cuda_linear_work(uint32_t m, uint32_t rows)
+/* Where columns are split there are no more parts than that. */
+static size_t parts_most()
 {
-    const size_t padded = rows + HRI_CUDA_PRODUCTS_MAX * BLOCK_ROWS;
-    return padded * padded_m(m) * SPLITS_MAX;
+    return (size_t)hri_cuda_get_machine().sm_count * BLOCKS_OF_SM;
 }
 
-extern "C" size_t hri_cuda_linear_counters(uint32_t rows)
+extern "C" size_t hri_cuda_linear_work(uint32_t m)
 {
-    return hri_div_up(rows, BLOCK_ROWS) + HRI_CUDA_PRODUCTS_MAX;
+    return parts_most() * padded_m(m) * BLOCK_ROWS;
+}
+
+extern "C" size_t hri_cuda_linear_counters(void)
+{
+    return parts_most();
 }
 
 extern "C" int hri_cuda_linear(const struct hri_cuda_linear_args *linear, void *stream)

@@ -37,23 +37,58 @@ struct dim3 {
     {
     }
 };
+/* Clang's hooks up to 14 do not see a struct that is copied whole: it becomes a call of memcpy. There members are
+ * copied one by one. */
+#if defined(__clang__) && __clang_major__ < 15
+#define EMU_MEMBERS_2(T, M)                                                                        \
+    M x, y;                                                                                        \
+    T() = default;                                                                                 \
+    T(M x_, M y_) : x(x_), y(y_)                                                                   \
+    {                                                                                              \
+    }                                                                                              \
+    T(const T &o) : x(o.x), y(o.y)                                                                 \
+    {                                                                                              \
+    }                                                                                              \
+    T &operator=(const T &o)                                                                       \
+    {                                                                                              \
+        x = o.x, y = o.y;                                                                          \
+        return *this;                                                                              \
+    }
+#define EMU_MEMBERS_4(T, M)                                                                        \
+    M x, y, z, w;                                                                                  \
+    T() = default;                                                                                 \
+    T(M x_, M y_, M z_, M w_) : x(x_), y(y_), z(z_), w(w_)                                         \
+    {                                                                                              \
+    }                                                                                              \
+    T(const T &o) : x(o.x), y(o.y), z(o.z), w(o.w)                                                 \
+    {                                                                                              \
+    }                                                                                              \
+    T &operator=(const T &o)                                                                       \
+    {                                                                                              \
+        x = o.x, y = o.y, z = o.z, w = o.w;                                                        \
+        return *this;                                                                              \
+    }
+#else
+#define EMU_MEMBERS_2(T, M) M x, y;
+#define EMU_MEMBERS_4(T, M) M x, y, z, w;
+#endif
 struct alignas(8) uint2 {
-    unsigned x, y;
+    EMU_MEMBERS_2(uint2, unsigned)
 };
 struct alignas(16) uint4 {
-    unsigned x, y, z, w;
+    EMU_MEMBERS_4(uint4, unsigned)
 };
 struct alignas(8) int2 {
-    int x, y;
+    EMU_MEMBERS_2(int2, int)
 };
 struct alignas(16) int4 {
-    int x, y, z, w;
+    EMU_MEMBERS_4(int4, int)
 };
 struct alignas(8) float2 {
-    float x, y;
+    EMU_MEMBERS_2(float2, float)
 };
 struct alignas(16) float4 {
-    float x, y, z, w;
+    EMU_MEMBERS_4(float4, float)
 };
 static inline uint2 make_uint2(unsigned x, unsigned y)
 {

@@ -249,9 +249,13 @@ static void *worker_run(void *unused)
     return unused;
 }
 
+/* All streams are one: everything is done in the order in which it was asked for. */
+static unsigned n_streams;
+
 static int stream_create(void **stream_out)
 {
     static int one;
+    n_streams++;
     hri_emu_capture_begin();
     *stream_out = &one;
     return 0;
@@ -261,6 +265,8 @@ static void stream_destroy(void *stream)
 {
     (void)stream;
     (void)queue_run();
+    if (--n_streams > 0)
+        return;
     hri_emu_graph_free(hri_emu_capture_end());
     lost = false;
     hri_emu_error_clear();
@@ -270,7 +276,7 @@ static int stream_wait(void *stream)
 {
     (void)stream;
     counts.waits++;
-    if (device_emu_faults.loss && n_waits++ >= device_emu_faults.waits_before_loss) {
+    if (n_waits++ >= device_emu_faults.waits_before_loss && device_emu_faults.loss) {
         lost = true;
         (void)queue_run();
         return DEVICE_EMU_LOST;
@@ -494,6 +500,11 @@ const struct hri_device_ops *device_emu_ops(void)
 int device_emu_available(void)
 {
     return 1;
+}
+
+uint32_t device_emu_waits(void)
+{
+    return n_waits;
 }
 
 struct device_emu_counts device_emu_counts(void)

@@ -38,6 +38,8 @@ struct device_emu_counts {
     size_t pinned_bytes, device_bytes;
 };
 struct device_emu_counts device_emu_counts(void);
+/* Waits since a device was opened, as waits_before_loss counts them. */
+uint32_t device_emu_waits(void);
 /* For a test that wants to look at device memory: copies it out, in the stream's order. */
 void device_emu_read(void *to, const void *from, size_t bytes);
 

@@ -175,6 +175,11 @@ int device_emu_available(void)
     return real()->count(&driver, &runtime, &n) == 0 && n > 0;
 }
 
+uint32_t device_emu_waits(void)
+{
+    return n_waits;
+}
+
 struct device_emu_counts device_emu_counts(void)
 {
     return counts;

@@ -49,7 +49,6 @@ static void linear_case(uint32_t m, uint32_t cols, const uint32_t *rows, uint32_
 {
     struct hri_rng rng;
     struct matrix matrices[HRI_CUDA_PRODUCTS_MAX];
-    uint32_t all = 0;
     CASE("linear: %u rows of %u, %u matrices, the first of %u", m, cols, n, rows[0]);
     hri_rng_seed(&rng, 7 + m + cols);
     struct hri_cuda_linear_args a = {
@@ -58,10 +57,9 @@ static void linear_case(uint32_t m, uint32_t cols, const uint32_t *rows, uint32_
         matrices[i] = matrix_make(&rng, rows[i], cols, i % 2 == 0);
         a.products[i] = (struct hri_cuda_product){matrices[i].w, matrices[i].bias,
                                                   device_alloc((size_t)m * rows[i] * 4), rows[i]};
-        all += rows[i];
     }
-    a.work = device_alloc(hri_cuda_linear_work(m, all) * 4);
-    const size_t counters = hri_cuda_linear_counters(all);
+    a.work = device_alloc(hri_cuda_linear_work(m) * 4);
+    const size_t counters = hri_cuda_linear_counters();
     a.arrived = device_zero(counters * 4);
     set_order(order);
     for (int again = 0; again < 2; again++) /* the counters are left as they were */
