@@ -171,6 +171,8 @@ static int open_session(struct cli_run *run)
     options.sequences = sequences;
     options.n_sequences = o->check_dense ? 2 : 1;
     options.tokens_max = run->tokens_max;
+    if (run->model.info->device)
+        options.chunk_tokens = run->model.info->device_rows;
     options.resume = run->saved.opened;
     options.last_id = run->saved.n_ids ? run->saved.ids[run->saved.n_ids - 1] : 0;
     run->speculation.tokens = cli_recipe_drafts(run->recipe.name);
@@ -239,6 +241,7 @@ int cli_run(int argc, char **argv)
         .save_mode = "relaxed",
     };
     struct cli_run run = {.options = &o};
+    int saved = 0;
     int code = parse(argc, argv, &o);
     if (code < 0)
         code = check(&o);
@@ -257,10 +260,13 @@ int cli_run(int argc, char **argv)
         code = cli_run_save_claim(&run);
     if (code == 0)
         code = cli_run_prefill(&run);
-    if (code == 0)
+    if (code == 0) {
         code = cli_run_generate(&run);
-    if (code == 0)
-        code = cli_run_save(&run);
+        /* What was read and written so far outlives a GPU that is lost on the way. */
+        if (code == 0 || (run.model.info->device && !o.forks))
+            saved = cli_run_save(&run);
+    }
+    code = code == 0 ? saved : code;
     if (code == 0)
         code = finish(&run);
     close_run(&run);

@@ -17,7 +17,7 @@ int cli_place_check(const char *command, const struct cli_place *place)
     return -1;
 }
 
-static void log_line(void *context, hr_log_level_t level, const char *line)
+void cli_place_log(void *context, hr_log_level_t level, const char *line)
 {
     (void)context;
     if (level <= HR_LOG_WARN && !cli_out_is_quiet())
@@ -46,7 +46,7 @@ struct hr_runtime_options cli_place_runtime_options(const struct cli_place *plac
     options.n_threads = (uint32_t)place->threads;
     options.cpu_level = place->cpu;
     options.device = place->device;
-    options.log = log_line;
+    options.log = cli_place_log;
     return options;
 }
 

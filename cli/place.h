@@ -36,8 +36,8 @@ struct cli_place {
 #define CLI_PLACE_OPTIONS(place)                                                                   \
     CLI_HEADING("Where the KV cache lies:"),                                                       \
         CLI_OPTION("device", CLI_STRING, &(place).device, "DEVICE",                                \
-                   "cpu, cuda or cuda:NUMBER: the fast tier is that GPU's memory, and steps of "   \
-                   "headrace run there (not measured on a GPU) [cpu]"),                            \
+                   "cpu, cuda or cuda:NUMBER: the model runs on that GPU, the fast tier is its "   \
+                   "memory, and so are steps of headrace (not measured on a GPU) [cpu]"),          \
         CLI_OPTION("device-bytes", CLI_BYTES, &(place).device_bytes, "SIZE",                       \
                    "budget of the fast tier: sink, window, summaries, blocks in use"),             \
         CLI_OPTION("host-bytes", CLI_BYTES, &(place).host_bytes, "SIZE",                           \
@@ -58,6 +58,9 @@ struct cli_place {
 
 /* -1, or the exit code after a message, when the options do not fit together. */
 int cli_place_check(const char *command, const struct cli_place *place);
+
+/* A log line of the library or the engine: warnings and errors go to standard error. */
+void cli_place_log(void *context, hr_log_level_t level, const char *line);
 
 /* The runtime's options; log lines of level warning and above go to standard error. */
 struct hr_runtime_options cli_place_runtime_options(const struct cli_place *place);

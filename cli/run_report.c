@@ -179,6 +179,8 @@ static void add_times(cJSON *json, const struct cli_run *run)
     cJSON_AddNumberToObject(decode, "seconds", (double)run->tally.total_ns * 1e-9);
     cJSON_AddNumberToObject(decode, "tokens_per_second",
                             per_second(run->tally.steps, run->tally.total_ns));
+    if (run->model.info->device)
+        cli_json_u64(decode, "graph_tokens", s.decode_graph_tokens);
 }
 
 static void add_cache(cJSON *json, const struct cli_run *run)

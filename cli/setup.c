@@ -26,6 +26,8 @@ int cli_model_open(const char *path, const struct cli_place *place, struct cli_m
     hre_model_options_init(&options);
     options.n_threads = (uint32_t)place->threads;
     options.cpu_level = place->cpu;
+    options.device = place->device;
+    options.log = cli_place_log;
     hr_status_t status = hre_model_open(path, &options, &model.model);
     if (status != HR_OK)
         return cli_fail_engine("model", status);
@@ -57,6 +59,11 @@ void cli_model_print(FILE *file, const struct cli_model *model)
         info->n_parameters < 10000000 ? 2 : 0, (double)info->n_parameters * 1e-6,
         hr_format_bytes(info->weight_bytes, bytes, sizeof bytes), info->n_layers, info->n_q_heads,
         info->n_kv_heads, info->k_dim, info->context_length);
+    if (info->device)
+        fprintf(file, "%-10s %s: weights %s in bfloat16, scratch %s; prompts by %s\n", "device",
+                info->device, hr_format_bytes(info->device_weight_bytes, bytes, sizeof bytes),
+                hr_format_bytes(info->device_scratch_bytes, (char[32]){0}, 32),
+                info->device_blas ? info->device_blas : "own kernels");
 }
 
 cJSON *cli_model_json(const struct cli_model *model)
@@ -77,6 +84,13 @@ cJSON *cli_model_json(const struct cli_model *model)
     cli_json_u64(json, "owned_bytes", info->owned_bytes);
     cli_json_u64(json, "n_threads", info->n_threads);
     cJSON_AddStringToObject(json, "cpu_level", info->cpu_level);
+    if (info->device) {
+        cJSON *device = cJSON_AddObjectToObject(json, "device");
+        cJSON_AddStringToObject(device, "name", info->device);
+        cli_json_u64(device, "weight_bytes", info->device_weight_bytes);
+        cli_json_u64(device, "scratch_bytes", info->device_scratch_bytes);
+        cJSON_AddStringToObject(device, "products", info->device_blas ? info->device_blas : "own");
+    }
     return json;
 }
 
@@ -202,8 +216,8 @@ int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *
     options.file_dir = NULL;
     options.file_bytes = 0;
     options.host_bytes = exact_bytes + exact_bytes / 4 + (64u << 20);
-    options.device_bytes = exact_bytes + (64u << 20);
-    options.device = NULL; /* nothing of it would run on another */
+    /* On a GPU rows only stream past: the prompt's attention is all that there is. */
+    options.device_bytes = (place->device ? 0 : exact_bytes) + (64u << 20);
     return open_cache(model, &options, &recipe, tokens_max, NULL, cache_out);
 }
 

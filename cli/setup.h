@@ -25,7 +25,7 @@ int cli_fail_engine(const char *what, hr_status_t status);
 /* 0, or an exit code after a message; then nothing is open. */
 int cli_model_open(const char *path, const struct cli_place *place, struct cli_model *model_out);
 void cli_model_close(struct cli_model *model);
-/* "SmolLM2 135M Instruct: llama, 30 layers, ..." in one line. */
+/* "SmolLM2 135M Instruct: llama, 30 layers, ..." in one line; a second one of what it has on a GPU. */
 void cli_model_print(FILE *file, const struct cli_model *model);
 cJSON *cli_model_json(const struct cli_model *model);
 

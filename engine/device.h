@@ -13,6 +13,7 @@
 #define HRE_DEVICE_H
 
 #include "engine/session.h"
+#include "kernels/cublas.h"
 #include "kernels/device.h"
 
 #define HRE_DEVICE_ROWS 1024 /* tokens of a prompt at a time */
@@ -42,6 +43,8 @@ struct hre_device {
     struct hri_device *device;
     const struct hri_launchers *launch;
     void *stream;
+    struct hri_cublas *blas; /* or NULL; given up after its first failure */
+    bool blas_failed;
     struct hri_log log;
     hr_log_fn log_fn;
     void *log_context;
@@ -66,6 +69,7 @@ struct hre_device {
     float *logits;        /* [logit_rows][vocab] */
     float *linear_work;
     uint32_t *linear_arrived;
+    void *blas_work;
     void *attend_work;
     size_t attend_work_bytes;
     struct hre_device_rows
@@ -119,7 +123,7 @@ int hre_device_output_norm(const hre_model_t *model, float *x, const float *delt
                            void *stream);
 int hre_device_embed(const hre_model_t *model, uint32_t n, void *stream);
 /* y = W x, [m][rows]. */
-int hre_device_product(const struct hre_device *d, struct hre_device_rows x, uint32_t m,
+int hre_device_product(struct hre_device *d, struct hre_device_rows x, uint32_t m,
                        const struct hre_device_weight *w, float *y, void *stream);
 struct hre_device_rows hre_device_rows_for(const struct hre_device *d, uint32_t n);
 

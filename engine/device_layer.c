@@ -13,7 +13,28 @@ struct product {
     float *y;
 };
 
-static int products(const struct hre_device *d, struct hre_device_rows x, uint32_t m,
+/* By cuBLAS; false: not. It is given up at the first failure, which is not the device's: that would come out of the next launch. */
+static bool blas_product(struct hre_device *d, const struct hri_cuda_matmul_args *a, int *error_out)
+{
+    const struct hri_cuda_product *p = &a->product;
+
+    if (!d->blas || d->blas_failed) {
+        return false;
+    }
+    *error_out = p->bias ? d->launch->repeat(p->bias, a->m, p->rows, p->y, d->stream) : 0;
+    if (*error_out != 0) {
+        return true;
+    }
+    int status = hri_cublas_matmul(d->blas, a, p->bias != NULL);
+    if (status != 0) {
+        hri_log_warn(&d->log, "%s gave status %d; its products are done without it",
+                     hri_cublas_name(d->blas), status);
+        d->blas_failed = true;
+    }
+    return status == 0;
+}
+
+static int products(struct hre_device *d, struct hre_device_rows x, uint32_t m,
                     const struct product *list, uint32_t n, void *stream)
 {
     struct hri_cuda_linear_args few = {.x = x.data,
@@ -33,13 +54,17 @@ static int products(const struct hre_device *d, struct hre_device_rows x, uint32
     for (uint32_t i = 0; i < n; i++) {
         struct hri_cuda_matmul_args many = {
             .x = x.data, .m = m, .cols = few.cols, .product = few.products[i]};
+        int error = 0;
 
-        HRE_LAUNCHED(d->launch->matmul(&many, stream));
+        if (!blas_product(d, &many, &error)) {
+            error = d->launch->matmul(&many, stream);
+        }
+        HRE_LAUNCHED(error);
     }
     return 0;
 }
 
-int hre_device_product(const struct hre_device *d, struct hre_device_rows x, uint32_t m,
+int hre_device_product(struct hre_device *d, struct hre_device_rows x, uint32_t m,
                        const struct hre_device_weight *w, float *y, void *stream)
 {
     return products(d, x, m, &(struct product){w, y}, 1, stream);
@@ -75,7 +100,7 @@ int hre_device_embed(const hre_model_t *model, uint32_t n, void *stream)
 int hre_device_layer_begin(const hre_model_t *model, uint32_t layer, const float *delta, uint32_t n,
                            struct hre_device_qkv to, void *stream)
 {
-    const struct hre_device *d = model->device;
+    struct hre_device *d = model->device;
     const struct hre_model_info *info = &model->info;
     const struct hre_device_layer *l = &d->layers[layer];
     const struct product list[] = {{&l->q, to.q}, {&l->k, to.k}, {&l->v, to.v}};
@@ -99,7 +124,7 @@ int hre_device_layer_begin(const hre_model_t *model, uint32_t layer, const float
 int hre_device_layer_end(const hre_model_t *model, uint32_t layer, struct hre_device_rows att,
                          float *x, uint32_t n, void *stream)
 {
-    const struct hre_device *d = model->device;
+    struct hre_device *d = model->device;
     const struct hre_device_layer *l = &d->layers[layer];
     const struct product wide[] = {{&l->up, d->up}, {&l->gate, d->gate}};
     const uint32_t gated = l->gate.w != NULL;

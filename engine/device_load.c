@@ -9,6 +9,7 @@
 #define STAGING_BYTES (8u << 20)
 #define ROWS_PER_ITEM 8
 #define LOGIT_ROWS    64
+#define BLAS_BYTES    ((size_t)32 << 20) /* what cuBLAS takes itself on an sm_90 */
 /* Of hr_sequence_attend_device: rows of K and V that lie there at once. */
 #define ATTEND_ROWS_BYTES ((size_t)8 << 20)
 
@@ -101,6 +102,7 @@ static void scratch_carve(const hre_model_t *model, struct hre_device *d,
     d->logits = hri_device_carve(c, (size_t)LOGIT_ROWS * info->vocab, f);
     d->linear_work = hri_device_carve(c, d->launch->linear_work(HRI_CUDA_LINEAR_ROWS_MAX), f);
     d->linear_arrived = hri_device_carve(c, d->launch->linear_counters(), sizeof(uint32_t));
+    d->blas_work = hri_device_carve(c, d->blas ? BLAS_BYTES : 0, 1);
     /* Queries, their factors and the state of their softmax; then rows. */
     d->attend_work_bytes = rows * (q + att + 3 * info->n_q_heads) * f + ATTEND_ROWS_BYTES + 4096;
     d->attend_work = hri_device_carve(c, d->attend_work_bytes, 1);
@@ -328,8 +330,25 @@ static hr_status_t memory_take(struct hre_device *d, const hre_model_t *model)
     return HR_OK;
 }
 
+/* Not found is no failure. */
+static void blas_open(struct hre_device *d, const char *library)
+{
+    char why[256];
+
+    if (library ? !*library : hri_device_ops(d->device)->emulated) {
+        return;
+    }
+    d->blas = hri_cublas_open(library, d->stream, why, sizeof(why));
+    if (!d->blas) {
+        hri_log_warn(&d->log,
+                     "no cuBLAS (%s): prompts are multiplied by the library's own kernels, which "
+                     "are slower",
+                     why);
+    }
+}
+
 static hr_status_t device_fill(struct hre_device *d, hre_model_t *model,
-                               const struct hri_device_options *o)
+                               const struct hri_device_options *o, const char *blas)
 {
     struct hri_device_carve weights = {0}, scratch = {0};
     hr_status_t status = hri_device_open(o, &d->device);
@@ -338,6 +357,8 @@ static hr_status_t device_fill(struct hre_device *d, hre_model_t *model,
         return status;
     }
     d->launch = o->ops->launch;
+    d->stream = hri_device_stream(d->device);
+    blas_open(d, blas);
     weights_carve(model, d, &weights);
     scratch_carve(model, d, &scratch); /* some of it is sized by the machine */
     status = hri_device_budget(d->device, weights.used + scratch.used,
@@ -345,10 +366,12 @@ static hr_status_t device_fill(struct hre_device *d, hre_model_t *model,
     if (status != HR_OK) {
         return status;
     }
-    d->stream = hri_device_stream(d->device);
     d->weights.bytes = weights.used;
     d->scratch.bytes = scratch.used;
     status = memory_take(d, model);
+    if (status == HR_OK && d->blas) {
+        d->blas_failed = hri_cublas_workspace(d->blas, d->blas_work, BLAS_BYTES) != 0;
+    }
     return status == HR_OK ? weights_load(d, model) : status;
 }
 
@@ -379,12 +402,13 @@ hr_status_t hre_device_open(hre_model_t *model, const struct hre_model_options *
         .fn = options->log ? log_line : NULL, .ctx = d, .level_max = HRI_LOG_DEBUG};
     d->rows_max = options->device_rows ? options->device_rows : HRE_DEVICE_ROWS;
     o.log = &d->log;
-    status = device_fill(d, model, &o);
+    status = device_fill(d, model, &o, options->blas);
     if (status != HR_OK) {
         return hre_fail_library(status, hre_gguf_name(model->gguf));
     }
     model->info.device = hri_device_facts(d->device)->name;
     model->info.device_rows = d->rows_max;
+    model->info.device_blas = d->blas && !d->blas_failed ? hri_cublas_name(d->blas) : NULL;
     model->info.device_weight_bytes = d->weights.bytes;
     model->info.device_scratch_bytes = d->scratch.bytes;
     return HR_OK;
@@ -395,6 +419,7 @@ void hre_device_close(struct hre_device *d)
     if (!d) {
         return;
     }
+    hri_cublas_close(d->blas);
     if (d->device) {
         hri_device_buffer_destroy(d->device, &d->host);
         hri_device_free(d->device, &d->scratch);

@@ -46,7 +46,8 @@ struct hre_model_options {
     const char *device;
     uint32_t
         device_rows; /* tokens of a prompt that it takes at a time, which sizes its scratch; 0: 1024 */
-    hr_log_fn log; /* of the device; NULL: silent */
+    const char *blas; /* library of products there; NULL: cuBLAS where it is found, "": none */
+    hr_log_fn log;    /* of the device; NULL: silent */
     void *log_context;
 };
 void hre_model_options_init(struct hre_model_options *options);
@@ -82,6 +83,8 @@ struct hre_model_info {
     const char *device;    /* the GPU's name, or NULL: the CPU. Then, in its memory: */
     uint64_t device_weight_bytes, device_scratch_bytes;
     uint32_t device_rows; /* tokens of a prompt at a time */
+    const char *
+        device_blas; /* file name of the library that does a prompt's products; NULL: our own kernels do */
 };
 /* Valid until close. */
 const struct hre_model_info *hre_model_info(const hre_model_t *model);

@@ -55,12 +55,12 @@ has "$err" "pag"
 # -- the device: without CUDA in the build, a driver or a GPU that is said
 tiny="run --tokens-context 256 --keys 1 --recipe headrace:sketch=0"
 # shellcheck disable=SC2086
-fails 1 'headrace: cache: runtime options: device "gpu" is none of cpu, cuda, cuda:NUMBER' $tiny --device gpu
+fails 1 'headrace: model: device "gpu" is none of cpu, cuda, cuda:NUMBER' $tiny --device gpu
 # shellcheck disable=SC2086
 run $tiny --device cuda
 case $code in
 0) ;; # there is one
-1) check "no reason given" grep -q -E '^headrace: cache: device cuda: (this build has no CUDA|no driver is installed|the driver is too old|no device)' "$err" ;;
+1) check "no reason given" grep -q -E '^headrace: model: device cuda: (this build has no CUDA|no driver is installed|the driver is too old|no device)' "$err" ;;
 *) expect 1 ;;
 esac
 # shellcheck disable=SC2086

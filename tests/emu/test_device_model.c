@@ -5,6 +5,7 @@
  * Tolerances, the largest difference of a logit over their spread (standard deviation over the vocabulary): see the cases. The next
  * token must be the same wherever the CPU's best is ahead of its second by more than twice that difference. */
 #include "tests/emu/device_emu.h"
+#include "tests/emu/fake_cublas.h"
 #include "tests/test.h"
 
 #include "base/half.h"
@@ -14,6 +15,7 @@
 #include "tests/engine/gguf_make.h"
 #include "tests/engine/run_model.h"
 
+#include <dlfcn.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -413,6 +415,81 @@ static void test_families(void **state)
         family(&families[i], 11 + i);
 }
 
+/* -- a prompt's products by a stand-in for cuBLAS -- */
+
+#ifdef FAKE_CUBLAS
+static void fake_get(void *to, const void *from, size_t bytes)
+{
+    device_emu_read(to, from, bytes);
+}
+
+static void fake_put(void *to, const void *from, size_t bytes)
+{
+    assert_int_equal(device_emu_ops()->copy(to, bytes, from, bytes, bytes, 1, NULL), 0);
+}
+
+static unsigned log_lines;
+
+static void count_line(void *context, hr_log_level_t level, const char *line)
+{
+    (void)context;
+    assert_int_equal(level, HR_LOG_WARN);
+    assert_true(strstr(line, "cuBLAS") || strstr(line, "gave status 13"));
+    log_lines++;
+}
+
+static void with_blas(const char *library, float *logits, const char *expected)
+{
+    const struct setup t = {.recipe = "full", .dtype = HR_DTYPE_BF16};
+    struct hre_model_options o;
+    struct side side;
+    uint32_t ids[60], answers[KEYS];
+    text_make(60, ids, answers);
+    hre_model_options_init(&o);
+    o.n_threads = 1;
+    o.device = device_emu_ops()->name;
+    o.blas = library;
+    o.log = count_line;
+    side_open(&side, &t);
+    hre_session_destroy(side.session);
+    hre_model_close(side.model);
+    must(hre_model_open_on("tiny", &o, device_emu_ops(), &side.model));
+    session_open(&side, 0);
+    must(hre_session_prefill(side.session, ids, 60, NULL, logits));
+    const char *name = hre_model_info(side.model)->device_blas;
+    assert_true(expected ? name && strcmp(name, expected) == 0 : !name);
+    side_close(&side);
+}
+
+static void test_blas(void **state)
+{
+    (void)state;
+    struct fake_cublas *(*fake_state)(void);
+    float own[256], fake[256];
+    void *library = dlopen(FAKE_CUBLAS, RTLD_NOW | RTLD_LOCAL);
+    assert_non_null(library);
+    *(void **)&fake_state = dlsym(library, "fake_cublas_state");
+    assert_non_null(fake_state);
+    *fake_state() = (struct fake_cublas){.get = fake_get, .put = fake_put};
+    with_blas("", own, NULL);
+    with_blas(FAKE_CUBLAS, fake, FAKE_CUBLAS);
+    assert_int_equal(log_lines, 0);
+    assert_true(fake_state()->products >= 4 * 3 + 3 * 3); /* the last layer's last row is alone */
+    assert_true(fake_state()->workspace_bytes == 32u << 20);
+    compare(fake, own, 192, "cuBLAS's stand-in", 1e-3);
+    /* A failing one is given up, and said so once; a missing one, too. */
+    fake_state()->gemm_status = 13;
+    with_blas(FAKE_CUBLAS, fake, FAKE_CUBLAS);
+    assert_memory_equal(fake, own, 192 * sizeof *own);
+    assert_int_equal(log_lines, 1);
+    with_blas("/nowhere/libcublas.so", fake, NULL);
+    assert_memory_equal(fake, own, 192 * sizeof *own);
+    assert_int_equal(log_lines, 2);
+    *fake_state() = (struct fake_cublas){0};
+    dlclose(library);
+}
+#endif
+
 /* -- recipes with steps there -- */
 
 static const struct gguf_shape stepper = {
@@ -672,6 +749,10 @@ int main(void)
                                        cmocka_unit_test(test_graph),
                                        cmocka_unit_test(test_sessions),
                                        cmocka_unit_test(test_refused),
+
+#ifdef FAKE_CUBLAS
+                                       cmocka_unit_test(test_blas),
+#endif
                                        cmocka_unit_test(test_loss)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
