@@ -69,11 +69,17 @@ if [ -x "$headrace" ] && [ -n "$(query name)" ]; then
         --json "$results/bench-$stamp.json"
     run decode "$headrace" run --tokens-context 2048 --keys 4 --device cuda
     run decode-summaries "$headrace" run --tokens-context 2048 --keys 4 --recipe headrace:sketch=0 --device cuda
+    # The model there: all keys of a text must be found, and a saved session goes on.
+    run decode-full sh -c '"$1" run --tokens-context 2048 --keys 8 --recipe full --device cuda | tee /dev/stderr | grep -q "^8 of 8 answered"' sh "$headrace"
+    session=$results/session-$stamp
+    run session-save "$headrace" run --tokens-context 1024 --keys 4 --device cuda --save "$session"
+    run session-open "$headrace" run --open "$session" --tokens 4 --device cuda
+    rm -rf "$session"
 else
-    skipped="$skipped bench decode decode-summaries"
+    skipped="$skipped bench decode decode-summaries decode-full session-save session-open"
 fi
 sanitizer=$(command -v compute-sanitizer || true)
-for name in append pack score select resolve gather predict sketch rows device_tier step_graph; do
+for name in append pack score select resolve gather predict sketch rows linear model device_tier step_graph; do
     if [ -n "$sanitizer" ] && [ -x "$tests/gpu_$name" ]; then
         for tool in memcheck racecheck initcheck synccheck; do
             run "$tool-$name" "$sanitizer" --tool "$tool" --error-exitcode 1 "$tests/gpu_$name"
