@@ -16,8 +16,11 @@
 
 #define DIM          128
 #define PIECE_ROWS   4096 /* rows of one task */
-#define PIECE_GROUPS (PIECE_ROWS / 16)
-#define PIECE_BLOCKS (PIECE_ROWS / 32)
+#define HEAD_ROWS    131072
+#define HEAD_GROUPS  (HEAD_ROWS / 16)
+#define HEAD_BLOCKS  (HEAD_ROWS / 32)
+#define CHUNK_ROWS   1024 /* scored at a time, as in a step (index/ladder_state.h) */
+#define CHUNK_GROUPS (CHUNK_ROWS / 16)
 
 /* Widths as water-filling deals them to the keys of a language model at a mean of 1 and 2 bits. */
 #define N4_1BIT 8
@@ -29,21 +32,23 @@ struct scan {
     const struct hri_kernels *kernels;
     struct hri_pool *pool;
     uint32_t g, n4, n2;
+    uint32_t
+        n_groups; /* of a piece: PIECE_ROWS beside a read, a head beside full attention, as in a step */
     unsigned n_pieces;
     size_t piece_bytes;      /* of codes */
     struct hri_region codes; /* [n_pieces] */
     struct hri_sketch_query *query;
-    float *x;                    /* [g][n4 + n2] */
-    uint32_t list[PIECE_GROUPS]; /* groups of a piece that are scored */
+    float *x;                   /* [g][n4 + n2] */
+    uint32_t list[HEAD_GROUPS]; /* groups of a piece that are scored */
     uint32_t n_list;
-    size_t score_rows; /* rows whose scores are kept: of a piece, or of a head */
-    float *scores;     /* [threads][g][score_rows] */
+    float *scores; /* [threads][g][CHUNK_ROWS] */
     uint64_t sink;
     /* beside full attention */
     struct hri_region rows, centroids; /* bf16 K and V; summaries: codes then steps */
     float *q, *floats;                 /* [g][DIM]; the partials' memory */
-    struct hri_partial *part;          /* [n_pieces] */
-    float *block_scores, *acc;         /* [threads][g][PIECE_BLOCKS]; [threads][g][DIM] */
+    struct hri_partial *part;          /* [ROW_PIECES] */
+    float *block_scores, *acc;         /* [threads][g][HEAD_BLOCKS]; [threads][g][DIM] */
+    struct hri_region weights;         /* [threads][g][HEAD_ROWS] floats */
     bool sum;                          /* with the weighted sum over the codes */
 };
 
@@ -52,6 +57,7 @@ static void scan_fini(struct scan *s)
     hri_region_free(NULL, &s->codes);
     hri_region_free(NULL, &s->rows);
     hri_region_free(NULL, &s->centroids);
+    hri_region_free(NULL, &s->weights);
     hri_pool_destroy(s->pool);
     free(s->query);
     free(s->x);
@@ -68,23 +74,23 @@ static unsigned char *codes_at(const struct scan *s, unsigned piece)
     return (unsigned char *)s->codes.base + piece * s->piece_bytes;
 }
 
-static float *scores_at(const struct scan *s, unsigned piece, unsigned worker)
+static float *scores_at(const struct scan *s, unsigned worker)
 {
-    return s->scores + worker * s->g * s->score_rows + (size_t)piece * PIECE_ROWS % s->score_rows;
+    return s->scores + worker * s->g * CHUNK_ROWS;
 }
 
-/* The caller has set g, n4, n2 and score_rows. */
+/* The caller has set g, n4, n2 and n_groups. */
 static int scan_init(struct scan *s, const struct hrb_options *options, unsigned n_pieces)
 {
     struct hri_rng rng;
     const size_t width = s->n4 + s->n2;
     s->kernels = hri_kernels_get(hri_kernels_best());
     s->n_pieces = n_pieces;
-    s->piece_bytes = PIECE_GROUPS * hri_sketch_group_bytes(s->n4, s->n2);
+    s->piece_bytes = s->n_groups * hri_sketch_group_bytes(s->n4, s->n2);
     if (hri_pool_create(NULL, options->n_threads, &s->pool) != HR_OK ||
         hri_region_alloc(NULL, n_pieces * s->piece_bytes, &s->codes) != HR_OK)
         return 1;
-    const size_t score_floats = hri_pool_size(s->pool) * s->g * s->score_rows;
+    const size_t score_floats = hri_pool_size(s->pool) * s->g * CHUNK_ROWS;
     s->query = aligned_alloc(64, sizeof *s->query);
     s->x = malloc(sizeof(float) * s->g * width);
     s->scores = malloc(sizeof(float) * score_floats);
@@ -99,15 +105,22 @@ static int scan_init(struct scan *s, const struct hrb_options *options, unsigned
         ((unsigned char *)s->codes.base)[i] = (unsigned char)hri_rng_below(&rng, 256);
     for (unsigned i = 1; i < n_pieces; i++)
         memcpy(codes_at(s, i), s->codes.base, s->piece_bytes);
-    for (uint32_t i = 0; i < PIECE_GROUPS; i++)
+    for (uint32_t i = 0; i < s->n_groups; i++)
         s->list[s->n_list++] = i;
     return 0;
 }
 
-static void score_piece(struct scan *s, unsigned piece, float *out)
+/* The groups listed from the i-th on that one chunk holds. */
+static uint32_t chunk_groups(const struct scan *s, uint32_t i)
+{
+    return s->n_list - i < CHUNK_GROUPS ? s->n_list - i : CHUNK_GROUPS;
+}
+
+static void score_chunk(struct scan *s, unsigned piece, uint32_t i, float *out)
 {
     const struct hri_sketch_rows rows = {codes_at(s, piece), s->n4, s->n2};
-    s->kernels->score_sketch(s->query, s->g, rows, s->list, s->n_list, out, s->score_rows);
+    s->kernels->score_sketch(s->query, s->g, rows, s->list + i, chunk_groups(s, i), s->n_list - i,
+                             out, CHUNK_ROWS);
 }
 
 /* The largest difference from the decoded codes times the float query. The rounding of the query
@@ -116,17 +129,18 @@ static double score_error(struct scan *s)
 {
     float centred[DIM];
     double worst = 0, square = 0;
-    float *out = scores_at(s, 0, 0);
-    score_piece(s, 0, out);
+    float *out = scores_at(s, 0);
     for (uint32_t j = 0; j < s->n_list * 16; j++) {
         const uint32_t row = s->list[j / 16] * 16 + j % 16;
+        if (j % CHUNK_ROWS == 0)
+            score_chunk(s, 0, j / 16, out);
         hri_sketch_unpack(codes_at(s, 0), s->n4, s->n2, row, centred);
         for (uint32_t gh = 0; gh < s->g; gh++) {
             double dot = 0;
             for (uint32_t i = 0; i < s->n4 + s->n2; i++)
                 dot += (double)s->x[gh * (s->n4 + s->n2) + i] * (double)centred[i];
             square += dot * dot;
-            worst = fmax(worst, fabs(dot - (double)out[gh * s->score_rows + row]));
+            worst = fmax(worst, fabs(dot - (double)out[gh * CHUNK_ROWS + j % CHUNK_ROWS]));
         }
     }
     return worst / sqrt(square / (s->n_list * 16.0 * s->g));
@@ -137,7 +151,8 @@ static double score_error(struct scan *s)
 static void score_task(void *context, unsigned task, unsigned worker)
 {
     struct scan *s = context;
-    score_piece(s, task, scores_at(s, task, worker));
+    for (uint32_t i = 0; i < s->n_list; i += CHUNK_GROUPS)
+        score_chunk(s, task, i, scores_at(s, worker));
 }
 
 static double score_run(void *context)
@@ -183,10 +198,10 @@ int hrb_sketch_score(const struct hrb_benchmark *self, const struct hrb_options 
     struct scan s = {.g = (uint32_t)self->variant % 100,
                      .n4 = one ? N4_1BIT : N4_2BIT,
                      .n2 = one ? N2_1BIT : N2_2BIT,
-                     .score_rows = PIECE_ROWS};
+                     .n_groups = PIECE_ROWS / 16};
     struct hrb_pair pair;
     const size_t bytes = options->quick ? 256u << 20 : 512u << 20;
-    const size_t piece_bytes = PIECE_GROUPS * hri_sketch_group_bytes(s.n4, s.n2);
+    const size_t piece_bytes = s.n_groups * hri_sketch_group_bytes(s.n4, s.n2);
     int code = 1;
     if (scan_init(&s, options, (unsigned)(bytes / piece_bytes))) {
         hrb_failed(result, "out of memory");
@@ -213,14 +228,15 @@ out:
 /* -- a pass over summaries and sketches beside full attention -- */
 
 #define HEADS       8
-#define HEAD_ROWS   131072
 #define GROUP       4
 #define ROW_BYTES   (2 * DIM * 2)
-#define EVICT_BYTES (64u << 20) /* more than the last-level cache keeps */
+#define EVICT_BYTES (64u << 20)                        /* more than the last-level cache keeps */
+#define ROW_PIECES  (HEADS * (HEAD_ROWS / PIECE_ROWS)) /* of full attention */
+#define EVICT_PIECE (1u << 20)
 
 static size_t summary_bytes(void)
 {
-    return hri_centroids_bytes(PIECE_BLOCKS, DIM) + PIECE_BLOCKS * sizeof(float);
+    return hri_centroids_bytes(HEAD_BLOCKS, DIM) + HEAD_BLOCKS * sizeof(float);
 }
 
 static int full_init(struct scan *s)
@@ -229,13 +245,14 @@ static int full_init(struct scan *s)
     float centroid[DIM];
     const size_t piece = (size_t)PIECE_ROWS * ROW_BYTES, entry = (size_t)s->g * (2 + DIM);
     const size_t threads = hri_pool_size(s->pool);
-    if (hri_region_alloc(NULL, s->n_pieces * piece, &s->rows) != HR_OK ||
-        hri_region_alloc(NULL, s->n_pieces * summary_bytes(), &s->centroids) != HR_OK)
+    if (hri_region_alloc(NULL, ROW_PIECES * piece, &s->rows) != HR_OK ||
+        hri_region_alloc(NULL, s->n_pieces * summary_bytes(), &s->centroids) != HR_OK ||
+        hri_region_alloc(NULL, threads * s->g * HEAD_ROWS * sizeof(float), &s->weights) != HR_OK)
         return 1;
     s->q = malloc(sizeof(float) * s->g * DIM);
-    s->floats = malloc(sizeof(float) * entry * s->n_pieces);
-    s->part = calloc(s->n_pieces, sizeof *s->part);
-    s->block_scores = malloc(sizeof(float) * s->g * PIECE_BLOCKS * threads);
+    s->floats = malloc(sizeof(float) * entry * ROW_PIECES);
+    s->part = calloc(ROW_PIECES, sizeof *s->part);
+    s->block_scores = malloc(sizeof(float) * s->g * HEAD_BLOCKS * threads);
     s->acc = calloc(threads * s->g * DIM, sizeof(float));
     if (!s->q || !s->floats || !s->part || !s->block_scores || !s->acc)
         return 1;
@@ -245,21 +262,20 @@ static int full_init(struct scan *s)
     for (size_t i = 0; i < piece / 2; i++)
         ((uint16_t *)s->rows.base)[i] = hri_bf16_from_f32(2 * hri_rng_f32(&rng) - 1);
     float *steps =
-        (float *)(void *)((char *)s->centroids.base + hri_centroids_bytes(PIECE_BLOCKS, DIM));
-    for (uint32_t b = 0; b < PIECE_BLOCKS; b++) {
+        (float *)(void *)((char *)s->centroids.base + hri_centroids_bytes(HEAD_BLOCKS, DIM));
+    for (uint32_t b = 0; b < HEAD_BLOCKS; b++) {
         for (int i = 0; i < DIM; i++)
             centroid[i] = (float)hri_rng_normal(&rng) * 0.5f;
         steps[b] = hri_centroid_pack(s->centroids.base, DIM, b, centroid);
     }
-    for (unsigned i = 0; i < s->n_pieces; i++) {
+    for (unsigned i = 0; i < ROW_PIECES; i++) {
         float *at = s->floats + entry * i;
         s->part[i] = (struct hri_partial){.m = at, .l = at + s->g, .o = at + 2 * s->g};
-        if (i > 0) {
+        if (i > 0)
             memcpy((char *)s->rows.base + i * piece, s->rows.base, piece);
-            memcpy((char *)s->centroids.base + i * summary_bytes(), s->centroids.base,
-                   summary_bytes());
-        }
     }
+    for (unsigned i = 1; i < s->n_pieces; i++)
+        memcpy((char *)s->centroids.base + i * summary_bytes(), s->centroids.base, summary_bytes());
     return 0;
 }
 
@@ -276,44 +292,64 @@ static void full_task(void *context, unsigned task, unsigned worker)
 static double full_run(void *context)
 {
     struct scan *s = context;
-    return hrb_pool_seconds(s->pool, full_task, s, s->n_pieces);
+    return hrb_pool_seconds(s->pool, full_task, s, ROW_PIECES);
 }
 
-/* Scores of the piece's summaries and of the listed groups, and their exponentials. The largest
- * summary's score serves as the shift: a row exceeds it by little. */
+/* Of the blocks listed from the i-th group on, two groups each, which have been scored. */
+static void weigh_chunk(struct scan *s, unsigned piece, uint32_t i, const float *scores,
+                        const float *shift, float *weights)
+{
+    float sum[GROUP], square[GROUP], most[GROUP];
+    for (uint32_t j = 0, n = chunk_groups(s, i); j < n; j += 2) {
+        s->kernels->weigh_rows(scores + 16 * j, CHUNK_ROWS, shift, s->g, 32,
+                               weights + 16 * s->list[i + j], HEAD_ROWS, sum, square, most);
+        for (uint32_t gh = 0; gh < s->g; gh++)
+            s->part[piece].l[gh] += sum[gh];
+    }
+}
+
+/* Scores of a head's summaries and of the listed groups, and the rows' weights, by the chunk and by the block as a step does it. The
+ * largest summary's score serves as the shift: a row exceeds it by little. */
 static void pass_task(void *context, unsigned task, unsigned worker)
 {
     struct scan *s = context;
     char *at = (char *)s->centroids.base + task * summary_bytes();
     const struct hri_centroids c = {
         (const uint8_t *)at,
-        (const float *)(const void *)(at + hri_centroids_bytes(PIECE_BLOCKS, DIM)), PIECE_BLOCKS};
-    float *blocks = s->block_scores + (size_t)worker * s->g * PIECE_BLOCKS,
-          *out = scores_at(s, task, worker);
-    s->kernels->score_centroids(s->q, s->g, DIM, c, blocks, PIECE_BLOCKS);
-    score_piece(s, task, out);
+        (const float *)(const void *)(at + hri_centroids_bytes(HEAD_BLOCKS, DIM)), HEAD_BLOCKS};
+    float *blocks = s->block_scores + (size_t)worker * s->g * HEAD_BLOCKS,
+          *out = scores_at(s, worker), shift[GROUP],
+          *weights = (float *)s->weights.base + (size_t)worker * s->g * HEAD_ROWS;
+    s->kernels->score_centroids(s->q, s->g, DIM, c, blocks, HEAD_BLOCKS);
     for (uint32_t gh = 0; gh < s->g; gh++) {
-        const float shift = s->kernels->max(blocks + (size_t)gh * PIECE_BLOCKS, PIECE_BLOCKS);
-        float *x = out + gh * s->score_rows;
-        s->part[task].m[gh] = shift;
+        shift[gh] = s->kernels->max(blocks + (size_t)gh * HEAD_BLOCKS, HEAD_BLOCKS);
+        s->part[task].m[gh] = shift[gh];
         s->part[task].l[gh] = 0;
-        if (s->n_list == PIECE_GROUPS)
-            s->part[task].l[gh] = s->kernels->exp_sum(x, shift, x, PIECE_ROWS);
-        for (uint32_t j = 0; s->n_list < PIECE_GROUPS && j < s->n_list; j += 2)
-            s->part[task].l[gh] +=
-                s->kernels->exp_sum(x + 16 * s->list[j], shift, x + 16 * s->list[j], 32);
+    }
+    for (uint32_t i = 0; i < s->n_list; i += CHUNK_GROUPS) {
+        score_chunk(s, task, i, out);
+        weigh_chunk(s, task, i, out, shift, weights);
     }
     if (s->sum) {
         const struct hri_sketch_rows rows = {codes_at(s, task), s->n4, s->n2};
-        s->kernels->sum_sketch(rows, s->g, s->list, s->n_list, out, s->score_rows,
+        s->kernels->sum_sketch(rows, s->g, s->list, s->n_list, weights, HEAD_ROWS,
                                s->acc + (size_t)worker * s->g * DIM);
     }
+}
+
+static void evict_task(void *context, unsigned task, unsigned worker)
+{
+    struct scan *s = context;
+    (void)worker;
+    uint64_t sum = hrb_read_memory((char *)s->rows.base + task * EVICT_PIECE, EVICT_PIECE);
+    __atomic_fetch_xor(&s->sink, sum, __ATOMIC_RELAXED);
 }
 
 static double pass_run(void *context)
 {
     struct scan *s = context;
-    s->sink ^= hrb_read_memory(s->rows.base, EVICT_BYTES); /* nothing of the last pass is at hand */
+    /* Nothing of the last pass is at hand, and no thread asleep, as between the layers of a token. */
+    hri_pool_run(s->pool, evict_task, s, EVICT_BYTES / EVICT_PIECE);
     double start = hrb_seconds();
     for (unsigned i = 0; i < HEADS; i++)
         hri_sketch_query_make(s->query, s->x, s->g, s->n4, s->n2);
@@ -346,7 +382,7 @@ static void keep_quarter(struct scan *s)
     struct hri_rng rng;
     hri_rng_seed(&rng, 6);
     s->n_list = 0;
-    for (uint32_t b = 0; b < PIECE_BLOCKS; b += 4) {
+    for (uint32_t b = 0; b < HEAD_BLOCKS; b += 4) {
         const uint32_t block = b + (uint32_t)hri_rng_below(&rng, 4);
         s->list[s->n_list++] = 2 * block;
         s->list[s->n_list++] = 2 * block + 1;
@@ -356,11 +392,11 @@ static void keep_quarter(struct scan *s)
 int hrb_sketch_full(const struct hrb_benchmark *self, const struct hrb_options *options,
                     struct hrb_result *result)
 {
-    struct scan s = {.g = GROUP, .n4 = N4_2BIT, .n2 = N2_2BIT, .score_rows = HEAD_ROWS};
+    struct scan s = {.g = GROUP, .n4 = N4_2BIT, .n2 = N2_2BIT, .n_groups = HEAD_GROUPS};
     struct hrb_pair pair, with_sum;
     const unsigned rounds = options->quick ? 5 : 21;
     int code = 1;
-    if (scan_init(&s, options, HEADS * (HEAD_ROWS / PIECE_ROWS)) || full_init(&s)) {
+    if (scan_init(&s, options, HEADS) || full_init(&s)) {
         hrb_failed(result, "out of memory");
         goto out;
     }
@@ -384,7 +420,7 @@ int hrb_sketch_full(const struct hrb_benchmark *self, const struct hrb_options *
     result->spread = pair.spread;
     result->unit = "ms";
     result->limit_is = "full attention over the same rows as bf16";
-    result->bytes = s.n_pieces * (summary_bytes() + s.piece_bytes * s.n_list / PIECE_GROUPS);
+    result->bytes = s.n_pieces * (summary_bytes() + s.piece_bytes * s.n_list / HEAD_GROUPS);
     result->rounds = pair.rounds;
     result->details = cJSON_CreateObject();
     cJSON_AddNumberToObject(result->details, "ms_with_weighted_sum", with_sum.a_median * 1e3);

@@ -445,58 +445,64 @@ static uint32_t pending_next(const struct hri_ladder *l, uint32_t b, uint32_t en
     return at != NULL ? (uint32_t)(at - l->state) : end;
 }
 
-/* Lists the groups of 16 lanes of pending blocks from b on, which is one, as long as their lanes fit a chunk that begins with b's first
- * group. Returns the pending block after the last, or end. */
-static uint32_t chunk_list(struct hri_ladder *l, uint32_t b, uint32_t end, uint32_t *n_out)
+/* Lists the groups of 16 lanes of the pending blocks of a basis, the first of which is b. Returns how many there are. */
+static uint32_t pending_list(struct hri_ladder *l, uint32_t b, uint32_t end)
 {
-    const struct hri_sketch *s = l->head->sketch;
-    uint32_t base = s->first_lane[b] / HRI_LANES, n = 0;
-    for (; b < end; b = pending_next(l, b + 1, end)) {
-        uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
-        if (last - base >= HRI_LADDER_CHUNK / HRI_LANES)
-            break;
+    uint32_t n = 0;
+    for (; b < end; b = pending_next(l, b + 1, end))
         n = hri_ladder_groups_add(l, b, n);
-    }
-    for (uint32_t i = 0; i < n; i++)
-        l->groups[i] -= base;
-    *n_out = n;
-    return b;
+    return n;
 }
 
-/* Blocks far apart are chunks of their own: the next one's codes come while this one is scored. */
-static void codes_prefetch(const struct hri_ladder *l, uint32_t b, size_t group_bytes)
+/* The first groups of a list: those that follow are asked for while they are scored. */
+#define FIRST_GROUPS 16u
+
+static void codes_prefetch(const struct hri_ladder *l, uint32_t n, size_t group_bytes)
 {
-    const struct hri_sketch *s = l->head->sketch;
-    uint32_t first = s->first_lane[b] / HRI_LANES;
-    uint32_t last = (s->first_lane[b] + l->head->block_rows[b] - 1) / HRI_LANES;
-    for (size_t at = first * group_bytes; at < (last + 1) * group_bytes; at += 64)
-        __builtin_prefetch(s->codes + at);
+    for (uint32_t i = 0; i < n && i < FIRST_GROUPS; i++)
+        for (size_t at = 0; at < group_bytes; at += 64)
+            __builtin_prefetch(l->head->sketch->codes + l->groups[i] * group_bytes + at);
+}
+
+/* Of the list from its i-th group on as much as a chunk holds, scored for block b whose lanes begin there and for those that follow, as
+ * long as theirs are scored, too. Returns the first that is not, or end; *i_out: the place of its first group. */
+static uint32_t chunk_weigh(struct hri_ladder *l, uint32_t basis, uint32_t b, uint32_t end,
+                            uint32_t *i_out, uint32_t n)
+{
+    const struct hri_index_head *head = l->head;
+    const struct hri_sketch *s = head->sketch;
+    struct hri_sketch_rows rows = {s->codes, s->bases[basis].n4, s->bases[basis].n2};
+    uint32_t first = *i_out, i = first, left = n - first;
+    uint32_t scored = left < HRI_LADDER_CHUNK / HRI_LANES ? left : HRI_LADDER_CHUNK / HRI_LANES;
+    head->options.kernels->score_sketch(l->query, head->options.g, rows, l->groups + first, scored,
+                                        left, l->score, HRI_LADDER_CHUNK);
+    for (; b < end; b = pending_next(l, b + 1, end)) {
+        uint32_t lane = s->first_lane[b], last = (lane + head->block_rows[b] - 1) / HRI_LANES;
+        if (l->groups[i] != lane / HRI_LANES)
+            i++; /* else it shares its first group with the last block */
+        if (i + last - lane / HRI_LANES >= first + scored)
+            break;
+        block_weigh(l, basis, b, l->score + (i - first) * HRI_LANES + lane % HRI_LANES);
+        i += last - lane / HRI_LANES;
+    }
+    *i_out = i;
+    return b;
 }
 
 static uint64_t basis_read(struct hri_ladder *l, uint32_t i)
 {
     const struct hri_index_head *head = l->head;
-    const struct hri_sketch *s = head->sketch;
-    const struct hri_basis *basis = &s->bases[i];
+    const struct hri_basis *basis = &head->sketch->bases[i];
     uint32_t end = hri_basis_end(head, i), b = pending_next(l, basis->first_block, end);
     size_t group_bytes = hri_sketch_group_bytes(basis->n4, basis->n2);
-    uint64_t n_groups = 0;
     if (b == end)
         return 0;
-    codes_prefetch(l, b, group_bytes);
+    uint32_t n = pending_list(l, b, end);
+    codes_prefetch(l, n, group_bytes);
     hri_sketch_query_make(l->query, basis_turn(l, i), head->options.g, basis->n4, basis->n2);
-    while (b < end) {
-        uint32_t n, base = s->first_lane[b] / HRI_LANES, next = chunk_list(l, b, end, &n);
-        struct hri_sketch_rows rows = {s->codes + base * group_bytes, basis->n4, basis->n2};
-        if (next < end)
-            codes_prefetch(l, next, group_bytes);
-        head->options.kernels->score_sketch(l->query, head->options.g, rows, l->groups, n, l->score,
-                                            HRI_LADDER_CHUNK);
-        n_groups += n;
-        for (; b < next; b = pending_next(l, b + 1, next))
-            block_weigh(l, i, b, l->score + s->first_lane[b] - (size_t)base * HRI_LANES);
-    }
-    return n_groups * group_bytes;
+    for (uint32_t at = 0; b < end;)
+        b = chunk_weigh(l, i, b, end, &at, n);
+    return n * group_bytes;
 }
 
 uint64_t hri_ladder_read_pending(struct hri_ladder *l)

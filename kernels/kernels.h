@@ -176,12 +176,14 @@ struct hri_kernels {
                        float *y, size_t y_stride, float *sum, float *square, float *most);
 
     /* -- level 1 -- */
-    /* out[gh][16 groups[i] + r] = what row r of each listed group adds to the logit of query head
-     * gh, all 16 lanes; other entries of out are not touched. */
+    /* out[gh][16 j + r] = what row r of group groups[j] adds to the logit of query head gh, all 16
+     * lanes, j < n_groups. The list goes on to n_listed >= n_groups: those that follow are asked
+     * for early. */
     void (*score_sketch)(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
-                         const uint32_t *groups, uint32_t n_groups, float *out, size_t out_stride);
+                         const uint32_t *groups, uint32_t n_groups, uint32_t n_listed, float *out,
+                         size_t out_stride);
     /* acc[gh][i] += sum over the listed groups' rows of w[gh][row] * (c_i - 7.5 or 1.5), i < n4 +
-     * n2; w is indexed by row like the scores. The caller multiplies by the steps. Groups whose
+     * n2; w is indexed by row. The caller multiplies by the steps. Groups whose
      * weights are all 0 cost nothing; lanes without a row must weigh 0. */
     void (*sum_sketch)(struct hri_sketch_rows s, uint32_t g, const uint32_t *groups,
                        uint32_t n_groups, const float *w, size_t w_stride,

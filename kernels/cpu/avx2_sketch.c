@@ -147,10 +147,7 @@ HRI_INLINE void score_groups(const int queries, const struct score_job *job, uin
         const size_t next = group_ahead(job, j);
         const ptrdiff_t ahead = i == 0 ? job->s.codes + next * job->bytes - codes : 0;
 
-        if (i == 0)
-            prefetch_scores(job, next);
-        score_group(queries, job, i, codes, ahead,
-                    job->out + i * job->out_stride + (size_t)16 * job->groups[j]);
+        score_group(queries, job, i, codes, ahead, job->out + i * job->out_stride + (size_t)16 * j);
     }
 }
 
@@ -158,15 +155,14 @@ HRI_INLINE void score_groups(const int queries, const struct score_job *job, uin
 #define TILE_GROUPS 8u
 
 void hri_avx2_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
-                           const uint32_t *groups, uint32_t n_groups, float *out, size_t out_stride)
+                           const uint32_t *groups, uint32_t n_groups, uint32_t n_listed, float *out,
+                           size_t out_stride)
 {
-    const struct score_job job = {q, s,   groups,     n_groups,
-                                  g, out, out_stride, hri_sketch_group_bytes(s.n4, s.n2)};
+    const struct score_job job = {
+        q, s, groups, n_groups, n_listed, g, out, out_stride, hri_sketch_group_bytes(s.n4, s.n2)};
 
-    for (uint32_t j = 0; j < n_groups && j < AHEAD_GROUPS; j++) {
+    for (uint32_t j = 0; j < n_groups && j < AHEAD_GROUPS; j++)
         prefetch_near(s.codes + groups[j] * job.bytes, job.bytes);
-        prefetch_scores(&job, groups[j]);
-    }
     for (uint32_t j = 0; j < n_groups; j += TILE_GROUPS) {
         const uint32_t to = n_groups - j < TILE_GROUPS ? n_groups : j + TILE_GROUPS;
         uint32_t i = 0;

@@ -121,7 +121,7 @@ HRI_INLINE void score_groups(const int groups, const int queries, const struct s
     for (int k = 0; k < queries; k++) {
         HRI_UNROLL
         for (int a = 0; a < groups; a++)
-            vf_store(job->out + (i + (uint32_t)k) * job->out_stride + (size_t)16 * list[a],
+            vf_store(job->out + (i + (uint32_t)k) * job->out_stride + 16 * ((size_t)j + (size_t)a),
                      total[k][a]);
     }
 }
@@ -131,8 +131,6 @@ HRI_INLINE void score_all(const int groups, const struct score_job *job, uint32_
 {
     uint32_t i = 0;
 
-    for (int a = 0; a < groups; a++)
-        prefetch_scores(job, group_ahead(job, j + (uint32_t)a));
     for (; i + 8 <= job->g; i += 8)
         score_groups(groups, 8, job, i, j);
     for (; i + 4 <= job->g; i += 4)
@@ -146,11 +144,11 @@ HRI_INLINE void score_all(const int groups, const struct score_job *job, uint32_
 }
 
 void hri_avx512_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
-                             const uint32_t *groups, uint32_t n_groups, float *out,
-                             size_t out_stride)
+                             const uint32_t *groups, uint32_t n_groups, uint32_t n_listed,
+                             float *out, size_t out_stride)
 {
-    const struct score_job job = {q, s,   groups,     n_groups,
-                                  g, out, out_stride, hri_sketch_group_bytes(s.n4, s.n2)};
+    const struct score_job job = {
+        q, s, groups, n_groups, n_listed, g, out, out_stride, hri_sketch_group_bytes(s.n4, s.n2)};
     uint32_t j = 0;
 
     for (; j + 2 <= n_groups; j += 2)

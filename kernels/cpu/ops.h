@@ -79,7 +79,8 @@ static inline size_t hri_element_bytes(hr_dtype_t dtype)
                                   float *square, float *most);                                     \
     void hri_##level##_score_sketch(const struct hri_sketch_query *q, uint32_t g,                  \
                                     struct hri_sketch_rows s, const uint32_t *groups,              \
-                                    uint32_t n_groups, float *out, size_t out_stride);             \
+                                    uint32_t n_groups, uint32_t n_listed, float *out,              \
+                                    size_t out_stride);                                            \
     void hri_##level##_sum_sketch(struct hri_sketch_rows s, uint32_t g, const uint32_t *groups,    \
                                   uint32_t n_groups, const float *w, size_t w_stride, float *acc); \
     void hri_##level##_pack_sketch(const float *z, size_t z_stride, uint32_t n,                    \

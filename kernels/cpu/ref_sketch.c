@@ -5,10 +5,12 @@
 #include <string.h>
 
 void hri_ref_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct hri_sketch_rows s,
-                          const uint32_t *groups, uint32_t n_groups, float *out, size_t out_stride)
+                          const uint32_t *groups, uint32_t n_groups, uint32_t n_listed, float *out,
+                          size_t out_stride)
 {
     float centred[HRI_DIM_MAX];
 
+    (void)n_listed;
     for (uint32_t j = 0; j < n_groups * 16; j++) {
         const uint32_t row = groups[j / 16] * 16 + j % 16;
         hri_sketch_unpack(s.codes, s.n4, s.n2, row, centred);
@@ -18,7 +20,7 @@ void hri_ref_score_sketch(const struct hri_sketch_query *q, uint32_t g, struct h
                 sum4 += (double)q->q4[gh][i] * (double)(centred[i] + 7.5f);
             for (uint32_t i = 0; i < s.n2; i++)
                 sum2 += (double)q->q2[gh][i] * (double)(centred[s.n4 + i] + 1.5f);
-            out[gh * out_stride + row] =
+            out[gh * out_stride + j] =
                 (float)((double)q->scale4[gh] * sum4 + (double)q->scale2[gh] * sum2 +
                         (double)q->offset[gh]);
         }

@@ -110,6 +110,19 @@ HRI_INLINE float vf_largest(vf a)
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+/* The four sums, and the four largest lanes, of four vectors. */
+HRI_INLINE __m128 vf_sum4(vf a, vf b, vf c, vf d)
+{
+    vf abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+}
+HRI_INLINE __m128 vf_largest4(vf a, vf b, vf c, vf d)
+{
+    vf ab = _mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    vf cd = _mm256_max_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    vf abcd = _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    return _mm_max_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+}
 /* e^x for x <= 100; 0 below -86 and for NaN. */
 HRI_INLINE vf vf_exp(vf x)
 {

@@ -186,34 +186,74 @@ float HRI_OP(max)(const float *x, uint32_t n)
     return result;
 }
 
-/* A vector of logits and what it adds: sum[0] of weights, sum[1] of their squares, the largest logit so far. */
-HRI_INLINE vf weigh_vector(vf logit, vf shift, vf sum[2], vf *largest)
+/* A run of logits: sums of its weights and of their squares, its largest logit, lane by lane. */
+struct weighed {
+    vf sum, square, largest;
+};
+
+HRI_INLINE vf weigh_vector(vf logit, vf shift, struct weighed *run)
 {
     const vf e = vf_exp(vf_min(vf_sub(logit, shift), vf_set(100.0f)));
-    *largest = vf_max(logit, *largest);
-    sum[0] = vf_add(sum[0], e);
-    sum[1] = vf_fma(e, e, sum[1]);
+    run->largest = vf_max(logit, run->largest);
+    run->sum = vf_add(run->sum, e);
+    run->square = vf_fma(e, e, run->square);
     return e;
+}
+
+/* Up to four runs at once, a vector of each in turn: one alone would wait for itself. Runs are short, so that adding up their lanes,
+ * four runs at once, is no small part of the work either. */
+HRI_INLINE void weigh_runs(const int runs, const float *x, size_t x_stride, const float *shift,
+                           uint32_t n, float *y, size_t y_stride, float *sum, float *square,
+                           float *most)
+{
+    const uint32_t whole = n / VN * VN, rest = n - whole;
+    struct weighed run[4];
+    vf by[4];
+
+    HRI_UNROLL
+    for (int k = 0; k < 4; k++) {
+        by[k] = vf_set(k < runs ? shift[k] : 0.0f);
+        run[k] = (struct weighed){vf_zero(), vf_zero(), vf_set(-INFINITY)};
+    }
+    for (uint32_t i = 0; i < whole; i += VN) {
+        HRI_UNROLL
+        for (int k = 0; k < runs; k++)
+            vf_store(y + k * y_stride + i,
+                     weigh_vector(vf_load(x + k * x_stride + i), by[k], &run[k]));
+    }
+    if (rest > 0) {
+        HRI_UNROLL
+        for (int k = 0; k < runs; k++)
+            vf_store_n(y + k * y_stride + whole,
+                       weigh_vector(vf_load_logits(x + k * x_stride + whole, rest), by[k], &run[k]),
+                       rest);
+    }
+    float sums[4], squares[4], largest[4];
+    _mm_storeu_ps(sums, vf_sum4(run[0].sum, run[1].sum, run[2].sum, run[3].sum));
+    _mm_storeu_ps(squares, vf_sum4(run[0].square, run[1].square, run[2].square, run[3].square));
+    _mm_storeu_ps(largest,
+                  vf_largest4(run[0].largest, run[1].largest, run[2].largest, run[3].largest));
+    HRI_UNROLL
+    for (int k = 0; k < runs; k++) {
+        sum[k] = sums[k];
+        square[k] = squares[k];
+        most[k] = largest[k];
+    }
 }
 
 void HRI_OP(weigh_rows)(const float *x, size_t x_stride, const float *shift, uint32_t g, uint32_t n,
                         float *y, size_t y_stride, float *sum, float *square, float *most)
 {
-    const uint32_t whole = n / VN * VN, rest = n - whole;
+    uint32_t i = 0;
 
-    for (uint32_t gh = 0; gh < g; gh++, x += x_stride, y += y_stride) {
-        const vf by = vf_set(shift[gh]);
-        vf sums[2] = {vf_zero(), vf_zero()}, largest = vf_set(-INFINITY);
-        for (uint32_t i = 0; i < whole; i += VN)
-            vf_store(y + i, weigh_vector(vf_load(x + i), by, sums, &largest));
-        if (rest > 0) {
-            const vf logit = vf_load_logits(x + whole, rest);
-            vf_store_n(y + whole, weigh_vector(logit, by, sums, &largest), rest);
-        }
-        most[gh] = vf_largest(largest);
-        sum[gh] = vf_sum(sums[0]);
-        square[gh] = vf_sum(sums[1]);
-    }
+    for (; i + 4 <= g; i += 4, x += 4 * x_stride, y += 4 * y_stride)
+        weigh_runs(4, x, x_stride, shift + i, n, y, y_stride, sum + i, square + i, most + i);
+    if (g - i == 3)
+        weigh_runs(3, x, x_stride, shift + i, n, y, y_stride, sum + i, square + i, most + i);
+    else if (g - i == 2)
+        weigh_runs(2, x, x_stride, shift + i, n, y, y_stride, sum + i, square + i, most + i);
+    else if (g - i == 1)
+        weigh_runs(1, x, x_stride, shift + i, n, y, y_stride, sum + i, square + i, most + i);
 }
 
 #endif

@@ -217,27 +217,20 @@ struct score_job {
     const struct hri_sketch_query *q;
     struct hri_sketch_rows s;
     const uint32_t *groups;
-    uint32_t n_groups, g;
+    uint32_t n_groups, n_listed, g;
     float *out;
     size_t out_stride, bytes; /* bytes of a group */
 };
 
 /* How far ahead groups are asked for. */
 #ifndef AHEAD_GROUPS
-#define AHEAD_GROUPS 16u
+#define AHEAD_GROUPS 8u
 #endif
 
 /* The group to ask for with the j-th; at the end of the list the last one. */
 HRI_INLINE size_t group_ahead(const struct score_job *job, uint32_t j)
 {
-    return job->groups[j + AHEAD_GROUPS < job->n_groups ? j + AHEAD_GROUPS : job->n_groups - 1];
-}
-
-/* The places of a group's scores: stores that miss wait for each other. */
-HRI_INLINE void prefetch_scores(const struct score_job *job, size_t group)
-{
-    for (uint32_t i = 0; i < job->g; i++)
-        _mm_prefetch((const char *)(job->out + i * job->out_stride + 16 * group), _MM_HINT_T0);
+    return job->groups[j + AHEAD_GROUPS < job->n_listed ? j + AHEAD_GROUPS : job->n_listed - 1];
 }
 
 /* -- packing -- */

@@ -131,9 +131,10 @@ static void check_scores(const struct setup *t, const float *got, uint32_t h)
     const struct hri_kernels *ref = hri_kernels_get(HRI_KERNEL_REF);
     const size_t stride = (size_t)t->n_groups * 16, g_n = t->heads.g;
     float *want = malloc(g_n * stride * sizeof *want + 4);
+    float *listed = malloc(g_n * stride * sizeof *listed + 4);
     uint32_t *groups = malloc(t->n_groups * sizeof *groups);
     static struct hri_sketch_query q;
-    assert_true(want && groups);
+    assert_true(want && listed && groups);
     memset(want, 0xff, g_n * stride * sizeof *want);
     for (uint32_t b = 0; b < t->n_bases; b++) {
         const struct hri_cuda_basis *basis = &t->bases[h * t->n_bases + b];
@@ -141,7 +142,10 @@ static void check_scores(const struct setup *t, const float *got, uint32_t h)
         struct hri_sketch_rows rows = {t->list.codes + h * t->list.codes_stride, basis->n4,
                                        basis->n2};
         uint32_t n = groups_of(t, h, b, groups);
-        ref->score_sketch(&q, (uint32_t)g_n, rows, groups, n, want, stride);
+        ref->score_sketch(&q, (uint32_t)g_n, rows, groups, n, n, listed, stride);
+        for (uint32_t i = 0; i < n * 16; i++)
+            for (size_t g = 0; g < g_n; g++)
+                want[g * stride + groups[i / 16] * 16 + i % 16] = listed[g * stride + i];
     }
     for (size_t i = 0; i < g_n * stride; i++) {
         const float x = got[(size_t)h * g_n * stride + i];
@@ -151,6 +155,7 @@ static void check_scores(const struct setup *t, const float *got, uint32_t h)
             CHECK_BELOW(fabs((double)(x - want[i])), 2e-5 * (1 + fabs((double)want[i])));
     }
     free(want);
+    free(listed);
     free(groups);
 }
 

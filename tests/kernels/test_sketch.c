@@ -169,12 +169,16 @@ static void check_score(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, u
         float *out = guarded_floats(g * stride);
         CASE("%s score_sketch g %u n4 %u n2 %u rows %u seed %llu", levels[level]->name, g, n4, n2,
              n_rows, (unsigned long long)seed);
-        levels[level]->score_sketch(query, g, s, list, n_groups, out, stride);
+        /* Of a list that goes on only the first ones are scored. */
+        const uint32_t scored = seed % 3 == 0 ? n_groups - n_groups / 3 : n_groups;
+        levels[level]->score_sketch(query, g, s, list, scored, n_groups, out, stride);
         for (uint32_t gh = 0; gh < g; gh++) {
             const float *at = x + (size_t)gh * d;
             uint32_t written = 0;
-            for (uint32_t j = 0; j < n_groups; j++) {
-                for (uint32_t row = 16 * list[j]; row < 16 * list[j] + 16; row++) {
+            for (uint32_t j = 0; j < scored; j++) {
+                for (uint32_t r = 0; r < 16; r++) {
+                    const uint32_t row = 16 * list[j] + r;
+                    const float got = out[gh * stride + 16 * j + r];
                     double exact = 0.0, half_steps = 0.0, rounded = 0.0, size = 0.0;
                     for (uint32_t i = 0; i < d; i++) {
                         const double value = value_at(codes, n4, n2, row, i);
@@ -185,14 +189,13 @@ static void check_score(uint32_t g, uint32_t n4, uint32_t n2, uint32_t n_rows, u
                         rounded += step * byte * value;
                         size += step * abs(byte) * (i < n4 ? 15 : 3);
                     }
-                    CHECK_BELOW(fabs((double)out[gh * stride + row] - rounded), 1e-6 * size);
-                    CHECK_BELOW(fabs((double)out[gh * stride + row] - exact),
-                                half_steps + 1e-6 * size);
+                    CHECK_BELOW(fabs((double)got - rounded), 1e-6 * size);
+                    CHECK_BELOW(fabs((double)got - exact), half_steps + 1e-6 * size);
                 }
             }
             for (uint32_t row = 0; row < stride; row++)
                 written += !isnan(out[gh * stride + row]);
-            assert_int_equal(written, 16 * n_groups);
+            assert_int_equal(written, 16 * scored);
         }
     }
     free(query);
