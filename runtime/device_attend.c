@@ -11,10 +11,19 @@
 
 /* What a call needs there, in the caller's memory. */
 struct work {
-    float *scaled, *factor; /* [n][n_q][dk], [n][n_q] */
-    float *m, *l, *o;       /* [n][n_q], [n][n_q], [n][n_q][dv] */
-    unsigned char *rows;    /* [n_kv][rows_max][row_bytes] */
+    float *scaled, *factor;    /* [n][n_q][dk], [n][n_q] */
+    float *m, *l, *o;          /* [n][n_q], [n][n_q], [n][n_q][dv] */
+    struct hri_cuda_job *jobs; /* [slots] pages that the device brings itself, */
+    uint64_t *offsets;         /* [slots] where they lie in the host's memory */
+    uint32_t *n_jobs;
+    unsigned char *rows; /* [n_kv][rows_max][row_bytes] */
 };
+
+/* Pages that fit, of all kv-heads. */
+static uint32_t slots_of(const hr_sequence_t *s, uint32_t rows_max)
+{
+    return rows_max / HRI_LOG_ROWS * s->n_kv;
+}
 
 static void work_carve(const hr_sequence_t *s, struct hri_device_carve *c, uint32_t n,
                        uint32_t rows_max, struct work *w)
@@ -25,6 +34,9 @@ static void work_carve(const hr_sequence_t *s, struct hri_device_carve *c, uint3
     w->m = hri_device_carve(c, vectors, sizeof(float));
     w->l = hri_device_carve(c, vectors, sizeof(float));
     w->o = hri_device_carve(c, vectors * s->dv, sizeof(float));
+    w->jobs = hri_device_carve(c, slots_of(s, rows_max), sizeof *w->jobs);
+    w->offsets = hri_device_carve(c, slots_of(s, rows_max), sizeof *w->offsets);
+    w->n_jobs = hri_device_carve(c, 1, sizeof *w->n_jobs);
     w->rows = hri_device_carve(c, (size_t)s->n_kv * rows_max, s->row_bytes);
 }
 
@@ -65,14 +77,63 @@ struct pass {
     void *stream;
     struct hri_cuda_prefill_args args;
     struct hri_cuda_heads heads;
-    unsigned char *rows;
+    struct work work;
     uint32_t rows_max, filled; /* rows that fit; that lie there */
-    hr_status_t status;        /* the first failure: the rest streams past */
+    struct hri_host_run host;  /* what the device reaches itself; bytes 0: nothing */
+    struct hri_cuda_job *jobs; /* [slots] on the host: pages it is to bring, not asked for yet */
+    uint64_t *offsets;
+    uint32_t n_jobs;
+    hr_status_t status; /* the first failure: the rest streams past */
 };
+
+static hr_status_t put(struct pass *p, void *to, const void *from, size_t bytes)
+{
+    int error = hri_device_ops(p->device)->copy(to, bytes, from, bytes, bytes, 1, p->stream);
+    return hri_device_check(p->device, error, "rows of a prompt");
+}
+
+/* One launch for all pages that wait: a copy each would take longer than the bus. */
+static hr_status_t gather(struct pass *p)
+{
+    const struct work *w = &p->work;
+    const struct hri_cuda_gather_args args = {.jobs = w->jobs,
+                                              .n_jobs = w->n_jobs,
+                                              .host = p->host.base,
+                                              .host_offset = w->offsets,
+                                              .frames = w->rows,
+                                              .frame_bytes =
+                                                  (uint32_t)(HRI_LOG_ROWS * p->s->row_bytes)};
+    if (p->n_jobs == 0) {
+        return HR_OK;
+    }
+    hr_status_t status = put(p, w->n_jobs, &p->n_jobs, sizeof p->n_jobs);
+    status = status == HR_OK ? put(p, w->jobs, p->jobs, p->n_jobs * sizeof *p->jobs) : status;
+    status =
+        status == HR_OK ? put(p, w->offsets, p->offsets, p->n_jobs * sizeof *p->offsets) : status;
+    if (status == HR_OK) {
+        int error =
+            hri_device_ops(p->device)->launch->gather(&args, 0, HRI_CUDA_PATH_AUTO, p->stream);
+        status = hri_device_check(p->device, error, "rows of a prompt");
+    }
+    p->n_jobs = 0;
+    return status;
+}
+
+/* A whole page in memory that the device reaches, to a place where a whole page can be. */
+static bool is_reached(const struct pass *p, const unsigned char *base, uint32_t rows)
+{
+    const uintptr_t host = (uintptr_t)p->host.base, at = (uintptr_t)base;
+    return rows == HRI_LOG_ROWS && p->filled % HRI_LOG_ROWS == 0 && at >= host &&
+           at - host < p->host.bytes && (at - host) % 16 == 0;
+}
 
 static hr_status_t launch(struct pass *p, int last)
 {
     const struct hri_launchers *l = hri_device_ops(p->device)->launch;
+    hr_status_t status = gather(p);
+    if (status != HR_OK) {
+        return status;
+    }
     p->args.n_rows = p->filled;
     p->args.last = last;
     int error = l->prefill(&p->args, p->heads, p->stream);
@@ -82,27 +143,54 @@ static hr_status_t launch(struct pass *p, int last)
     return hri_device_check(p->device, error, "attending a prompt");
 }
 
-static hr_status_t page_copy(struct pass *p, const struct hri_tiles *tiles, uint32_t i)
+/* Whether tile i + 1 lies right behind i's rows, for all kv-heads, as those of the tail do. */
+static bool goes_on(const struct pass *p, const struct hri_tiles *tiles, uint32_t i)
 {
     const hr_sequence_t *s = p->s;
-    const struct hri_device_ops *ops = hri_device_ops(p->device);
     const size_t bytes = tiles->rows[i] * s->row_bytes;
-    hr_status_t status = p->filled + tiles->rows[i] > p->rows_max ? launch(p, 0) : HR_OK;
-    for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
-        unsigned char *to = p->rows + ((size_t)h * p->rows_max + p->filled) * s->row_bytes;
-        int error = ops->copy(to, bytes, tiles->base[i * s->n_kv + h], bytes, bytes, 1, p->stream);
-        status = hri_device_check(p->device, error, "rows of a prompt");
+    for (uint32_t h = 0; i + 1 < tiles->n && h < s->n_kv; h++) {
+        if (tiles->base[(i + 1) * s->n_kv + h] != tiles->base[i * s->n_kv + h] + bytes) {
+            return false;
+        }
     }
-    p->filled += tiles->rows[i];
+    return i + 1 < tiles->n;
+}
+
+/* Tiles from *i on that lie in one run; *i is then the next. */
+static hr_status_t rows_bring(struct pass *p, const struct hri_tiles *tiles, uint32_t *at)
+{
+    const hr_sequence_t *s = p->s;
+    const uint32_t i = *at;
+    uint32_t rows = tiles->rows[i];
+    hr_status_t status = p->filled + rows > p->rows_max ? launch(p, 0) : HR_OK;
+    for (; goes_on(p, tiles, *at) && p->filled + rows + tiles->rows[*at + 1] <= p->rows_max;
+         ++*at) {
+        rows += tiles->rows[*at + 1];
+    }
+    ++*at;
+    for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
+        const unsigned char *from = tiles->base[i * s->n_kv + h];
+        const size_t row = (size_t)h * p->rows_max + p->filled;
+        if (is_reached(p, from, rows)) {
+            p->offsets[p->n_jobs] = (uint64_t)(from - (const unsigned char *)p->host.base);
+            p->jobs[p->n_jobs] =
+                (struct hri_cuda_job){.block = p->n_jobs, .frame = (uint32_t)(row / HRI_LOG_ROWS)};
+            p->n_jobs++;
+        } else {
+            status = put(p, p->work.rows + row * s->row_bytes, from, rows * s->row_bytes);
+        }
+    }
+    p->filled += rows;
     return status;
 }
 
 static void visit(void *context, const struct hri_tiles *tiles)
 {
     struct pass *p = context;
-    for (uint32_t i = 0; i < tiles->n && p->status == HR_OK; i++) {
-        p->status = page_copy(p, tiles, i);
+    for (uint32_t i = 0; i < tiles->n && p->status == HR_OK;) {
+        p->status = rows_bring(p, tiles, &i);
     }
+    p->status = p->status == HR_OK ? gather(p) : p->status;
     /* The host's buffers are filled anew after this. */
     int error = hri_device_ops(p->device)->stream_wait(p->stream);
     if (p->status == HR_OK) {
@@ -112,9 +200,10 @@ static void visit(void *context, const struct hri_tiles *tiles)
 
 /* Factors of the queries of tokens from `position` on, through scratch of the host. */
 static hr_status_t scale(struct pass *p, const struct hri_layer *layer, const float *q, uint32_t n,
-                         uint32_t position, const struct work *w)
+                         uint32_t position)
 {
     hr_sequence_t *s = p->s;
+    const struct work *w = &p->work;
     const struct hri_device_ops *ops = hri_device_ops(p->device);
     const size_t vectors = (size_t)n * s->n_q, bytes = vectors * sizeof(float);
     float *factor = hri_scratch_get(&s->runtime->queries, bytes);
@@ -137,6 +226,31 @@ static hr_status_t scale(struct pass *p, const struct hri_layer *layer, const fl
     return hri_device_check(p->device, error, "a prompt's queries");
 }
 
+/* Rows that fit beside n queries: whole pages. */
+static uint32_t rows_fit(const hr_sequence_t *s, uint32_t n, size_t bytes)
+{
+    const size_t page = (size_t)s->n_kv * HRI_LOG_ROWS * s->row_bytes;
+    uint32_t pages = (uint32_t)((bytes - work_bytes(s, n, 0)) / page);
+    while (pages > 1 && work_bytes(s, n, pages * HRI_LOG_ROWS) > bytes) {
+        pages--;
+    }
+    return pages * HRI_LOG_ROWS;
+}
+
+/* The host's side of the jobs, in its scratch. */
+static hr_status_t jobs_make(struct pass *p)
+{
+    const size_t n = slots_of(p->s, p->rows_max);
+    unsigned char *memory =
+        hri_scratch_get(&p->s->runtime->queries, n * (sizeof *p->jobs + sizeof *p->offsets));
+    if (memory == NULL) {
+        return hri_alloc_status();
+    }
+    p->offsets = (uint64_t *)(void *)memory;
+    p->jobs = (struct hri_cuda_job *)(void *)(memory + n * sizeof *p->offsets);
+    return HR_OK;
+}
+
 /* n queries from token `at` of the call on. */
 static hr_status_t attend(hr_sequence_t *s, struct hri_layer *layer,
                           const struct hr_device_attend *o, uint32_t at, uint32_t n,
@@ -149,12 +263,13 @@ static hr_status_t attend(hr_sequence_t *s, struct hri_layer *layer,
                      .device = s->runtime->gpu,
                      .stream = o->stream,
                      .heads = {s->n_kv, s->g, s->dk, s->dv}};
-    struct work w;
-    const size_t rows_bytes = (o->work_bytes - work_bytes(s, n, 0)) & ~(size_t)255u;
-    p.rows_max = (uint32_t)(rows_bytes / (s->n_kv * s->row_bytes));
-    work_carve(s, &(struct hri_device_carve){o->work, 0}, n, p.rows_max, &w);
+    p.rows_max = rows_fit(s, n, o->work_bytes);
+    work_carve(s, &(struct hri_device_carve){o->work, 0}, n, p.rows_max, &p.work);
+    const struct work w = p.work;
+    if (s->runtime->host_pinned) {
+        p.host = hri_store_host_run(s->runtime->store);
+    }
     const size_t element = hr_dtype_bytes(o->out_dtype);
-    p.rows = w.rows;
     p.args = (struct hri_cuda_prefill_args){.q = w.scaled,
                                             .q_token_stride = (int64_t)s->n_q * s->dk,
                                             .q_head_stride = s->dk,
@@ -178,7 +293,8 @@ static hr_status_t attend(hr_sequence_t *s, struct hri_layer *layer,
                                             .out_head_stride = s->dv,
                                             .out_dtype = o->out_dtype};
     const float *q = o->q + (size_t)at * s->n_q * s->dk;
-    hr_status_t status = scale(&p, layer, q, n, position, &w);
+    hr_status_t status = scale(&p, layer, q, n, position);
+    status = status == HR_OK ? jobs_make(&p) : status;
     if (status == HR_OK) {
         status = hri_stream_rows(s, layer, first, end, visit, &p, report);
     }

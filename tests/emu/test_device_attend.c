@@ -122,7 +122,11 @@ static void run(const struct setup *t)
     a.out = hri_device_carve(&c, t->n * out_row, sizeof(float));
     a.work = hri_device_carve(&c, a.work_bytes, 1);
     assert_ok(hri_device_copy(rt->gpu, q_there, queries, t->n * row * sizeof(float)));
+    const uint64_t copies = device_emu_counts().copies;
     assert_ok(hr_sequence_attend_device(there, 0, &a, &report));
+    /* Pages in pinned memory are brought by one launch, those of the tail by one copy per head. */
+    if (!t->file && !t->least && t->sliding == 0)
+        assert_true(device_emu_counts().copies - copies <= 12);
     device_emu_read(got, a.out, t->n * out_row * hr_dtype_bytes(t->out_dtype));
     assert_true((report.bytes_from_file > 0) == t->file);
     if (!t->least) /* else in several passes */
