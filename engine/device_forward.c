@@ -190,11 +190,14 @@ static void undo(struct hre_session *s, const struct hre_pass *pass)
 
 hr_status_t hre_device_forward(struct hre_session *s, struct hre_pass *pass)
 {
+    struct hre_device *d = s->model->device;
     bool graph = false;
     hr_status_t status = hre_device_graph_ready(s, pass, &graph);
 
     if (status == HR_OK) {
+        hri_device_range_begin(d->device, pass->decode ? "model token" : "model prompt");
         status = graph ? hre_device_graph_run(s, pass) : run_layers(s, pass);
+        hri_device_range_end(d->device);
     }
     if (status != HR_OK) {
         undo(s, pass);

@@ -352,6 +352,16 @@ hr_status_t hri_device_wait(struct hri_device *device)
     return hri_device_check(device, device->ops->stream_wait(device->stream), "waiting");
 }
 
+void hri_device_range_begin(const struct hri_device *device, const char *name)
+{
+    device->ops->range_begin(name);
+}
+
+void hri_device_range_end(const struct hri_device *device)
+{
+    device->ops->range_end();
+}
+
 /* -- headrace info -- */
 
 static void put_nvml(struct hri_text *t, const char *pci)

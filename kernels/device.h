@@ -148,6 +148,10 @@ struct hri_device_ops {
     int (*graph_launch)(void *graph, void *stream);
     void (*graph_destroy)(void *graph);
 
+    /* What this thread does until the end, for profilers; nested. */
+    void (*range_begin)(const char *name);
+    void (*range_end)(void);
+
     enum hri_device_fault (*fault)(int error);
     const char *(*text)(int error);
 };
@@ -224,6 +228,10 @@ hr_status_t hri_device_copy_rows(struct hri_device *device, void *to, size_t to_
 hr_status_t hri_device_fill(struct hri_device *device, void *memory, int byte, size_t bytes);
 /* Until everything before is done; errors of it come out here. */
 hr_status_t hri_device_wait(struct hri_device *device);
+
+/* A range that profilers show (NVTX); every begin has its end. */
+void hri_device_range_begin(const struct hri_device *device, const char *name);
+void hri_device_range_end(const struct hri_device *device);
 
 /* Deals one allocation out to arrays of 256-byte alignment. With base NULL it only adds up. */
 struct hri_device_carve {

@@ -356,6 +356,7 @@ hr_status_t hr_sequence_attend_device(hr_sequence_t *s, uint32_t layer,
     }
     uint64_t began_ns = hri_now_ns();
     hri_cancel_begin(s);
+    hri_device_range_begin(s->runtime->gpu, "headrace prompt attention");
     for (uint32_t i = 0; i < o->n_tokens && status == HR_OK; i += most) {
         status = attend(s, l, o, i, o->n_tokens - i < most ? o->n_tokens - i : most, &report);
         if (status == HR_OK && i + most < o->n_tokens && hri_canceled(s)) {
@@ -367,6 +368,7 @@ hr_status_t hr_sequence_attend_device(hr_sequence_t *s, uint32_t layer,
                                   hri_device_ops(s->runtime->gpu)->stream_wait(o->stream),
                                   "attending a prompt");
     }
+    hri_device_range_end(s->runtime->gpu);
     report.time_ns[HRI_ATTEND] += hri_now_ns() - began_ns;
     if (status == HR_OK && !l->exact) {
         status = hri_settle(s, l, s->segment, false);

@@ -745,7 +745,9 @@ hr_status_t hri_device_step(hr_sequence_t *s, uint32_t layer_index, const float 
     hri_device_in_fill(&t);
     *t.in->limit_ns = limit_ns(&t);
     query_fill(&t, q);
+    hri_device_range_begin(t.p->device, "headrace step");
     status = device_run(&t);
+    hri_device_range_end(t.p->device);
     if (status != HR_OK) {
         return status;
     }

@@ -267,7 +267,11 @@ hr_status_t hr_step_graph_run(hr_step_graph_t *g, struct hr_attend_report *repor
         status = layer_begin(&t);
     }
     uint64_t began_ns = hri_now_ns();
-    status = status == HR_OK ? replay(g, &report) : status;
+    if (status == HR_OK) {
+        hri_device_range_begin(s->part->device, "headrace token");
+        status = replay(g, &report);
+        hri_device_range_end(s->part->device);
+    }
     if (status != HR_OK) {
         return status;
     }

@@ -397,6 +397,20 @@ static void graph_destroy(void *graph)
     hri_emu_graph_free(graph);
 }
 
+static void range_begin(const char *name)
+{
+    if (name == NULL || *name == 0)
+        give_up("a range without a name");
+    counts.ranges++;
+    counts.ranges_open++;
+}
+
+static void range_end(void)
+{
+    if (counts.ranges_open-- == 0)
+        give_up("the end of a range that was not begun");
+}
+
 /* -- what it is -- */
 
 static int count(uint32_t *driver_out, uint32_t *runtime_out, uint32_t *n_devices_out)
@@ -491,6 +505,8 @@ const struct hri_device_ops *device_emu_ops(void)
         .capture_end = capture_end,
         .graph_launch = graph_launch,
         .graph_destroy = graph_destroy,
+        .range_begin = range_begin,
+        .range_end = range_end,
         .fault = fault,
         .text = text,
     };

@@ -36,6 +36,7 @@ int device_emu_available(void);
 struct device_emu_counts {
     uint64_t graph_launches, copies, waits;
     size_t pinned_bytes, device_bytes;
+    uint32_t ranges, ranges_open; /* of profilers: so far, now */
 };
 struct device_emu_counts device_emu_counts(void);
 /* Waits since a device was opened, as waits_before_loss counts them. */

@@ -629,6 +629,80 @@ static void test_sessions(void **state)
     unlink(path);
 }
 
+/* -- several sequences fed one text, as evaluations have them -- */
+
+struct watched {
+    uint64_t rows;
+    double largest;
+};
+
+static void watch(void *context, uint32_t layer, uint32_t first, uint32_t n, const float *q,
+                  const float *k, const float *v)
+{
+    struct watched *w = context;
+    assert_true(layer < stepper.layers && first % 64 == 0);
+    w->rows += n;
+    for (uint32_t i = 0; i < n * stepper.kv_heads * stepper.head_dim; i++) {
+        assert_true(isfinite(q[i]) && isfinite(k[i]) && isfinite(v[i]));
+        w->largest = fmax(w->largest, fabs((double)k[i]));
+    }
+}
+
+static void test_two_sequences(void **state)
+{
+    (void)state;
+    char path[RUN_PATH_BYTES];
+    stepper_make(path);
+    const struct setup t = {.model = path,
+                            .recipe = HEADRACE,
+                            .rows = 64,
+                            .there = true,
+                            .cache_there = true,
+                            .dtype = HR_DTYPE_BF16};
+    enum { N = 134, FIRST = 130 };
+    struct side one, two;
+    struct hre_session_options o;
+    struct hr_sequence_options so;
+    struct watched seen = {0};
+    hr_sequence_t *both_of[2] = {NULL, NULL};
+    uint32_t ids[N];
+    uint64_t seed = 21;
+    float want[256], got[256], dense[256];
+    struct hre_prefill_options watched = {
+        .struct_size = sizeof watched, .rows = watch, .rows_context = &seen, .settle = 1};
+    for (uint32_t i = 0; i < N; i++)
+        ids[i] = gguf_random(&seed) % stepper.vocab;
+    side_open(&one, &t);
+    side_open(&two, &t);
+    hre_session_destroy(two.session);
+    sequence_options(&two, &t, &so);
+    so.recipe = "full";
+    must(hr_sequence_create(two.runtime, &so, &both_of[0]));
+    both_of[1] = two.sequence;
+    hre_session_options_init(&o);
+    o.sequences = both_of;
+    o.n_sequences = 2;
+    o.tokens_max = TOKENS_MAX;
+    must(hre_session_create(two.model, &o, &two.session));
+    must(hre_session_prefill(one.session, ids, FIRST, &watched, want));
+    assert_int_equal(seen.rows, FIRST * stepper.layers);
+    assert_true(seen.largest > 0);
+    must(hre_session_prefill(two.session, ids, FIRST, &watched, got));
+    assert_memory_equal(got, want, two.vocab * sizeof *got);
+    for (uint32_t i = FIRST; i < N; i++) {
+        must(hre_session_decode(one.session, 0, ids[i], NULL, want, NULL));
+        must(hre_session_decode(two.session, 1, ids[i], NULL, got, NULL));
+        must(hre_session_decode(two.session, 0, ids[i], NULL, dense, NULL));
+        assert_memory_equal(got, want, two.vocab * sizeof *got);
+    }
+    hre_session_destroy(two.session);
+    two.session = NULL;
+    hr_sequence_destroy(both_of[0]);
+    side_close(&one);
+    side_close(&two);
+    unlink(path);
+}
+
 /* -- what goes wrong -- */
 
 static void open_fails(const char *device, hr_status_t expected, const char *text)
@@ -661,6 +735,7 @@ static void test_refused(void **state)
     device_emu_faults = (struct device_emu_faults){0};
     assert_int_equal(device_emu_counts().device_bytes, 0);
     assert_int_equal(device_emu_counts().pinned_bytes, 0);
+    assert_int_equal(device_emu_counts().ranges_open, 0);
     struct gguf_shape odd = families[0];
     odd.ffn = 90; /* no multiple of 8 */
     struct gguf_bytes file = gguf_model(&odd, 3);
@@ -800,6 +875,7 @@ int main(int argc, char **argv)
                                        cmocka_unit_test(test_families),
                                        cmocka_unit_test(test_graph),
                                        cmocka_unit_test(test_sessions),
+                                       cmocka_unit_test(test_two_sequences),
                                        cmocka_unit_test(test_refused),
 
 #ifdef FAKE_CUBLAS
