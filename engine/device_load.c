@@ -257,17 +257,20 @@ static hr_status_t weights_load(struct hre_device *d, hre_model_t *model)
 {
     struct hri_device_buffer staging = {0};
     struct upload u = {.model = model, .cols_max = widest(model)};
-    size_t row_bytes = u.cols_max * sizeof(uint16_t);
+    const size_t row_bytes = u.cols_max * sizeof(uint16_t);
+    const size_t piece_bytes = row_bytes > STAGING_BYTES ? row_bytes : STAGING_BYTES;
+    /* A piece as it goes there, then a row of floats for every thread. */
     hr_status_t status = hri_device_buffer_create(
-        d->device, row_bytes > STAGING_BYTES ? row_bytes : STAGING_BYTES, &staging);
+        d->device,
+        piece_bytes + (size_t)hre_workers_count(model->workers) * u.cols_max * sizeof(*u.rows),
+        &staging);
 
     if (status != HR_OK) {
         return status;
     }
     u.staging = staging.base;
-    u.rows = calloc((size_t)hre_workers_count(model->workers) * u.cols_max, sizeof(*u.rows));
-    status = u.rows ? all_put(d, &u) : hre_fail(HR_ERR_NOMEM, "no memory to read weights");
-    free(u.rows);
+    u.rows = (float *)(void *)((unsigned char *)staging.base + piece_bytes);
+    status = all_put(d, &u);
     hri_device_buffer_destroy(d->device, &staging);
     return status;
 }
@@ -404,7 +407,7 @@ hr_status_t hre_device_open(hre_model_t *model, const struct hre_model_options *
     o.log = &d->log;
     status = device_fill(d, model, &o, options->blas);
     if (status != HR_OK) {
-        return hre_fail_library(status, hre_gguf_name(model->gguf));
+        return hre_fail(status, "%s", hr_last_error());
     }
     model->info.device = hri_device_facts(d->device)->name;
     model->info.device_rows = d->rows_max;

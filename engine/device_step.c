@@ -66,6 +66,11 @@ hr_status_t hre_device_graph_ready(struct hre_session *s, const struct hre_pass 
     hr_status_t status = hr_step_graph_create(s->sequences[pass->first_sequence], &o, &g->graph);
     /* No steps there, or no memory left for a graph's buffers: layer by layer, then. */
     g->refused = status == HR_ERR_UNSUPPORTED || status == HR_ERR_BUDGET;
+    if (g->refused) {
+        hri_log_write(&r.device->log, status == HR_ERR_BUDGET ? HRI_LOG_WARN : HRI_LOG_INFO,
+                      "tokens go through the GPU layer by layer, not as one graph: %s",
+                      hr_last_error());
+    }
     *ready_out = status == HR_OK;
     return status == HR_OK || g->refused ? HR_OK : hre_fail_library(status, "recording a token");
 }

@@ -70,6 +70,7 @@ if [ -x "$headrace" ] && [ -n "$(query name)" ]; then
     run decode "$headrace" run --tokens-context 2048 --keys 4 --device cuda
     run decode-summaries "$headrace" run --tokens-context 2048 --keys 4 --recipe headrace:sketch=0 --device cuda
     # The model there: all keys of a text must be found, and a saved session goes on.
+    # shellcheck disable=SC2016
     run decode-full sh -c '"$1" run --tokens-context 2048 --keys 8 --recipe full --device cuda | tee /dev/stderr | grep -q "^8 of 8 answered"' sh "$headrace"
     session=$results/session-$stamp
     run session-save "$headrace" run --tokens-context 1024 --keys 4 --device cuda --save "$session"
