@@ -16,7 +16,11 @@
 #include "kernels/cublas.h"
 #include "kernels/device.h"
 
-#define HRE_DEVICE_ROWS 1024 /* tokens of a prompt at a time */
+/* Tokens of a prompt at a time: rows of earlier tokens come past once for all of them, so that more are better, as long as their
+ * scratch is a small part of what is free. */
+#define HRE_DEVICE_ROWS_LEAST 1024
+#define HRE_DEVICE_ROWS_MOST  4096
+#define HRE_DEVICE_ROWS_SHARE 16 /* one part in so many */
 
 struct hre_device_weight {
     const uint16_t *w; /* [rows][cols] bfloat16; NULL: the model has none */

@@ -350,8 +350,29 @@ static void blas_open(struct hre_device *d, const char *library)
     }
 }
 
+static size_t scratch_bytes(const hre_model_t *model, struct hre_device *d, uint32_t rows)
+{
+    struct hri_device_carve scratch = {0};
+
+    d->rows_max = rows;
+    scratch_carve(model, d, &scratch);
+    return scratch.used;
+}
+
+static void rows_choose(const hre_model_t *model, struct hre_device *d, uint32_t wanted)
+{
+    const size_t most = hri_device_facts(d->device)->free_bytes / HRE_DEVICE_ROWS_SHARE;
+    uint32_t rows = wanted ? wanted : HRE_DEVICE_ROWS_MOST;
+
+    while (!wanted && rows > HRE_DEVICE_ROWS_LEAST && scratch_bytes(model, d, rows) > most) {
+        rows /= 2;
+    }
+    d->rows_max = rows;
+}
+
 static hr_status_t device_fill(struct hre_device *d, hre_model_t *model,
-                               const struct hri_device_options *o, const char *blas)
+                               const struct hri_device_options *o,
+                               const struct hre_model_options *options)
 {
     struct hri_device_carve weights = {0}, scratch = {0};
     hr_status_t status = hri_device_open(o, &d->device);
@@ -361,8 +382,9 @@ static hr_status_t device_fill(struct hre_device *d, hre_model_t *model,
     }
     d->launch = o->ops->launch;
     d->stream = hri_device_stream(d->device);
-    blas_open(d, blas);
+    blas_open(d, options->blas);
     weights_carve(model, d, &weights);
+    rows_choose(model, d, options->device_rows);
     scratch_carve(model, d, &scratch); /* some of it is sized by the machine */
     status = hri_device_budget(d->device, weights.used + scratch.used,
                                "the model's weights in bfloat16 and its scratch");
@@ -403,9 +425,8 @@ hr_status_t hre_device_open(hre_model_t *model, const struct hre_model_options *
     d->log_context = options->log_context;
     d->log = (struct hri_log){
         .fn = options->log ? log_line : NULL, .ctx = d, .level_max = HRI_LOG_DEBUG};
-    d->rows_max = options->device_rows ? options->device_rows : HRE_DEVICE_ROWS;
     o.log = &d->log;
-    status = device_fill(d, model, &o, options->blas);
+    status = device_fill(d, model, &o, options);
     if (status != HR_OK) {
         return hre_fail(status, "%s", hr_last_error());
     }

@@ -45,7 +45,7 @@ struct hre_model_options {
      * what is needed and what is free). */
     const char *device;
     uint32_t
-        device_rows; /* tokens of a prompt that it takes at a time, which sizes its scratch; 0: 1024 */
+        device_rows; /* tokens of a prompt that it takes at a time, which sizes its scratch; 0: 1,024 to 4,096 by what is free */
     const char *blas; /* library of products there; NULL: cuBLAS where it is found, "": none */
     hr_log_fn log;    /* of the device; NULL: silent */
     void *log_context;
