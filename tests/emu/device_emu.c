@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RANGES_MAX 256u
+#define RANGES_MAX 2048u
 #define QUEUE_MAX  65536u
 
 struct device_emu_faults device_emu_faults;
