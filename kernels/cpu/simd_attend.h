@@ -17,6 +17,8 @@ static void attend_cursor(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
     order_queries(q, g, dk, cursor->tile.element, ordered);
     while (cursor_next(cursor)) {
         const struct row_tile *tile = &cursor->tile;
+        if (VN == 16 && cursor->at == tile->n)
+            touch_rows(tile, (dk + dv) * element_bytes(tile->element));
         dot_tile(ordered, g, dk, tile, x, TILE_ROWS_MAX);
         take_tile(x, g, tile->n, dv, soft_cap, part);
         sum_tile(x, TILE_ROWS_MAX, g, tile, dk, dv, part->o);

@@ -6,7 +6,7 @@
 
 #define HRI_OP(name) hri_avx512_##name
 #define VN           16
-#define TILE_BYTES   49152u /* of a tile of rows */
+#define TILE_BYTES   24576u /* of a tile of rows */
 /* Registers the blocks may use: rows x queries of a dot product, queries x vectors of a sum, rows x
  * vectors of a product. */
 #define DOT_QUERIES     4

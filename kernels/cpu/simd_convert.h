@@ -3,7 +3,15 @@
 #define HRI_SIMD_CONVERT_H
 
 /* Asked for while converting: what follows, also beyond the page at which the processor itself stops. */
-#define CONVERT_AHEAD 4096
+#define CONVERT_AHEAD 8192
+/* Results of twice the size keep requests from being heard: so many bytes are read in order first. */
+#define TOUCH_BYTES 16384u
+
+HRI_INLINE void touch(const void *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        (void)*((const volatile char *)p + i);
+}
 
 void HRI_OP(to_f32)(float *dst, const void *src, hr_dtype_t dtype, size_t n)
 {
@@ -20,7 +28,8 @@ void HRI_OP(to_f32)(float *dst, const void *src, hr_dtype_t dtype, size_t n)
             dst[i] = hri_f32_from_f16(half[i]);
     } else {
         for (; i + 2 * VN <= n; i += 2 * VN) {
-            _mm_prefetch((const char *)(half + i) + CONVERT_AHEAD, _MM_HINT_T0);
+            if (i % (TOUCH_BYTES / 2) == 0)
+                touch(half + i, n - i < TOUCH_BYTES / 2 ? 2 * (n - i) : TOUCH_BYTES);
             vf_store(dst + i, vf_load_element(half, ELEMENT_BF16, i));
             vf_store(dst + i + VN, vf_load_element(half, ELEMENT_BF16, i + VN));
         }

@@ -6,6 +6,15 @@
 #ifndef HRI_SIMD_ROWS_AVX2_H
 #define HRI_SIMD_ROWS_AVX2_H
 
+/* Of four rows from the r-th on, the first `bytes`: the next four of the tile, and the next tile's. */
+HRI_INLINE void prefetch_rows(const struct row_tile *tile, uint32_t r, size_t bytes)
+{
+    for (int a = 0; a < 4 && r + 4 < tile->n; a++)
+        prefetch_near(tile->rows[r + 4 + a], bytes);
+    for (int a = 0; a < 4 && tile->next; a++)
+        prefetch_far(tile->next[r + a], bytes);
+}
+
 #define DOT_SUMS 8 /* that stay in registers */
 
 /* Four sums of one query in one lane each, still in two halves. */

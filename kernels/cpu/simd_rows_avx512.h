@@ -16,10 +16,12 @@ HRI_INLINE void dot_step(vf sum[DOT_QUERIES][4], const float *x, uint32_t dk, co
     }
 }
 
-/* out[i][0..3] = q_i . rows 0..3. */
+/* out[i][0..3] = q_i . rows 0..3. next: four rows to ask for, a line with each that is used, or NULL. */
 HRI_INLINE void dot_block(const float *q, uint32_t dk, const int queries, enum element element,
-                          const void *const *rows, float *out, size_t out_stride)
+                          const void *const *rows, const void *const *next, float *out,
+                          size_t out_stride)
 {
+    const size_t bytes = element_bytes(element);
     vf sum[DOT_QUERIES][4], k[4], k2[4];
     uint32_t j = 0;
 
@@ -28,8 +30,12 @@ HRI_INLINE void dot_block(const float *q, uint32_t dk, const int queries, enum e
         sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = vf_zero();
     for (; j + 2 * VN <= dk; j += 2 * VN) {
         HRI_UNROLL
-        for (int r = 0; r < 4; r++)
+        for (int r = 0; r < 4; r++) {
             vf_load_pair(rows[r], element, j, k + r, k2 + r);
+            /* Bytes: a line serves two vectors of each. */
+            if (next && (element != ELEMENT_I8 || j % 64 == 0))
+                prefetch_far((const char *)next[r] + j * bytes, 2 * VN * bytes);
+        }
         dot_step(sum, q + j, dk, queries, false, k);
         dot_step(sum, q + j + VN, dk, queries, false, k2);
     }
@@ -56,20 +62,22 @@ HRI_INLINE void dot_tile_of(const float *q, uint32_t g, uint32_t dk, const struc
 {
     for (uint32_t r = 0; r < tile->n; r += 4) {
         const void *const *rows = tile->rows + r;
+        const void *const *next =
+            tile->next ? tile->next + r : NULL; /* by the first queries only */
+        float *to = out + r;
         uint32_t i = 0;
 
-        prefetch_rows(tile, r, dk * element_bytes(element));
-        for (; i + DOT_QUERIES <= g; i += DOT_QUERIES)
-            dot_block(q + (size_t)i * dk, dk, DOT_QUERIES, element, rows, out + i * out_stride + r,
+        for (; i + DOT_QUERIES <= g; i += DOT_QUERIES, next = NULL)
+            dot_block(q + (size_t)i * dk, dk, DOT_QUERIES, element, rows, next, to + i * out_stride,
                       out_stride);
         if (g - i == 3)
-            dot_block(q + (size_t)i * dk, dk, 3, element, rows, out + i * out_stride + r,
+            dot_block(q + (size_t)i * dk, dk, 3, element, rows, next, to + i * out_stride,
                       out_stride);
         else if (g - i == 2)
-            dot_block(q + (size_t)i * dk, dk, 2, element, rows, out + i * out_stride + r,
+            dot_block(q + (size_t)i * dk, dk, 2, element, rows, next, to + i * out_stride,
                       out_stride);
         else if (g - i == 1)
-            dot_block(q + (size_t)i * dk, dk, 1, element, rows, out + i * out_stride + r,
+            dot_block(q + (size_t)i * dk, dk, 1, element, rows, next, to + i * out_stride,
                       out_stride);
     }
 }
