@@ -464,6 +464,7 @@ static void out_clear(struct hri_select_out *out)
     out->rows_sketched = 0;
     out->rows_visited = 0;
     out->bytes_sketched = 0;
+    out->bytes_sketched_host = 0;
     out->bytes_summaries = 0;
     out->bytes = 0;
     out->all = false;

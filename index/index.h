@@ -230,8 +230,9 @@ struct hri_select_out {
     uint64_t bytes_rests;
     uint32_t rows_sketched; /* rows whose sketch was read, refined ones included */
     uint64_t bytes_sketched;
-    uint64_t bytes_summaries; /* of level 0, read; 0: all there is */
-    uint32_t rows_visited;    /* by walks and look-ups in host memory: keys or codes compared */
+    uint64_t bytes_sketched_host; /* of these, moved from host memory; they are among `bytes` */
+    uint64_t bytes_summaries;     /* of level 0, read; 0: all there is */
+    uint32_t rows_visited;        /* by walks and look-ups in host memory: keys or codes compared */
     /* The caller's, [HRI_WORTH_BINS], or NULL: how many rows removed, or would remove, from half of 2^(i - 127) on of the squared relative
      * error. Selectors that do not know leave it. */
     uint32_t *worth;

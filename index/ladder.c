@@ -14,6 +14,8 @@
 /* With a tolerance they may leave this part of it: the rows that were read are to leave less than the rest. */
 #define UNREAD_OF_TOLERANCE 0.7
 #define LIGHT_OF_TOLERANCE  0.2
+/* Sketches that are moved to be read may take this part of a budget. */
+#define CODES_PART 0.5
 /* Deviations of what is missed by which a row may be better than its sketch: for ranking those that are missed most. */
 #define LONE_REACH    1.4f
 #define LONE_TAIL_MAX 20.0f
@@ -641,15 +643,59 @@ static double unread_enough(const struct hri_ladder *l)
     return error * error * l->head->options.g;
 }
 
+/* Sketches that lie in host memory are moved when they are read. */
+static void sketches_pay(struct hri_ladder *l, uint64_t bytes, struct hri_select_out *out)
+{
+    out->bytes_sketched += bytes;
+    if (!l->codes_move)
+        return;
+    out->bytes_sketched_host += bytes;
+    out->bytes += bytes;
+    l->codes_paid = bytes < l->codes_paid ? l->codes_paid - bytes : 0;
+}
+
+/* A sample of blocks shows how far level 0 is off. Where it has to be moved it may take a quarter of what there is for sketches. */
+static bool audits_paid(const struct hri_ladder *l)
+{
+    uint64_t audits = hri_ladder_audits_max(&l->head->options), blocks = l->head->n_blocks;
+    return !l->codes_move ||
+           4 * audits * hri_sketch_code_bytes(l->head) <= l->codes_paid * (blocks > 0 ? blocks : 1);
+}
+
+/* Blocks that are to be read whatever level 0 says of them. Where reading moves them, only those with strays, of which it knows nothing;
+ * what it cannot say of others is among what the step leaves, and the prediction has it. */
+static uint32_t always_mark(struct hri_ladder *l)
+{
+    if (!l->codes_move)
+        return hri_ladder_mark_clamped(l) + hri_ladder_strays_mark(l);
+    hri_ladder_strays_mark(l);
+    return hri_ladder_pending_pay(l);
+}
+
+static uint64_t budget_left(const struct hri_ladder *l, const struct hri_select_out *out)
+{
+    uint64_t paid = out->bytes_sketched_host, budget = l->in->budget_bytes;
+    return budget > paid ? budget - paid : 0;
+}
+
+/* What of the budget is left for rows, of which without rests only whole ones can be had. */
+static uint64_t rows_want(const struct hri_ladder *l, const struct hri_select_out *out)
+{
+    uint64_t left = budget_left(l, out);
+    return l->rest_bytes > 0      ? left
+           : l->in->row_bytes > 0 ? left / l->in->row_bytes * l->in->row_bytes
+                                  : 0;
+}
+
 /* What level 0 thinks of a block's share is relative to a total that it may have far too low or too high. Therefore in rounds: the
  * blocks that matter most show what the total is, and most others turn out not to matter. */
-static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select_out *out)
+static void sketches_read(struct hri_ladder *l, struct hri_select_out *out)
 {
     double enough = unread_enough(l);
     hri_ladder_strays_score(l);
-    uint32_t fresh = hri_ladder_mark_clamped(l) + hri_ladder_strays_mark(l);
-    if (!l->everything)
-        out->bytes_sketched += hri_ladder_audit(l);
+    uint32_t fresh = always_mark(l);
+    if (!l->everything && audits_paid(l))
+        sketches_pay(l, hri_ladder_audit(l), out);
     double unread = hri_ladder_unread(l);
     bool worth_known = false;
     for (int round = 0; round < ROUNDS_MAX; round++) {
@@ -658,9 +704,11 @@ static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select
             fresh += hri_ladder_mark(l, (float)part);
         if (fresh == 0)
             break;
-        out->bytes_sketched += hri_ladder_read(l);
+        sketches_pay(l, hri_ladder_read(l), out);
         unread = hri_ladder_unread(l);
         fresh = hri_ladder_strays_mark(l);
+        if (l->codes_move && fresh > 0)
+            fresh = hri_ladder_pending_pay(l);
         worth_known = false;
         if (fresh > 0)
             continue;
@@ -668,13 +716,13 @@ static void sketches_read(struct hri_ladder *l, uint64_t want, struct hri_select
             break;
         worth_known = true;
         worth_fill(l);
-        if (unread <= UNREAD_LAST * left_after(l, want))
+        if (unread <= UNREAD_LAST * left_after(l, rows_want(l, out)))
             break;
     }
     if (worth_known)
         return;
     worth_fill(l);
-    left_after(l, want);
+    left_after(l, rows_want(l, out));
 }
 
 /* The bins by powers of two, as rows. */
@@ -697,24 +745,30 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     l.level0 = ladder;
     l.rows_too = out->rows != NULL;
     uint64_t rows = in->row_bytes ? in->budget_bytes / in->row_bytes : 0;
-    uint64_t want = l.rest_bytes > 0 ? in->budget_bytes : rows * in->row_bytes;
-    l.everything = in->tolerance <= 0 && rows >= head->n_rows;
+    l.codes_move = hri_sketch_in_host(&head->options);
+    uint64_t codes = l.codes_move ? hri_sketch_code_bytes(head) : 0;
+    l.everything = in->tolerance <= 0 && rows >= head->n_rows &&
+                   in->budget_bytes - (uint64_t)head->n_rows * in->row_bytes >= codes;
+    l.codes_paid = l.everything ? codes : (uint64_t)(CODES_PART * (double)in->budget_bytes);
     l.by_budget = in->tolerance <= 0 && l.rows_too && all_by_rows(&l);
     double light = fmax(HRI_UNREAD_FLOOR, LIGHT_OF_TOLERANCE * in->tolerance);
     l.light = (float)(light * light);
     begin(&l);
-    sketches_read(&l, want, out);
+    sketches_read(&l, out);
     if (out->worth != NULL)
         worth_tell(&l, out->worth);
     for (uint32_t b = hri_ladder_next(&l, 0); b < head->n_blocks; b = hri_ladder_next(&l, b + 1))
         out->rows_sketched += head->block_rows[b];
     bool reached = tolerance_reached(&l);
     if (l.by_budget) {
-        pieces_take(&l, want, out);
+        pieces_take(&l, rows_want(&l, out), out);
     } else if (!reached) {
         double reuse = hri_recipe_value(&head->options.recipe, "reuse");
-        struct hri_purse purse = {in->budget_bytes, (uint64_t)(reuse * (double)in->budget_bytes)};
+        struct hri_purse purse = {budget_left(&l, out),
+                                  (uint64_t)(reuse * (double)in->budget_bytes)};
         candidates_choose(&l, &purse, out);
+        /* Or it ended the reading. */
+        out->capped |= l.codes_move && in->tolerance > 0 && !tolerance_reached(&l);
     }
     for (uint32_t g = 0; g < head->options.g; g++)
         out->predicted[g] = predicted(&l, g);

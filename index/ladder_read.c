@@ -258,6 +258,54 @@ static uint32_t all_mark(struct hri_ladder *l)
     return fresh;
 }
 
+/* Of the groups that a block's lanes are in. */
+static uint64_t block_bytes(const struct hri_ladder *l, uint32_t b)
+{
+    const struct hri_sketch *s = l->head->sketch;
+    uint32_t lane = s->first_lane[b], last = lane + l->head->block_rows[b] - 1;
+    return (uint64_t)(last / HRI_LANES - lane / HRI_LANES + 1) * s->lines * 64;
+}
+
+static uint64_t unread_bytes(const struct hri_ladder *l, const uint32_t *list, uint32_t n,
+                             uint32_t bin)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (l->state[list[i]] == HRI_UNREAD && hri_bin_of(l->step->work[list[i]]) >= bin)
+            bytes += block_bytes(l, list[i]);
+    return bytes;
+}
+
+/* Where reading moves the sketches: the lowest bin, not below `bin`, from which on the blocks of the list can be paid for. */
+static uint32_t bin_paid(const struct hri_ladder *l, const uint32_t *list, uint32_t n, uint32_t bin)
+{
+    uint32_t end = HRI_BINS;
+    while (bin < end) {
+        uint32_t middle = bin + (end - bin) / 2;
+        if (unread_bytes(l, list, n, middle) > l->codes_paid)
+            bin = middle + 1;
+        else
+            end = middle;
+    }
+    return bin;
+}
+
+uint32_t hri_ladder_pending_pay(struct hri_ladder *l)
+{
+    uint64_t bytes = 0;
+    uint32_t kept = 0;
+    for (uint32_t b = hri_ladder_next(l, 0); b < l->head->n_blocks; b = hri_ladder_next(l, b + 1)) {
+        if (l->state[b] != HRI_PENDING)
+            continue;
+        bytes += block_bytes(l, b);
+        if (l->codes_move && bytes > l->codes_paid)
+            l->state[b] = HRI_UNREAD;
+        else
+            kept++;
+    }
+    return kept;
+}
+
 uint32_t hri_ladder_mark(struct hri_ladder *l, float part)
 {
     uint32_t n = l->head->n_blocks, n_large;
@@ -275,7 +323,10 @@ uint32_t hri_ladder_mark(struct hri_ladder *l, float part)
     memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
     for (uint32_t i = 0; i < n_large; i++)
         l->bin_sum[hri_bin_of(doubt[large[i]])] += doubt[large[i]];
-    return unread_mark(l, large, n_large, bin_below(l, (double)below, (double)most));
+    uint32_t bin = bin_below(l, (double)below, (double)most);
+    if (l->codes_move)
+        bin = bin_paid(l, large, n_large, bin);
+    return unread_mark(l, large, n_large, bin);
 }
 
 uint32_t hri_ladder_mark_clamped(struct hri_ladder *l)
@@ -555,7 +606,7 @@ uint64_t hri_ladder_read(struct hri_ladder *l)
     const struct hri_partial *near = l->in->near;
     uint64_t bytes = hri_ladder_read_pending(l);
     if (tops_lower(l))
-        bytes += hri_ladder_read_pending(l);
+        (void)hri_ladder_read_pending(l); /* the same ones again, which are at hand */
     /* Summed anew: what level 0 had put too high must leave no rounding of its own behind. */
     for (uint32_t g = 0; g < l->head->options.g; g++) {
         step->total[g] = hri_pass_sum(step->weight + g * step->stride, l->head->n_blocks);

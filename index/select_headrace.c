@@ -462,7 +462,7 @@ static size_t step_bytes(const struct hri_index_options *o)
 
 static uint64_t host_bytes(const struct hri_index_head *head)
 {
-    return head->sketch ? hri_rests_held(head) : 0;
+    return head->sketch ? hri_rests_held(head) + hri_sketch_held_host(head) : 0;
 }
 
 /* Beside the head's own tables. */
@@ -511,6 +511,10 @@ static const struct hri_param params_headrace[] = {
      "row's "
      "sketch leaves of its value, read where they are worth more than the row: 0 no, 1 yes",
      "docs/algorithm.md", 1, 0, 1},
+    {"sketch_host",
+     "sketches' codes lie in host memory: what a step reads of them is moved, and is paid from its "
+     "budget: 0 no, 1 yes",
+     "docs/algorithm.md", 0, 0, 1},
     {"families",
      "without sketches, in long texts, families of blocks are scored first: 0 no, 1 yes",
      "docs/algorithm.md", 1, 0, 1},

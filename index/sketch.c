@@ -76,11 +76,23 @@ static uint64_t code_bytes(const struct hri_index_options *o, uint64_t lanes)
     return lanes / LANES * lines_of(o) * LINE_BYTES;
 }
 
+bool hri_sketch_in_host(const struct hri_index_options *o)
+{
+    return hri_recipe_value(&o->recipe, "sketch_host") > 0;
+}
+
+/* Where the codes are. */
+static struct hri_alloc *codes_alloc(const struct hri_index_options *o)
+{
+    return hri_sketch_in_host(o) ? o->scratch : o->device;
+}
+
 uint64_t hri_sketch_bytes(const struct hri_index_options *o)
 {
     if (hri_sketch_bits(o) == 0)
         return 0;
-    return hri_sketch_bases_max(o) * basis_bytes(o) + code_bytes(o, hri_sketch_lanes_max(o)) +
+    uint64_t codes = hri_sketch_in_host(o) ? 0 : code_bytes(o, hri_sketch_lanes_max(o));
+    return hri_sketch_bases_max(o) * basis_bytes(o) + codes +
            o->blocks_max * (sizeof(uint32_t) + 3) + hri_sketch_lone_max(o) * LONE_BYTES +
            hri_strays_bytes(o, hri_strays_max(o));
 }
@@ -91,12 +103,22 @@ static uint32_t next_lane(const struct hri_index_head *head)
     return n ? head->sketch->first_lane[n - 1] + head->block_rows[n - 1] : 0;
 }
 
+uint64_t hri_sketch_code_bytes(const struct hri_index_head *head)
+{
+    return code_bytes(&head->options, hri_lanes_up(next_lane(head)));
+}
+
+uint64_t hri_sketch_held_host(const struct hri_index_head *head)
+{
+    return hri_sketch_in_host(&head->options) ? hri_sketch_code_bytes(head) : 0;
+}
+
 uint64_t hri_sketch_held(const struct hri_index_head *head)
 {
     if (!head->sketch)
         return 0;
-    return head->sketch->n_bases * basis_bytes(&head->options) +
-           code_bytes(&head->options, hri_lanes_up(next_lane(head))) +
+    uint64_t codes = hri_sketch_in_host(&head->options) ? 0 : hri_sketch_code_bytes(head);
+    return head->sketch->n_bases * basis_bytes(&head->options) + codes +
            head->n_blocks * (sizeof(uint32_t) + 3) + head->sketch->n_lone * LONE_BYTES +
            hri_strays_bytes(&head->options, head->sketch->strays.n);
 }
@@ -138,7 +160,7 @@ hr_status_t hri_sketch_create(struct hri_index_head *head)
     s->lines = lines_of(o);
     s->bases_max = hri_sketch_bases_max(o);
     s->lanes_max = hri_sketch_lanes_max(o);
-    s->codes = hri_aligned_zero(o->device, 64, code_bytes(o, s->lanes_max));
+    s->codes = hri_aligned_zero(codes_alloc(o), 64, code_bytes(o, s->lanes_max));
     s->first_lane = hri_array(o->device, o->blocks_max, sizeof *s->first_lane);
     s->miss = hri_array(o->device, o->blocks_max, 1);
     s->value_miss = hri_array(o->device, o->blocks_max, 1);
@@ -168,7 +190,7 @@ void hri_sketch_destroy(struct hri_index_head *head)
         return;
     for (uint32_t i = 0; i < s->bases_max; i++)
         basis_destroy(o, &s->bases[i]);
-    hri_free(o->device, s->codes);
+    hri_free(codes_alloc(o), s->codes);
     hri_free(o->device, s->first_lane);
     hri_free(o->device, s->miss);
     hri_free(o->device, s->value_miss);

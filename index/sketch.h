@@ -56,6 +56,11 @@ struct hri_sketch {
 /* 0: this head keeps no sketches. */
 uint32_t hri_sketch_bits(const struct hri_index_options *options);
 uint64_t hri_sketch_bytes(const struct hri_index_options *options);
+/* The codes lie in host memory (sketch_host=1): a step moves what it reads of them. */
+bool hri_sketch_in_host(const struct hri_index_options *options);
+/* Of the rows there are: their codes; that, if it lies in host memory. */
+uint64_t hri_sketch_code_bytes(const struct hri_index_head *head);
+uint64_t hri_sketch_held_host(const struct hri_index_head *head);
 /* Of those, what the blocks there are hold, bases included. */
 uint64_t hri_sketch_held(const struct hri_index_head *head);
 uint32_t hri_sketch_lanes_max(const struct hri_index_options *options);

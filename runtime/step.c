@@ -621,6 +621,7 @@ static void report_fill(struct step *st)
         r->rows_visited += hs->out.rows_visited;
         r->rows_rests += hs->out.n_rests;
         r->bytes_rests += hs->out.bytes_rests;
+        r->bytes_from_host += hs->out.bytes_sketched_host;
         if (l->indexed) {
             r->blocks_total += hri_index_items(l->heads[h]);
             r->blocks_hit += hs->fetch.n_hits;

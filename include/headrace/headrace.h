@@ -481,7 +481,7 @@ struct hr_sequence_stats {
     uint64_t host_bytes, file_bytes;
     uint64_t index_ns; /* time spent grouping, so far */
     uint64_t
-        host_index_bytes; /* of an index in host memory, beside the tier's: graphs, hash tables, rests */
+        host_index_bytes; /* of an index in host memory, beside the tier's: graphs, hash tables, rests, sketches with sketch_host=1 */
 };
 HR_API hr_status_t hr_runtime_stats_get(const hr_runtime_t *runtime,
                                         struct hr_runtime_stats *stats_out);

@@ -88,9 +88,11 @@ static uint64_t chosen_mark(const struct hri_select_out *out, const uint8_t *pla
             say("an item that is not there");
     }
     uint64_t rests = rests_mark(out);
-    if (all + rests != out->bytes || rests != out->bytes_rests)
+    uint64_t sketches = hri_sketch_in_host(&world.b.options) ? out->bytes_sketched : 0;
+    if (all + rests + sketches != out->bytes || rests != out->bytes_rests ||
+        sketches != out->bytes_sketched_host)
         say("bytes do not add up");
-    return moved + rests;
+    return moved + rests + sketches;
 }
 
 static void corrections_get(const struct hri_select_in *in)
@@ -649,6 +651,48 @@ static void test_absurd_rows(void **state)
 }
 
 /* Random shapes, recipes, places and budgets. HEADRACE_TEST_SEED repeats one. */
+/* Sketches in host memory: the device holds all but their codes, a budget pays for what is read of them and is kept, also where it is less
+ * than a block's; a budget for everything takes everything; with a budget that is no matter a tolerance chooses as beside the device. */
+static void test_sketches_in_host(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 12; i++) {
+        static const uint32_t shares[] = {0, 1, 3, 10, 30, 100, 1000};
+        struct hri_select_out out, there;
+        char recipe[64];
+        uint32_t dk = dims[i].dk, dv = dims[i].dv, n = dk > 128 ? 400 : 1500;
+        uint64_t all = (uint64_t)n * (dk + dv), read = 0;
+        snprintf(recipe, sizeof recipe, "headrace:sketch=%u", 1 + i % 3);
+        world_make(recipe, n, 1 + i % 5, dk, dv, i % 4 ? 0 : 500, 0, i % 2 ? 1 : 3, 1300 + i);
+        step_both(100 * all, 0.05, NULL, &there);
+        uint64_t host = hri_index_host_bytes(world.b.head);
+        uint64_t device = hri_index_sketch_bytes(world.b.head);
+        uint64_t codes = hri_sketch_code_bytes(world.b.head);
+        world_free();
+        strcat(recipe, ",sketch_host=1");
+        world_make(recipe, n, 1 + i % 5, dk, dv, i % 4 ? 0 : 500, 0, i % 2 ? 1 : 3, 1300 + i);
+        assert_int_equal(hri_index_sketch_bytes(world.b.head), device - codes);
+        assert_int_equal(hri_index_host_bytes(world.b.head), host + codes);
+        for (uint32_t j = 0; j < sizeof shares / sizeof *shares; j++) {
+            uint64_t budget = all * shares[j] / 1000 + (j % 2 ? 77 : 0);
+            assert_true(step_both(budget, 0, NULL, &out) <= budget);
+            read += out.bytes_sketched_host;
+            check_output(2e-3);
+            check_rows(budget, &out);
+        }
+        assert_true(read > 0);
+        step_both(all + codes, 0, NULL, &out);
+        assert_int_equal(out.rows_sketched, n);
+        step_both(100 * all, 0.05, NULL, &out);
+        check_output(2e-3);
+        assert_true(out.bytes_sketched_host > 0 && !out.capped);
+        assert_true(predicted_mean(&out) <= fmax(0.05, predicted_mean(&there) * 1.05));
+        step_both(all / 1000, 1e-4, NULL, &out);
+        assert_true(out.capped && out.bytes <= all / 1000);
+        world_free();
+    }
+}
+
 static void test_random(void **state)
 {
     static const uint32_t blocks[] = {4, 7, 18, 36, 48, 64};
@@ -663,8 +707,8 @@ static void test_random(void **state)
         uint32_t dk = 8 * (1 + (uint32_t)hri_rng_below(&rng, 16)),
                  dv = 8 * (1 + (uint32_t)hri_rng_below(&rng, 16)),
                  n = 1 + (uint32_t)hri_rng_below(&rng, i % 8 ? 500 : 2500);
-        snprintf(recipe, sizeof recipe, "headrace:sketch=%d,block=%u",
-                 1 + (int)hri_rng_below(&rng, 3), blocks[hri_rng_below(&rng, 6)]);
+        snprintf(recipe, sizeof recipe, "headrace:sketch=%d,block=%u,sketch_host=%d",
+                 1 + (int)hri_rng_below(&rng, 3), blocks[hri_rng_below(&rng, 6)], i % 3 == 2);
         world_make(recipe, n, 1 + (uint32_t)hri_rng_below(&rng, 6), dk, dv,
                    hri_rng_below(&rng, 2) ? 0 : 1 + (uint32_t)hri_rng_below(&rng, n),
                    hri_rng_below(&rng, 3) ? 0 : 10, sizes[hri_rng_below(&rng, 5)], seed);
@@ -700,6 +744,7 @@ int main(void)
         cmocka_unit_test(test_scratch),
         cmocka_unit_test(test_images),
         cmocka_unit_test(test_absurd_rows),
+        cmocka_unit_test(test_sketches_in_host),
         cmocka_unit_test(test_random),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

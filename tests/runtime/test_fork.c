@@ -152,6 +152,7 @@ static void test_every_recipe(void **state)
     part_ways("headrace", false, 290, 1); /* while some heads have grouped the next segment */
     part_ways("headrace", true, 313, 2);
     part_ways("headrace:sketch=0,decode_segment=48", false, 300, 2);
+    part_ways("headrace:sketch_host=1,decode_segment=48", true, 300, 2);
     part_ways("retroinfer", false, 700, 3);
     part_ways("pqcache", true, 700, 3);
     part_ways("quest", false, 1000, 3);

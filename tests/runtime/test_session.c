@@ -169,6 +169,7 @@ static void test_every_recipe_goes_on(void **state)
     }
     round_trip("headrace:sketch=0", 900, 20);
     round_trip("headrace:sketch=1,segment=512", 1300, 20);
+    round_trip("headrace:sketch_host=1", 900, 20);
     round_trip("shadowkv:rank=0", 900, 5);
 #if HR_HAVE_FAISS
     round_trip("faiss:IVF8,Flat", 900, 5);

@@ -122,6 +122,7 @@ static double decode_error(const char *recipe, double moved, uint32_t prefill, u
             sum->blocks_hit += report.blocks_hit;
             sum->blocks_fetched += report.blocks_fetched;
             sum->ios += report.ios;
+            sum->bytes_by_level[1] += report.bytes_by_level[1];
             /* Every row is accounted for at exactly one level. */
             uint64_t rows = 0;
             for (int l = 0; l < HR_LEVELS; l++) {
@@ -199,6 +200,13 @@ static void test_from_the_file(void **state)
     assert_true(fabs(a - b) < 1e-6);
     b = decode_error("headrace", 0.05, 1600, 1630, false, &host);
     assert_true(b < a);
+    /* Sketches in host memory: what is read of them comes from there, and is part of the budget. */
+    for (int in_file = 0; in_file < 2; in_file++) {
+        b = decode_error("headrace:sketch_host=1,reuse=0", 0.05, 1600, 1630, in_file != 0, &host);
+        assert_true(b < 0.2 && host.bytes_by_level[1] > 0);
+        assert_true(host.bytes_from_host >= host.bytes_by_level[1]);
+        assert_true(host.bytes_selected <= host.body_bytes / 20 + 1);
+    }
     assert_true(host.bytes_from_host > 0 && file.bytes_from_host + file.bytes_from_file > 0);
 }
 

@@ -297,6 +297,7 @@ static void test_headrace_on_disk(void **state)
     for (size_t j = 0; j < sizeof cuts / sizeof *cuts; j++) {
         play("headrace", DISK, cuts[j]);
         play("headrace:sketch=0", DISK, cuts[j]);
+        play("headrace:sketch_host=1", DISK, cuts[j]);
         play("headrace:segment=512", BOTH, cuts[j]);
         play("quest", DISK, cuts[j]);
     }
