@@ -182,10 +182,11 @@ hr_status_t hri_device_supports(const hr_sequence_t *s)
                              name, s->recipe_text);
     }
     if (hri_recipe_value(&s->recipe, "sketch_host") > 0) {
-        return hri_error_set(HR_ERR_UNSUPPORTED,
-                             "device %s: recipe %s: sketches in host memory (sketch_host=1) are not "
-                             "read there yet; leave it out, or use the device \"cpu\"",
-                             name, s->recipe_text);
+        return hri_error_set(
+            HR_ERR_UNSUPPORTED,
+            "device %s: recipe %s: sketches in host memory (sketch_host=1) are not "
+            "read there yet; leave it out, or use the device \"cpu\"",
+            name, s->recipe_text);
     }
     if (s->dtype == HR_DTYPE_F32) {
         return hri_error_set(HR_ERR_UNSUPPORTED, "device %s: rows are kept in f16 or bf16, not f32",

@@ -696,9 +696,8 @@ struct hri_cuda_linear_args {
     const float *x; /* [m][cols] */
     uint32_t m, cols, n_products;
     struct hri_cuda_product products[HRI_CUDA_PRODUCTS_MAX];
-    float *work; /* hri_cuda_linear_work(m) floats */
-    uint32_t
-        *arrived; /* hri_cuda_linear_counters(), zero; zero again afterwards */
+    float *work;       /* hri_cuda_linear_work(m) floats */
+    uint32_t *arrived; /* hri_cuda_linear_counters(), zero; zero again afterwards */
 };
 size_t hri_cuda_linear_work(uint32_t m);
 size_t hri_cuda_linear_counters(void);
