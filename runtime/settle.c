@@ -405,9 +405,9 @@ uint32_t hri_layer_ahead(const struct hri_layer *layer)
     return layer->indexed ? hri_index_rows_ahead(layer->heads[0]) : 0;
 }
 
-/* Heads that have their turn together, whatever the number of threads, on which the result must not depend: on two they take as long as
- * one alone. */
-#define TURN_HEADS 2u
+/* Heads that are fitted together, whatever the number of threads, on which the result must not depend: on two they take as long as one
+ * alone. The rest takes longer, and longer still beside another's: that is done for one head at a time. */
+#define FIT_HEADS 2u
 
 /* A step's share of the work on the next segment: heads [first, end) are grouped, or only fitted. */
 struct ahead {
@@ -423,24 +423,23 @@ static uint32_t turns_passed(uint32_t n, int64_t passed, uint32_t lead)
 }
 
 /* What a layer has to do `passed` tokens after the first of `lead` at which that may begin, `made` heads being grouped: heads take turns,
- * first with their fits, half way to the next turn with the rest, and layers begin at different tokens. A fit whose token no step had is
+ * first with their fits, half way to the next turn with the rest, and layers begin at different tokens. A fit is made at the first turn of those that are fitted together. A fit whose token no step had is
  * made when its head is grouped. */
 static struct ahead ahead_of(uint32_t n_heads, uint32_t layer, uint32_t made, int64_t passed,
                              uint32_t lead)
 {
-    uint32_t n = (n_heads + TURN_HEADS - 1) / TURN_HEADS, done = made / TURN_HEADS;
-    uint32_t gap = lead > n ? lead / n : 1, half = gap / 2;
+    uint32_t gap = lead > n_heads ? lead / n_heads : 1, half = gap / 2;
     if (made == n_heads) {
         return (struct ahead){.first = made, .end = made};
     }
     passed -= layer % (gap - half);
-    uint32_t grouped = turns_passed(n, passed - half, lead);
-    if (grouped > done) {
-        uint32_t end = grouped * TURN_HEADS;
-        return (struct ahead){.first = made, .end = end < n_heads ? end : n_heads};
+    uint32_t grouped = turns_passed(n_heads, passed - half, lead);
+    if (grouped > made) {
+        return (struct ahead){.first = made, .end = grouped};
     }
-    bool now = turns_passed(n, passed, lead) > done && turns_passed(n, passed - 1, lead) <= done;
-    uint32_t end = made + TURN_HEADS < n_heads ? made + TURN_HEADS : n_heads;
+    bool now = made % FIT_HEADS == 0 && turns_passed(n_heads, passed, lead) > made &&
+               turns_passed(n_heads, passed - 1, lead) <= made;
+    uint32_t end = made + FIT_HEADS < n_heads ? made + FIT_HEADS : n_heads;
     return (struct ahead){.first = made, .end = now ? end : made, .fits = true};
 }
 
