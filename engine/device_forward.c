@@ -68,6 +68,8 @@ static hr_status_t attend_there(struct hre_session *s, struct hre_pass *pass, ui
     a.out = d->att;
     a.out_dtype = att->dtype;
     a.n_tokens = n_queries;
+    /* Of the last layer only some queries go on: all of them were shown before. */
+    a.q_host = n_queries == pass->n ? s->q : NULL;
     a.work = d->attend_work;
     a.work_bytes = d->attend_work_bytes;
     a.stream = d->stream;
@@ -129,8 +131,7 @@ static hr_status_t run_layer(struct hre_session *s, struct hre_pass *pass, uint3
     hre_workers_rest(model->workers);
     status = hre_append(s, pass, i);
     if (status == HR_OK) {
-        /* Attended there, queries are seen by nobody else. */
-        status = hre_show(s, pass, i, there ? 0 : n_queries);
+        status = hre_show(s, pass, i, n_queries);
     }
     if (status != HR_OK || n_queries == 0) {
         return status;

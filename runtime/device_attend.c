@@ -363,10 +363,10 @@ hr_status_t hr_sequence_attend_device(hr_sequence_t *s, uint32_t layer,
             status = hri_error_set(HR_ERR_CANCELED, "attending: canceled");
         }
     }
-    if (status == HR_OK) {
-        status = hri_device_check(s->runtime->gpu,
-                                  hri_device_ops(s->runtime->gpu)->stream_wait(o->stream),
-                                  "attending a prompt");
+    if (status == HR_OK && o->q_host != NULL) {
+        struct hr_tensor q =
+            hr_tensor_make((float *)(uintptr_t)o->q_host, HR_DTYPE_F32, o->n_tokens, s->n_q, s->dk);
+        status = hr_sequence_observe(s, layer, &q);
     }
     hri_device_range_end(s->runtime->gpu);
     report.time_ns[HRI_ATTEND] += hri_now_ns() - began_ns;

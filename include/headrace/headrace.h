@@ -319,8 +319,8 @@ HR_API hr_status_t hr_step_graph_run(hr_step_graph_t *graph, struct hr_attend_re
 
 /* -- exact attention of queries that are on the GPU --
  * For models that run on the runtime's GPU: as hr_sequence_attend with HR_ATTEND_EXACT, but that queries and output lie in its memory. Rows of
- * the layer come from where the tiers have them, a part of `work` at a time. Recipes that learn from queries are shown them by
- * hr_sequence_observe. */
+ * the layer come from where the tiers have them, a part of `work` at a time. The call returns when the host has done its part: q, out and work
+ * are in use until what is in the stream is done, and errors of the GPU may come out of a later call. */
 struct hr_device_attend {
     size_t struct_size;
     const float *q; /* device memory: [n_tokens][n_q_heads][k_dim], of the newest tokens; finite */
@@ -329,8 +329,10 @@ struct hr_device_attend {
     uint32_t n_tokens;
     void *work; /* device memory, 256-byte aligned: what the call keeps there */
     size_t work_bytes;
-    hr_stream_t
-        stream; /* a cudaStream_t: everything is done in its order, and done when the call returns */
+    hr_stream_t stream; /* a cudaStream_t: everything is done in its order */
+    /* The same queries in host memory, for recipes that learn from them, which is done while the GPU attends; NULL: the caller shows them
+     * to hr_sequence_observe, or nobody. */
+    const float *q_host;
 };
 HR_API void hr_device_attend_init(struct hr_device_attend *attend);
 /* Bytes of work that n_tokens queries make good use of; with less they go in several passes over the rows. 0: no GPU, or nothing of this
