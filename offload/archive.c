@@ -39,10 +39,14 @@ hr_status_t hri_folder_open(const struct hri_io_ops *io, const char *path, bool 
     return HR_OK;
 }
 
-hr_status_t hri_folder_lock(const struct hri_io_ops *io, int folder, const char *path,
-                            int *lock_out)
+static hr_status_t folder_lock(const struct hri_io_ops *io, int folder, const char *path,
+                               bool to_read, int *lock_out)
 {
     int holder = 0, fd = io->file_lock(io->ctx, folder, HRI_SESSION_LOCK, &holder);
+    if (fd == -EROFS && to_read) {
+        *lock_out = -1;
+        return HR_OK;
+    }
     if (fd == -EBUSY && holder > 0)
         return hri_error_set(HR_ERR_BUSY, "session %s: in use by process %d", path, holder);
     if (fd == -EBUSY)
@@ -51,6 +55,18 @@ hr_status_t hri_folder_lock(const struct hri_io_ops *io, int folder, const char 
         return hri_folder_status(fd, "locking the folder", path);
     *lock_out = fd;
     return HR_OK;
+}
+
+hr_status_t hri_folder_lock(const struct hri_io_ops *io, int folder, const char *path,
+                            int *lock_out)
+{
+    return folder_lock(io, folder, path, false, lock_out);
+}
+
+hr_status_t hri_folder_lock_to_read(const struct hri_io_ops *io, int folder, const char *path,
+                                    int *lock_out)
+{
+    return folder_lock(io, folder, path, true, lock_out);
 }
 
 /* -- transfers -- */

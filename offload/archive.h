@@ -46,6 +46,10 @@ hr_status_t hri_folder_open(const struct hri_io_ops *io, const char *path, bool 
 /* HR_ERR_BUSY: the message names the process that has it. */
 hr_status_t hri_folder_lock(const struct hri_io_ops *io, int folder, const char *path,
                             int *lock_out);
+/* The same to read only: where the medium cannot be written from here none is needed: whoever can write it elsewhere replaces the session's file whole. Then *lock_out
+ * is -1. */
+hr_status_t hri_folder_lock_to_read(const struct hri_io_ops *io, int folder, const char *path,
+                                    int *lock_out);
 /* HR_ERR_IO, HR_ERR_NOTFOUND ... from a negative errno value of the table. */
 hr_status_t hri_folder_status(int error, const char *what, const char *path);
 

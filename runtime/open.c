@@ -577,7 +577,7 @@ static hr_status_t open_file(struct opener *op, hr_runtime_t *rt,
     if (status == HR_OK) {
         status = fill(op);
     }
-    if (status == HR_OK) {
+    if (status == HR_OK && *lock >= 0) {
         status = hri_home_set(op->s, HRI_HOME_OPENED, io, folder, op->path, lock);
     }
     if (status != HR_OK) {
@@ -608,7 +608,7 @@ hr_status_t hr_sequence_open(hr_runtime_t *rt, const char *dir,
     const struct hri_io_ops *io = hri_io_guard_ops(guard);
     status = hri_folder_open(io, dir, false, NULL, &folder);
     if (status == HR_OK) {
-        status = hri_folder_lock(io, folder, dir, &lock);
+        status = hri_folder_lock_to_read(io, folder, dir, &lock);
     }
     if (status == HR_OK) {
         struct hri_archive_in_options o = hri_saved_options(rt, io, dir);

@@ -4,6 +4,9 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -207,6 +210,41 @@ static void test_no_plain_file(void **state)
     hr_sequence_destroy(seq);
 }
 
+/* On a medium that cannot be written: opened, verified, continued, saved elsewhere; not saved there, and nothing is locked. */
+static void test_read_only(void **state)
+{
+    (void)state;
+    hr_sequence_t *seq = sequence_make(rt);
+    struct hr_session_check check = {.struct_size = sizeof check};
+    assert_ok(hr_sequence_save(seq, "kept", NULL));
+    hr_sequence_destroy(seq);
+    assert_int_equal(mkdir("mounted", 0700), 0);
+    if (mount("kept", "mounted", NULL, MS_BIND, NULL) != 0 ||
+        mount(NULL, "mounted", NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL) != 0) {
+        (void)umount2("mounted", MNT_DETACH);
+        assert_ok(hr_session_remove("kept"));
+        assert_int_equal(rmdir("mounted"), 0);
+        print_message("no mounts here (%s): skipped\n", strerror(errno));
+        skip();
+    }
+    seq = session_open(rt, "mounted");
+    hr_sequence_t *other = session_open(other_rt, "mounted");
+    assert_int_equal(hr_sequence_length(seq, 0), TOKENS);
+    assert_int_equal(hr_sequence_length(other, 0), TOKENS);
+    assert_ok(hr_session_verify("mounted", &check));
+    assert_fails(hr_sequence_save(seq, "mounted", NULL), HR_ERR_INVALID, "Read-only file system");
+    assert_fails(hr_session_remove("mounted"), HR_ERR_INVALID, "Read-only file system");
+    assert_ok(hr_sequence_save(seq, "elsewhere", NULL));
+    check_free("elsewhere");
+    hr_sequence_destroy(other);
+    hr_sequence_destroy(seq);
+    assert_int_equal(umount2("mounted", MNT_DETACH), 0);
+    check_free("kept");
+    assert_ok(hr_session_remove("kept"));
+    assert_ok(hr_session_remove("elsewhere"));
+    assert_int_equal(rmdir("mounted"), 0);
+}
+
 static int group_setup(void **state)
 {
     struct random r = {.state = 5};
@@ -222,6 +260,7 @@ static int group_setup(void **state)
 static int group_teardown(void **state)
 {
     (void)state;
+    (void)umount2("mounted", MNT_DETACH); /* where the test did not come that far */
     assert_ok(hr_runtime_destroy(rt));
     assert_ok(hr_runtime_destroy(other_rt));
     return rmdir("b") != 0 || chdir(came_from) != 0 || rmdir(root) != 0;
@@ -232,7 +271,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_claim),         cmocka_unit_test(test_claim_another),
         cmocka_unit_test(test_leaves_others), cmocka_unit_test(test_opened),
-        cmocka_unit_test(test_no_plain_file),
+        cmocka_unit_test(test_no_plain_file), cmocka_unit_test(test_read_only),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }
