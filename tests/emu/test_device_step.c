@@ -39,8 +39,8 @@ static void bed_make(struct bed *b, const struct plan *p)
 
 struct reference {
     float q[G * D], out[G * D];
-    float m[G], l[G], o[G * D];
-    struct hri_partial part;
+    float m[G], l[G], o[G * D], near_m[G], near_l[G], near_o[G * D];
+    struct hri_partial part, near; /* near: of sink and tail alone, what in.near points to */
     struct hri_select_in in;
     struct hri_select_out select;
     uint32_t items[ITEMS_MOST];
@@ -83,13 +83,13 @@ static void output_of(const struct bed *b, uint32_t layer, uint32_t h, const str
                       struct reference *r)
 {
     struct hri_index_head *head = b->seq->layers[layer].heads[h];
-    struct hri_partial before = {(float[G]){0}, (float[G]){0}, (float[G * D]){0}};
     near_of(b, layer, h, r);
-    memcpy(before.m, r->m, sizeof r->m);
-    memcpy(before.l, r->l, sizeof r->l);
-    memcpy(before.o, r->o, sizeof r->o);
+    r->near = (struct hri_partial){r->near_m, r->near_l, r->near_o};
+    memcpy(r->near_m, r->m, sizeof r->m);
+    memcpy(r->near_l, r->l, sizeof r->l);
+    memcpy(r->near_o, r->o, sizeof r->o);
     r->in = (struct hri_select_in){.q = r->q,
-                                   .near = &before,
+                                   .near = &r->near,
                                    .budget_bytes = 1,
                                    .row_bytes = b->seq->code_bytes,
                                    .position = b->n - 1,
