@@ -382,14 +382,8 @@ static __global__ void __launch_bounds__(THREADS)
     const size_t number = (size_t)at.h * gridDim.z + blockIdx.z;
     float *work = a.work + number * gridDim.x * split_floats(heads.dv);
     store_split(s, work + blockIdx.x * split_floats(heads.dv), heads.dv, CHUNKS * 64);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0)
-        s->last = atomicInc(a.arrived + number, gridDim.x - 1) == gridDim.x - 1;
-    __syncthreads();
-    if (!s->last)
+    if (!hri_last_to_arrive(a.arrived + number, gridDim.x, &s->last))
         return;
-    __threadfence();
     merge_splits(a, heads, at, s, work);
 }
 

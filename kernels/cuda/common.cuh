@@ -126,6 +126,21 @@ static __device__ __forceinline__ float hri_block_sum(float *part, float x, uint
     return sum;
 }
 
+/* Called by all threads of a block after they wrote what the others of n blocks wait for: whether this block is the last of them, which
+ * then may read it. *arrived is 0 before and afterwards; last: in shared memory. */
+static __device__ __forceinline__ bool hri_last_to_arrive(uint32_t *arrived, uint32_t n,
+                                                          uint32_t *last)
+{
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *last = atomicInc(arrived, n - 1) == n - 1;
+    __syncthreads();
+    if (*last)
+        __threadfence();
+    return *last;
+}
+
 static __host__ __device__ __forceinline__ uint32_t hri_div_up(uint32_t x, uint32_t y)
 {
     return (x + y - 1) / y;

@@ -130,14 +130,8 @@ static __global__ void __launch_bounds__(THREADS)
     }
     if (gridDim.y == 1)
         return;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0)
-        *last = atomicInc(a.arrived + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
-    __syncthreads();
-    if (!*last)
+    if (!hri_last_to_arrive(a.arrived + blockIdx.x, gridDim.y, last))
         return;
-    __threadfence();
     parts_add(a, p, at.row, M, parts);
 }
 

@@ -420,14 +420,8 @@ static __global__ void __launch_bounds__(THREADS)
             a.work[number * one + (size_t)g * heads.dv + j] = sum;
         __syncthreads();
     }
-    __threadfence();
-    __syncthreads();
-    if (j == 0)
-        *last = atomicInc(a.arrived + h, gridDim.x - 1) == gridDim.x - 1;
-    __syncthreads();
-    if (!*last)
+    if (!hri_last_to_arrive(a.arrived + h, gridDim.x, last))
         return;
-    __threadfence();
     for (uint32_t i = j; i < one; i += THREADS) {
         float sum = 0;
         for (uint32_t b = 0; b < there; b++)

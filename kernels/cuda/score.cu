@@ -172,15 +172,9 @@ static __device__ void finish(const struct hri_cuda_score_args &a,
             hri_softmax_merge(sum.x, sum.y, other.x, other.y);
         }
         work[blockIdx.x * up + threadIdx.x] = sum;
-        __threadfence();
     }
-    __syncthreads();
-    if (threadIdx.x == 0)
-        *last = atomicInc(a.arrived + h, gridDim.x - 1) == gridDim.x - 1;
-    __syncthreads();
-    if (!*last || threadIdx.x >= heads.g)
+    if (!hri_last_to_arrive(a.arrived + h, gridDim.x, last) || threadIdx.x >= heads.g)
         return;
-    __threadfence();
     const size_t at = (size_t)h * heads.g + threadIdx.x;
     float m = HRI_NEGATIVE, l = 0;
     if (a.near_m && a.near_l[at] > 0.0f) {

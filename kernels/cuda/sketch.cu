@@ -243,14 +243,8 @@ static __global__ void __launch_bounds__(THREADS)
     for (uint32_t i = threadIdx.x; i < SUM_FLOATS; i += THREADS)
         if (i % SUM_WIDTH < SUM_LINES * per_line)
             work[(size_t)blockIdx.x * SUM_FLOATS + i] = shared[i];
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0)
-        *last = atomicInc(a.arrived + number, gridDim.x - 1) == gridDim.x - 1;
-    __syncthreads();
-    if (!*last)
+    if (!hri_last_to_arrive(a.arrived + number, gridDim.x, last))
         return;
-    __threadfence();
     const uint32_t n4 = list.bases[(size_t)at.h * list.n_bases + at.basis].n4;
     const uint32_t first = at.wide ? at.first_line * 8 : n4 + (at.first_line - n4 / 8) * 16;
     for (uint32_t i = threadIdx.x; i < SUM_FLOATS; i += THREADS) {
