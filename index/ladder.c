@@ -651,25 +651,30 @@ static void sketches_pay(struct hri_ladder *l, uint64_t bytes, struct hri_select
         return;
     out->bytes_sketched_host += bytes;
     out->bytes += bytes;
-    l->codes_paid = bytes < l->codes_paid ? l->codes_paid - bytes : 0;
+    l->codes_budget = bytes < l->codes_budget ? l->codes_budget - bytes : 0;
 }
 
 /* A sample of blocks shows how far level 0 is off. Where it has to be moved it may take a quarter of what there is for sketches. */
 static bool audits_paid(const struct hri_ladder *l)
 {
     uint64_t audits = hri_ladder_audits_max(&l->head->options), blocks = l->head->n_blocks;
-    return !l->codes_move ||
-           4 * audits * hri_sketch_code_bytes(l->head) <= l->codes_paid * (blocks > 0 ? blocks : 1);
+    return !l->codes_move || 4 * audits * hri_sketch_code_bytes(l->head) <=
+                                 l->codes_budget * (blocks > 0 ? blocks : 1);
+}
+
+/* As hri_ladder_strays_mark, but that of blocks whose reading moves them only those are new that can be paid for. */
+static uint32_t strays_mark(struct hri_ladder *l)
+{
+    uint32_t fresh = hri_ladder_strays_mark(l);
+    return l->codes_move ? hri_ladder_pending_pay(l) : fresh;
 }
 
 /* Blocks that are to be read whatever level 0 says of them. Where reading moves them, only those with strays, of which it knows nothing;
  * what it cannot say of others is among what the step leaves, and the prediction has it. */
 static uint32_t always_mark(struct hri_ladder *l)
 {
-    if (!l->codes_move)
-        return hri_ladder_mark_clamped(l) + hri_ladder_strays_mark(l);
-    hri_ladder_strays_mark(l);
-    return hri_ladder_pending_pay(l);
+    uint32_t clamped = l->codes_move ? 0 : hri_ladder_mark_clamped(l);
+    return clamped + strays_mark(l);
 }
 
 static uint64_t budget_left(const struct hri_ladder *l, const struct hri_select_out *out)
@@ -706,9 +711,7 @@ static void sketches_read(struct hri_ladder *l, struct hri_select_out *out)
             break;
         sketches_pay(l, hri_ladder_read(l), out);
         unread = hri_ladder_unread(l);
-        fresh = hri_ladder_strays_mark(l);
-        if (l->codes_move && fresh > 0)
-            fresh = hri_ladder_pending_pay(l);
+        fresh = strays_mark(l);
         worth_known = false;
         if (fresh > 0)
             continue;
@@ -749,7 +752,7 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
     uint64_t codes = l.codes_move ? hri_sketch_code_bytes(head) : 0;
     l.everything = in->tolerance <= 0 && rows >= head->n_rows &&
                    in->budget_bytes - (uint64_t)head->n_rows * in->row_bytes >= codes;
-    l.codes_paid = l.everything ? codes : (uint64_t)(CODES_PART * (double)in->budget_bytes);
+    l.codes_budget = l.everything ? codes : (uint64_t)(CODES_PART * (double)in->budget_bytes);
     l.by_budget = in->tolerance <= 0 && l.rows_too && all_by_rows(&l);
     double light = fmax(HRI_UNREAD_FLOOR, LIGHT_OF_TOLERANCE * in->tolerance);
     l.light = (float)(light * light);

@@ -282,7 +282,7 @@ static uint32_t bin_paid(const struct hri_ladder *l, const uint32_t *list, uint3
     uint32_t end = HRI_BINS;
     while (bin < end) {
         uint32_t middle = bin + (end - bin) / 2;
-        if (unread_bytes(l, list, n, middle) > l->codes_paid)
+        if (unread_bytes(l, list, n, middle) > l->codes_budget)
             bin = middle + 1;
         else
             end = middle;
@@ -298,7 +298,7 @@ uint32_t hri_ladder_pending_pay(struct hri_ladder *l)
         if (l->state[b] != HRI_PENDING)
             continue;
         bytes += block_bytes(l, b);
-        if (l->codes_move && bytes > l->codes_paid)
+        if (bytes > l->codes_budget)
             l->state[b] = HRI_UNREAD;
         else
             kept++;

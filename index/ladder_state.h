@@ -72,7 +72,7 @@ struct hri_ladder {
     bool by_budget;            /* all rows can be, and a budget alone decides how many */
     bool everything;           /* the budget is enough for all rows: then none is passed over */
     bool codes_move;           /* sketches are in host memory: the budget pays for them, too */
-    uint64_t codes_paid;       /* bytes of them that may still be read */
+    uint64_t codes_budget;     /* bytes of them that may still be read */
     struct hri_ranked *ranked; /* [blocks or rows; with rests two of a row] */
     struct hri_sketch_query *query;
     float *best;            /* [g] largest logit of the rows read */
@@ -150,7 +150,7 @@ static inline float hri_sketch_value_miss(const struct hri_index_head *head, uin
 /* Marks the blocks whose sketches are read next, so that of what the others leave, ranked with the lift of their tails, about `part`
  * remains; all if part < 0. Returns how many are new. */
 uint32_t hri_ladder_mark(struct hri_ladder *l, float part);
-/* Where reading moves the sketches: of the marked blocks only those stay that can be paid for. Returns how many are marked. */
+/* Of the marked blocks only those stay whose sketches the budget for them pays. Returns how many are marked. */
 uint32_t hri_ladder_pending_pay(struct hri_ladder *l);
 /* Blocks that level 0 says nothing of, because its variance is cut off. */
 uint32_t hri_ladder_mark_clamped(struct hri_ladder *l);
