@@ -3,8 +3,6 @@
 
 #include "engine/device.h"
 
-#define LOGIT_ROWS 64
-
 hr_status_t hre_device_tokens_put(struct hre_session *s, const struct hre_pass *pass)
 {
     const hre_model_t *model = s->model;
@@ -213,8 +211,8 @@ hr_status_t hre_device_logits(struct hre_session *s, uint32_t first, uint32_t n,
     const size_t vocab = model->info.vocab, width = model->info.width;
     hr_status_t status = HR_OK;
 
-    for (uint32_t i = 0; i < n && status == HR_OK; i += LOGIT_ROWS) {
-        const uint32_t count = n - i < LOGIT_ROWS ? n - i : LOGIT_ROWS;
+    for (uint32_t i = 0; i < n && status == HR_OK; i += HRE_LOGIT_ROWS) {
+        const uint32_t count = n - i < HRE_LOGIT_ROWS ? n - i : HRE_LOGIT_ROWS;
         struct hre_device_rows x = d->normed;
 
         x.data = x.dtype == HR_DTYPE_F32 ? (void *)((float *)x.data + (first + i) * width)

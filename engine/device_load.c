@@ -8,7 +8,6 @@
 
 #define STAGING_BYTES (8u << 20)
 #define ROWS_PER_ITEM 8
-#define LOGIT_ROWS    64
 #define BLAS_BYTES    ((size_t)32 << 20) /* what cuBLAS takes itself on an sm_90 */
 /* Of hr_sequence_attend_device: rows of K and V that lie there at once. */
 #define ATTEND_ROWS_BYTES ((size_t)8 << 20)
@@ -99,7 +98,7 @@ static void scratch_carve(const hre_model_t *model, struct hre_device *d,
     d->gate = hri_device_carve(c, model->layers[0].gate.data ? rows * info->ffn_width : 0, f);
     d->few = hri_device_carve(c, (size_t)HRI_CUDA_LINEAR_ROWS_MAX * widest(model), f);
     d->half = hri_device_carve(c, rows * widest(model), sizeof(uint16_t));
-    d->logits = hri_device_carve(c, (size_t)LOGIT_ROWS * info->vocab, f);
+    d->logits = hri_device_carve(c, (size_t)HRE_LOGIT_ROWS * info->vocab, f);
     d->linear_work = hri_device_carve(c, d->launch->linear_work(HRI_CUDA_LINEAR_ROWS_MAX), f);
     d->linear_arrived = hri_device_carve(c, d->launch->linear_counters(), sizeof(uint32_t));
     d->blas_work = hri_device_carve(c, d->blas ? BLAS_BYTES : 0, 1);

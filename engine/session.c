@@ -6,7 +6,6 @@
 #include <string.h>
 
 #define CHUNK_DEFAULT     512
-#define LOGIT_ROWS        64 /* positions whose logits are computed at a time */
 #define SCRATCH_ALIGNMENT 64
 #define ROW_FLOATS_ALIGN  16
 
@@ -228,8 +227,8 @@ hr_status_t hre_logits(struct hre_session *s, uint32_t first, uint32_t n, float 
 static hr_status_t emit_logits(struct hre_session *s, const struct hre_prefill_options *options,
                                uint32_t first, uint32_t n)
 {
-    for (uint32_t i = 0; i < n; i += LOGIT_ROWS) {
-        uint32_t count = n - i < LOGIT_ROWS ? n - i : LOGIT_ROWS;
+    for (uint32_t i = 0; i < n; i += HRE_LOGIT_ROWS) {
+        uint32_t count = n - i < HRE_LOGIT_ROWS ? n - i : HRE_LOGIT_ROWS;
         hr_status_t status = hre_logits(s, i, count, s->logits);
 
         if (status != HR_OK) {
@@ -327,7 +326,7 @@ static hr_status_t prepare_prefill(struct hre_session *s, const uint32_t *ids, u
         }
     }
     if (options->all_logits && !s->logits) {
-        size_t bytes = (size_t)LOGIT_ROWS * s->model->info.vocab * sizeof(float);
+        size_t bytes = (size_t)HRE_LOGIT_ROWS * s->model->info.vocab * sizeof(float);
 
         s->logits = malloc(bytes);
         if (!s->logits) {

@@ -55,6 +55,8 @@ struct hre_pass {
 /* Leaves the last layer's rows_needed rows, normed for the output matrix, at session->h. */
 hr_status_t hre_forward(struct hre_session *session, struct hre_pass *pass);
 
+/* Positions whose logits are computed at a time. */
+#define HRE_LOGIT_ROWS 64
 /* Logits of n of the rows that a pass left, from the first-th on: out [n][vocab]. */
 hr_status_t hre_logits(struct hre_session *session, uint32_t first, uint32_t n, float *out);
 
