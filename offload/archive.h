@@ -46,8 +46,8 @@ hr_status_t hri_folder_open(const struct hri_io_ops *io, const char *path, bool 
 /* HR_ERR_BUSY: the message names the process that has it. */
 hr_status_t hri_folder_lock(const struct hri_io_ops *io, int folder, const char *path,
                             int *lock_out);
-/* The same to read only: where the medium cannot be written from here none is needed: whoever can write it elsewhere replaces the session's file whole. Then *lock_out
- * is -1. */
+/* The same to read only: none is needed where the medium cannot be written from here, as whoever writes it elsewhere replaces the
+ * session's file whole. Then *lock_out is -1. */
 hr_status_t hri_folder_lock_to_read(const struct hri_io_ops *io, int folder, const char *path,
                                     int *lock_out);
 /* HR_ERR_IO, HR_ERR_NOTFOUND ... from a negative errno value of the table. */

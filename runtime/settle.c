@@ -423,8 +423,8 @@ static uint32_t turns_passed(uint32_t n, int64_t passed, uint32_t lead)
 }
 
 /* What a layer has to do `passed` tokens after the first of `lead` at which that may begin, `made` heads being grouped: heads take turns,
- * first with their fits, half way to the next turn with the rest, and layers begin at different tokens. A fit is made at the first turn of those that are fitted together. A fit whose token no step had is
- * made when its head is grouped. */
+ * first with their fits, half way to the next turn with the rest, and layers begin at different tokens. Those that are fitted together
+ * are at the first one's turn. A fit whose token no step had is made when its head is grouped. */
 static struct ahead ahead_of(uint32_t n_heads, uint32_t layer, uint32_t made, int64_t passed,
                              uint32_t lead)
 {
