@@ -2,36 +2,18 @@
  * with as much work as it asks for, with the least, rows in the file, sliding windows, soft caps, log-n; misuse and loss.
  *
  * Tolerance: queries and weights are rounded to the rows' type (prefill.cu), 1.5e-2 of the output in bfloat16, 2e-3 in float16. */
-#include "tests/emu/device_emu.h"
-#include "tests/runtime/naive.h"
-#include "tests/test.h"
+#include "tests/emu/device_runtime.h"
 
 #include "base/half.h"
 #include "runtime/device_part.h"
 
 #include <math.h>
-#include <unistd.h>
 
 enum { TOKENS = 700, HEADS = 6, KV = 2, DK = 64, DV = 32 };
 
-static struct hri_device *the_device;
-
 static hr_runtime_t *runtime_open(const char *device, bool file)
 {
-    struct hr_runtime_options o;
-    hr_runtime_t *rt = NULL;
-    hr_runtime_options_init(&o);
-    o.device = device;
-    o.device_bytes = 64u << 20;
-    o.host_bytes = file ? 192u << 10 : 32u << 20;
-    if (file) {
-        o.file_dir = access(disk_dir(), W_OK) == 0 ? disk_dir() : "/var/tmp";
-        o.file_bytes = 64u << 20;
-    }
-    o.n_threads = 1;
-    assert_ok(hri_runtime_create_on(&o, hri_io_real(), device_emu_ops(), &rt));
-    the_device = rt->gpu != NULL ? rt->gpu : the_device;
-    return rt;
+    return runtime_on(device, file ? 192u << 10 : 32u << 20, file);
 }
 
 struct setup {

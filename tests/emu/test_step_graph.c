@@ -1,14 +1,10 @@
 /* A token of all layers as one graph, on the emulated device: what a sequence gets that appends and attends layer by
  * layer, bit for bit; with the caller's own launches between the layers; misuse. */
-#include "tests/emu/device_emu.h"
-#include "tests/runtime/naive.h"
-#include "tests/test.h"
+#include "tests/emu/device_runtime.h"
 
 #include "runtime/device_part.h"
 
 #include <math.h>
-#include <stdbool.h>
-#include <unistd.h>
 
 enum { HEADS = 4, KV = 2, D = 64, TOKENS = 400, LAYERS = 3 };
 #define RECIPE   "headrace:sketch=0,block=12,decode_segment=32,window=32"
@@ -27,29 +23,9 @@ struct text {
     float *k, *v, *q; /* the same of every layer, but for a factor */
 };
 
-static struct hri_device *the_device; /* of the last runtime */
-
-static hr_runtime_t *runtime_on(const char *device, uint64_t device_bytes, bool file)
+static hr_runtime_t *runtime_open(const char *device, bool file)
 {
-    struct hr_runtime_options o;
-    hr_runtime_t *rt = NULL;
-    hr_runtime_options_init(&o);
-    o.device = device;
-    o.device_bytes = device_bytes;
-    o.host_bytes = file ? 96u << 10 : 32u << 20;
-    if (file) {
-        o.file_dir = access(disk_dir(), W_OK) == 0 ? disk_dir() : "/var/tmp";
-        o.file_bytes = 64u << 20;
-    }
-    o.n_threads = 1;
-    assert_ok(hri_runtime_create_on(&o, hri_io_real(), device_emu_ops(), &rt));
-    the_device = rt->gpu != NULL ? rt->gpu : the_device;
-    return rt;
-}
-
-static hr_runtime_t *runtime_open(const char *device, uint64_t device_bytes)
-{
-    return runtime_on(device, device_bytes, false);
+    return runtime_on(device, file ? 96u << 10 : 32u << 20, file);
 }
 
 static hr_sequence_t *sequence_open(hr_runtime_t *rt, const char *recipe)
@@ -112,7 +88,7 @@ static void equal(const char *recipe, bool file)
 {
     struct text t;
     text_make(&t);
-    hr_runtime_t *rt = runtime_on(device_emu_ops()->name, 64u << 20, file);
+    hr_runtime_t *rt = runtime_open(device_emu_ops()->name, file);
     hr_sequence_t *s = sequence_open(rt, recipe), *twin = sequence_open(rt, recipe);
     struct hr_step_graph_options o;
     hr_step_graph_t *g = NULL;
@@ -212,7 +188,7 @@ static void test_between(void **state)
     (void)state;
     struct text t;
     text_make(&t);
-    hr_runtime_t *rt = runtime_open(device_emu_ops()->name, 64u << 20);
+    hr_runtime_t *rt = runtime_open(device_emu_ops()->name, false);
     hr_sequence_t *s = sequence_open(rt, RECIPE);
     struct hri_device_memory memory = {0};
     const float ones[HEADS] = {1, 1, 1, 1};
@@ -260,8 +236,8 @@ static void test_misuse(void **state)
     hr_step_graph_t *g = NULL;
     struct hr_step_buffers b;
     hr_step_graph_options_init(&o);
-    hr_runtime_t *cpu = runtime_open("cpu", 64u << 20),
-                 *rt = runtime_open(device_emu_ops()->name, 64u << 20);
+    hr_runtime_t *cpu = runtime_open("cpu", false),
+                 *rt = runtime_open(device_emu_ops()->name, false);
     hr_sequence_t *on_cpu = sequence_open(cpu, RECIPE), *s = sequence_open(rt, RECIPE),
                   *full = sequence_open(rt, "full"), *dense = sequence_open(rt, RECIPE ",dense=1");
     assert_fails(hr_step_graph_create(NULL, &o, &g), HR_ERR_INVALID, "no sequence");
@@ -307,7 +283,7 @@ static void test_misuse(void **state)
     assert_ok(hr_runtime_destroy(rt));
     assert_ok(hr_runtime_destroy(cpu));
     device_emu_faults = (struct device_emu_faults){.no_pinning = true};
-    rt = runtime_open(device_emu_ops()->name, 64u << 20);
+    rt = runtime_open(device_emu_ops()->name, false);
     s = sequence_open(rt, RECIPE);
     assert_fails(hr_step_graph_create(s, &o, &g), HR_ERR_UNSUPPORTED, "could not be pinned");
     hr_sequence_destroy(s);

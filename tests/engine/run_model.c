@@ -9,14 +9,6 @@
 
 #define MODEL "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-#define must(expr)                                                                                 \
-    do {                                                                                           \
-        hr_status_t must_status = (expr);                                                          \
-        if (must_status != HR_OK)                                                                  \
-            fail_msg("%s gave %s: engine '%s', library '%s'", #expr, hr_status_name(must_status),  \
-                     hre_last_error(), hr_last_error());                                           \
-    } while (0)
-
 void run_open(struct run *run, const struct run_options *o)
 {
     struct hre_model_options model;

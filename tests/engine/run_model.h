@@ -8,6 +8,15 @@
 
 #include "engine/engine.h"
 
+/* Of a test that includes tests/test.h. */
+#define must(expr)                                                                                 \
+    do {                                                                                           \
+        hr_status_t must_status = (expr);                                                          \
+        if (must_status != HR_OK)                                                                  \
+            fail_msg("%s gave %s: engine '%s', library '%s'", #expr, hr_status_name(must_status),  \
+                     hre_last_error(), hr_last_error());                                           \
+    } while (0)
+
 #define RUN_SEQUENCES_MAX 4
 #define RUN_SKIPPED       77
 #define RUN_PATH_BYTES    1024
