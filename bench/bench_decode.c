@@ -142,6 +142,8 @@ static int alloc_arrays(struct decode *d)
 static int fill(struct decode *d)
 {
     struct hrb_rows_chunk chunk;
+    if (hr_sequence_expect(d->sequence, d->rows->tokens) != HR_OK)
+        return say(d, "expect");
     for (uint32_t done = 0; done < d->rows->tokens; done += chunk.n) {
         if (d->options->stop())
             return say(d, "stopped");

@@ -155,6 +155,8 @@ static void make(struct hrb_rows *self, uint32_t n, uint16_t *k, uint16_t *v)
     }
 }
 
+/* A prompt's queries are seen while it is read: the trace's, turned to where they stand, come with the first rows too, where it is known
+ * how. */
 static struct hrb_rows_chunk chunk(const struct hrb_rows *self, uint32_t done)
 {
     const struct tiled *t = (const struct tiled *)self;
@@ -165,6 +167,9 @@ static struct hrb_rows_chunk chunk(const struct hrb_rows *self, uint32_t done)
         queries = seen->n - t->shown_from;
     }
     const uint32_t n = end - done < HRB_ROWS_CHUNK ? end - done : HRB_ROWS_CHUNK;
+    const uint32_t all = seen->n - t->shown_from;
+    if (self->rope && t->gap > 0 && done == 0 && all <= n && n < end)
+        return (struct hrb_rows_chunk){n, all};
     return (struct hrb_rows_chunk){n, done + n == end ? queries : 0};
 }
 
@@ -178,11 +183,33 @@ static void put_queries(const struct tiled *t, const float *from, uint32_t per_h
             memcpy(q, from + ((size_t)h * per_head + first + i) * d, d * sizeof *q);
 }
 
+/* q [q_heads][dim] as it would be `ahead` positions later, or before if that is negative. */
+static void move(const struct tiled *t, double ahead, float *q)
+{
+    const uint32_t pairs = t->rope.n_rot / 2;
+    const bool half = t->rope.layout == HR_ROPE_HALF;
+    for (uint32_t h = 0; h < t->base.q_heads; h++, q += t->base.dim)
+        for (uint32_t i = 0; i < pairs; i++) {
+            float *x = q + (half ? i : 2 * i), *y = half ? x + pairs : x + 1;
+            const double angle = ahead * (double)t->rope.frequencies[i], c = cos(angle),
+                         s = sin(angle), a = (double)*x, b = (double)*y;
+            *x = (float)(a * c - b * s);
+            *y = (float)(a * s + b * c);
+        }
+}
+
+/* They stand at the ends of the rows made so far, one after the other. */
 static void shown(struct hrb_rows *self, uint32_t n, float *q)
 {
     const struct tiled *t = (const struct tiled *)self;
     const uint32_t all = t->trace.meta.seen.n;
     put_queries(t, t->trace.seen, all, all - n, n, q);
+    for (uint32_t i = 0; t->base.rope && i < n; i++) {
+        const double stands = (double)t->at - n + i,
+                     stood = (double)t->trace.meta.seen.at[all - n + i] + t->gap;
+        if (stands < stood)
+            move(t, stands - stood, q + (size_t)i * t->base.q_heads * t->base.dim);
+    }
 }
 
 /* After the last scored query the text is cut back to the first one. */

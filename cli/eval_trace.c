@@ -273,7 +273,7 @@ static hr_status_t run(struct pass *p)
 {
     const struct cli_trace_meta *m = &p->trace->meta;
     uint32_t next_seen = 0;
-    hr_status_t status = HR_OK;
+    hr_status_t status = m->scored.n > 0 ? hr_sequence_expect(p->sequence, m->scored.at[0]) : HR_OK;
     for (uint32_t i = 0; i < m->scored.n && status == HR_OK && !cli_stop_signal(); i++) {
         status = show_seen(p, &next_seen, m->scored.at[i]);
         if (status == HR_OK)

@@ -292,9 +292,26 @@ static hr_status_t settle(struct hre_session *s)
     return HR_OK;
 }
 
+static hr_status_t expect_end(struct hre_session *s, uint32_t n)
+{
+    for (uint32_t i = 0; i < s->n_sequences; i++) {
+        hr_status_t status = hr_sequence_expect(s->sequences[i], s->lengths[i] + n);
+
+        if (status != HR_OK) {
+            return hre_fail_library(status, "before the prompt");
+        }
+    }
+    return HR_OK;
+}
+
 static hr_status_t prefill_chunks(struct hre_session *s, const uint32_t *ids, uint32_t n,
                                   const struct hre_prefill_options *options, float *logits_last_out)
 {
+    hr_status_t expected = expect_end(s, n);
+
+    if (expected != HR_OK) {
+        return expected;
+    }
     for (uint32_t done = 0; done < n;) {
         uint32_t count = n - done < s->chunk_tokens ? n - done : s->chunk_tokens;
         hr_status_t status =

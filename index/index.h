@@ -117,8 +117,8 @@ void hri_index_observe(struct hri_index_head *head, const float *q, uint32_t n,
                        uint32_t first_position);
 
 /* Groups n rows (a segment) into blocks and appends their summaries. Older blocks are untouched.
- * k [n][k_dim], v [n][v_dim]; position_end: position after the newest token (the horizon starts
- * here). workspace: hri_index_workspace_bytes(...) bytes, 64-byte aligned. Outputs, the caller's
+ * k [n][k_dim], v [n][v_dim]; position_end: position after the newest token, or the later one from
+ * which the first query is expected (the horizon starts here). workspace: hri_index_workspace_bytes(...) bytes, 64-byte aligned. Outputs, the caller's
  * arrays: order[n]: row numbers in block order; block_rows[]: rows of each new block, in order;
  * n_blocks_out. */
 size_t hri_index_workspace_bytes(const struct hri_index_options *options, uint32_t n_rows_max);

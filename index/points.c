@@ -11,7 +11,8 @@
 #define SAMPLE_ROWS 2048u /* covariances are taken from about so many rows of a segment */
 #define CHUNK_ROWS  256u
 #define REFIT_ROWS  1024u /* a segment of so many rows always gets its own fit */
-#define REFIT_SHARE 8u    /* a fit serves small segments for this part of the horizon */
+#define REFIT_SHARE 8u    /* a fit serves small segments for this part of the horizon, ... */
+#define REFIT_LAST  1024u /* ... and for so many positions at most: what queries are alike changes */
 
 uint32_t hri_points_dims(uint32_t k_dim, uint32_t v_dim)
 {
@@ -141,8 +142,8 @@ hr_status_t hri_points_fit(struct hri_points *points, struct hri_qstats *stats, 
                            void *work)
 {
     uint32_t dk = points->k_dim, dv = points->v_dim;
-    bool near_last =
-        position >= points->position && position - points->position <= horizon / REFIT_SHARE;
+    uint32_t serves = horizon / REFIT_SHARE < REFIT_LAST ? horizon / REFIT_SHARE : REFIT_LAST;
+    bool near_last = position >= points->position && position - points->position <= serves;
     if (points->rows && n < REFIT_ROWS && n <= points->rows && near_last)
         return HR_OK;
     struct work w = take_work(dk, dv, work);

@@ -7,8 +7,10 @@
 #include <math.h>
 #include <string.h>
 
-#define HORIZONS      4 /* H, H/4, H/16, H/64: by measurement */
-#define HORIZON_SHIFT 2
+/* H, H/4, H/16, H/64: by measurement. Of a long one as many as end with a hundred positions or so. */
+#define HORIZONS_LEAST 4
+#define HORIZON_LEAST  128u
+#define HORIZON_SHIFT  2
 
 static void set_pairs(struct hri_qstats *stats, const struct hr_rope *rope)
 {
@@ -164,16 +166,25 @@ static struct complex_mean mean_rotation(double phi, uint32_t first, uint32_t la
     return (struct complex_mean){size * cos(middle), size * sin(middle)};
 }
 
+static uint32_t horizons(uint32_t span)
+{
+    uint32_t n = HORIZONS_LEAST;
+    while (span >> (HORIZON_SHIFT * n) >= HORIZON_LEAST)
+        n++;
+    return n;
+}
+
 /* Positions soon to come are certain to be asked from, far ones are not: averaged over horizons
  * that grow by a factor. */
 static struct complex_mean mean_over_horizons(double phi, uint32_t first, uint32_t last)
 {
     struct complex_mean mean = {0, 0};
-    for (int i = 0; i < HORIZONS; i++) {
+    uint32_t n = horizons(last - first);
+    for (uint32_t i = 0; i < n; i++) {
         uint32_t span = (last - first) >> (HORIZON_SHIFT * i);
         struct complex_mean one = mean_rotation(phi, first, first + span);
-        mean.re += one.re / HORIZONS;
-        mean.im += one.im / HORIZONS;
+        mean.re += one.re / n;
+        mean.im += one.im / n;
     }
     return mean;
 }
@@ -216,10 +227,11 @@ bool hri_qstats_moment(struct hri_qstats *stats, uint32_t first, uint32_t last, 
 uint32_t hri_qstats_recent(const struct hri_qstats *stats, uint32_t first, uint32_t last,
                            float *out)
 {
+    uint32_t n = horizons(last - first);
     for (uint32_t i = 0; i < stats->n_recent; i++) {
-        uint32_t span = (last - first) >> (HORIZON_SHIFT * (i % HORIZONS));
+        uint32_t span = (last - first) >> (HORIZON_SHIFT * (i % n));
         /* Multiples of the golden ratio fill any span evenly. */
-        double part = fmod(0.6180339887498949 * (i / HORIZONS + 1), 1);
+        double part = fmod(0.6180339887498949 * (i / n + 1), 1);
         rotate(stats, stats->recent + (size_t)i * stats->d, floor(first + part * span),
                out + (size_t)i * stats->d);
     }

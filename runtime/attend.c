@@ -470,6 +470,9 @@ static hr_status_t recipe_many(hr_sequence_t *s, uint32_t layer, const struct hr
                                const struct hr_attend_options *options,
                                struct hr_attend_report *report)
 {
+    if (s->query_from > s->layers[layer].n_tokens - nq) {
+        s->query_from = 0; /* it was not as expected */
+    }
     for (uint32_t i = 0; i < nq; i++) {
         struct hr_attend_report one = {.true_error = -1.0, .true_error_max = -1.0};
         hr_status_t status =
@@ -582,6 +585,20 @@ hr_status_t hr_sequence_observe(hr_sequence_t *s, uint32_t layer, const struct h
 int hr_sequence_wants_prefetch(const hr_sequence_t *s, uint32_t layer)
 {
     return s != NULL && layer < s->n_layers && s->layers[layer].early_q != NULL;
+}
+
+hr_status_t hr_sequence_expect(hr_sequence_t *s, uint32_t position)
+{
+    if (s == NULL) {
+        return hri_error_set(HR_ERR_INVALID, "hr_sequence_expect: no sequence");
+    }
+    if (position > s->tokens_max) {
+        return hri_error_set(HR_ERR_INVALID,
+                             "hr_sequence_expect: position %u is beyond tokens_max %u", position,
+                             s->tokens_max);
+    }
+    s->query_from = position;
+    return HR_OK;
 }
 
 hr_status_t hr_sequence_prefetch(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,

@@ -266,7 +266,7 @@ void hri_index_options_fill(const hr_sequence_t *s, const struct hri_layer *l,
     io->soft_cap = s->soft_cap;
     io->dtype = s->dtype;
     io->rope = l->rope;
-    io->horizon_tokens = 8192;
+    io->horizon_tokens = s->tokens_max; /* from anywhere up to its end */
     io->positions_max = s->tokens_max;
     io->blocks_max = s->blocks_max;
     io->rows_max = s->tokens_max;

@@ -164,6 +164,7 @@ struct hr_sequence {
     uint32_t code_bytes; /* a row as the blocks store it */
     float scale, soft_cap;
     uint32_t tokens_max;
+    uint32_t query_from; /* no recipe step stands before this position (hr_sequence_expect) */
     struct hri_recipe recipe;
     uint32_t n_sink, n_window, segment, decode_segment;
     uint32_t tail_max;

@@ -155,11 +155,17 @@ static void blocks_encode(const struct segment *g, struct group_slot *slot, uint
     }
 }
 
+/* Where the queries stand that the segment's rows are arranged for. */
+static uint32_t asked_from(const struct segment *g)
+{
+    return g->layer->n_tokens > g->s->query_from ? g->layer->n_tokens : g->s->query_from;
+}
+
 /* Selectors of rows keep an index of their own: no blocks, nothing to store. */
 static hr_status_t rows_add(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
     return hri_index_add_rows(g->layer->heads[head], slot->k, slot->v, g->n,
-                              g->first - g->s->n_sink, g->layer->n_tokens);
+                              g->first - g->s->n_sink, asked_from(g));
 }
 
 static void block_tokens_note(const struct segment *g, const struct group_slot *slot,
@@ -180,8 +186,8 @@ static hr_status_t blocks_make(const struct segment *g, uint32_t head, struct gr
     hr_sequence_t *s = g->s;
     uint32_t first_block = hri_index_blocks(g->layer->heads[head]);
     hr_status_t status =
-        hri_index_add(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
-                      slot->workspace, slot->order, slot->block_rows, &slot->n_blocks);
+        hri_index_add(g->layer->heads[head], slot->k, slot->v, g->n, asked_from(g), slot->workspace,
+                      slot->order, slot->block_rows, &slot->n_blocks);
     if (status != HR_OK) {
         return status;
     }
@@ -197,7 +203,7 @@ static hr_status_t blocks_make(const struct segment *g, uint32_t head, struct gr
 /* What grouping needs, ahead of it. */
 static hr_status_t fit_make(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
-    return hri_index_fit(g->layer->heads[head], slot->k, slot->v, g->n, g->layer->n_tokens,
+    return hri_index_fit(g->layer->heads[head], slot->k, slot->v, g->n, asked_from(g),
                          slot->workspace);
 }
 

@@ -271,6 +271,13 @@ HR_API hr_status_t hr_batch_attend(struct hr_batch_item *items, size_t n_items, 
 HR_API hr_status_t hr_sequence_observe(hr_sequence_t *sequence, uint32_t layer,
                                        const struct hr_tensor *q);
 
+/* No query will be answered by the recipe before `position`: where a prompt ends whose length is known before all of it is there. Call it
+ * before the prompt's rows are appended. A hint, for recipes that arrange rows for the queries to come: rows of a prompt are asked for from behind
+ * its end only, which may be far from where they are, and rotary embedding turns queries on the way. On long prompts recipe headrace errs
+ * several times less with it (docs/algorithm.md). Holds for the rows that are grouped from now on, until a query is answered before `position`, and for
+ * forks; 0: not known. Not kept in a saved session. HR_ERR_INVALID (beyond tokens_max). */
+HR_API hr_status_t hr_sequence_expect(hr_sequence_t *sequence, uint32_t position);
+
 /* A guess of the query with which a layer will be asked for its next token (or its newest, if that was appended already),
  * for recipes that choose early: q [1][n_q_heads][k_dim], as for hr_sequence_attend. A hint: recipes without a use for
  * it ignore it. HR_ERR_SHAPE, HR_ERR_DTYPE, HR_ERR_NONFINITE. */

@@ -18,12 +18,15 @@ static void rotate(const struct hr_rope *rope, const double *q, double position,
     }
 }
 
-/* The horizons the metric averages over: H, H/4, H/16, H/64, each as often. */
+/* The horizons the metric averages over: H, H/4, H/16, H/64, and of a long one on to the last that has 128 positions; each as often. */
 static void brute_force(const struct hr_rope *rope, const double *queries, uint32_t n,
                         uint32_t first, uint32_t last, double *s)
 {
+    int horizons = 4;
+    while ((last - first) >> (2 * horizons) >= 128)
+        horizons++;
     memset(s, 0, D * D * sizeof *s);
-    for (int h = 0; h < 4; h++) {
+    for (int h = 0; h < horizons; h++) {
         uint32_t span = (last - first) >> (2 * h);
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t p = first; p <= first + span; p++) {
@@ -31,7 +34,7 @@ static void brute_force(const struct hr_rope *rope, const double *queries, uint3
                 rotate(rope, queries + i * D, p, q);
                 for (int a = 0; a < D; a++)
                     for (int b = 0; b < D; b++)
-                        s[a * D + b] += q[a] * q[b] / n / (span + 1) / 4;
+                        s[a * D + b] += q[a] * q[b] / n / (span + 1) / horizons;
             }
     }
 }
@@ -83,6 +86,8 @@ static void test_closed_form(void **state)
     check_rope(HR_ROPE_INTERLEAVED, D - 2, 0, 500, 4);
     check_rope(HR_ROPE_HALF, D, 5, 5, 5);
     check_rope(HR_ROPE_NONE, 0, 7, 9000, 6);
+    check_rope(HR_ROPE_HALF, D, 1000, 1000 + 32767, 7); /* four horizons, just */
+    check_rope(HR_ROPE_HALF, D, 3, 3 + 32768, 8);
 }
 
 /* P'P is the moment plus the ridge; without queries it is the identity. */
