@@ -111,6 +111,10 @@ struct hri_kernels {
     /* -- attention over exact rows: decode; updates part. soft_cap 0: none -- */
     void (*attend_rows)(const float *q /* [G][dk] */, uint32_t g, uint32_t dk, uint32_t dv,
                         struct hri_rows rows, float soft_cap, struct hri_partial *part);
+    /* The same over several runs of one dtype, one after the other: the beginning of each is asked for while the one before is worked on. */
+    void (*attend_runs)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                        const struct hri_rows *runs, uint32_t n_runs, float soft_cap,
+                        struct hri_partial *part);
     /* The same over single rows at rows[i] (gathered; any order). scratch: none. */
     void (*attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
                           const void *const *rows, uint32_t n, hr_dtype_t dtype, float soft_cap,

@@ -28,6 +28,7 @@
     64u /* tokens in a cell of the log; cells stay near 16-64 KiB for all head dims */
 #define HRI_STREAM_BYTES                                                                           \
     (2u << 20)                    /* one of the two buffers through which exact attention streams */
+#define HRI_STREAM_PAGES     64u  /* log pages that a single query may be shown at a time */
 #define HRI_QUERY_TOKENS_MAX 512u /* queries attended in one pass over the rows */
 #define HRI_TILE_QUERIES                                                                           \
     192u /* query vectors of one tile task: their state stays in the L2 cache */
@@ -254,10 +255,11 @@ typedef void (*hri_tiles_fn)(void *context, const struct hri_tiles *tiles);
 /* Brings rows [first, end) of a layer past visit in token order, from the log (read ahead while visit works) and the tail. */
 hr_status_t hri_stream_rows(hr_sequence_t *s, struct hri_layer *layer, uint32_t first, uint32_t end,
                             hri_tiles_fn visit, void *context, struct hr_attend_report *report);
-/* The same for the kv-heads with only[head] alone; the others' tiles are NULL. */
+/* The same for the kv-heads with only[head] alone, NULL: all; the others' tiles are NULL. Rows in host memory may come `pages` tiles at
+ * a time, at most HRI_STREAM_PAGES, where the buffers hold fewer. */
 hr_status_t hri_stream_heads(hr_sequence_t *s, struct hri_layer *layer, uint32_t first,
-                             uint32_t end, const uint8_t *only, hri_tiles_fn visit, void *context,
-                             struct hr_attend_report *report);
+                             uint32_t end, const uint8_t *only, uint32_t pages, hri_tiles_fn visit,
+                             void *context, struct hr_attend_report *report);
 
 /* Exact causal attention of nq query tokens, the first at `position`. q: [n_kv][nq][G][dk], scaled; out: [n_kv][nq][G][dv]. */
 hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq,

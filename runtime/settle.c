@@ -377,7 +377,7 @@ static hr_status_t segment_make(hr_sequence_t *s, struct hri_layer *layer, uint3
     }
     status = segment_memory(&g);
     if (status == HR_OK) {
-        status = hri_stream_heads(s, layer, g.first, g.first + n, only, copy_visit, &g, &unseen);
+        status = hri_stream_heads(s, layer, g.first, g.first + n, only, 0, copy_visit, &g, &unseen);
     }
     if (status == HR_OK) {
         status = segment_prepare(&g);

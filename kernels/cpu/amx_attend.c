@@ -433,6 +433,18 @@ void hri_amx_attend_rows(const float *q, uint32_t g, uint32_t dk, uint32_t dv, s
     }
 }
 
+void hri_amx_attend_runs(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                         const struct hri_rows *runs, uint32_t n_runs, float soft_cap,
+                         struct hri_partial *part)
+{
+    if (n_runs > 0 && runs->dtype != HR_DTYPE_BF16) {
+        hri_avx512_attend_runs(q, g, dk, dv, runs, n_runs, soft_cap, part);
+        return;
+    }
+    for (uint32_t i = 0; i < n_runs; i++)
+        hri_amx_attend_rows(q, g, dk, dv, runs[i], soft_cap, part);
+}
+
 static void score_run(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows, float soft_cap,
                       float *out, size_t out_stride)
 {

@@ -44,6 +44,9 @@ static inline size_t hri_element_bytes(hr_dtype_t dtype)
     void hri_##level##_attend_rows(const float *q, uint32_t g, uint32_t dk, uint32_t dv,           \
                                    struct hri_rows rows, float soft_cap,                           \
                                    struct hri_partial *part);                                      \
+    void hri_##level##_attend_runs(const float *q, uint32_t g, uint32_t dk, uint32_t dv,           \
+                                   const struct hri_rows *runs, uint32_t n_runs, float soft_cap,   \
+                                   struct hri_partial *part);                                      \
     void hri_##level##_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv,         \
                                      const void *const *rows, uint32_t n, hr_dtype_t dtype,        \
                                      float soft_cap, struct hri_partial *part);                    \

@@ -107,6 +107,14 @@ void hri_ref_attend_rows(const float *q, uint32_t g, uint32_t dk, uint32_t dv, s
         attend_one(q + (size_t)i * dk, dk, dv, &rows, 0, rows.n, soft_cap, part, i);
 }
 
+void hri_ref_attend_runs(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                         const struct hri_rows *runs, uint32_t n_runs, float soft_cap,
+                         struct hri_partial *part)
+{
+    for (uint32_t i = 0; i < n_runs; i++)
+        hri_ref_attend_rows(q, g, dk, dv, runs[i], soft_cap, part);
+}
+
 void hri_ref_attend_gather(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
                            const void *const *rows, uint32_t n, hr_dtype_t dtype, float soft_cap,
                            struct hri_partial *part)

@@ -45,6 +45,23 @@ void HRI_OP(attend_gather)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
     attend_cursor(q, g, dk, dv, &cursor, soft_cap, part);
 }
 
+void HRI_OP(attend_runs)(const float *q, uint32_t g, uint32_t dk, uint32_t dv,
+                         const struct hri_rows *runs, uint32_t n_runs, float soft_cap,
+                         struct hri_partial *part)
+{
+    struct row_cursor cursor;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < n_runs; i++)
+        n += runs[i].n;
+    if (n == 0)
+        return;
+    cursor_init(&cursor, NULL, 0, n, (enum element)runs->dtype, dk + dv);
+    cursor.run = runs;
+    cursor.run_row = cursor.run_at = 0;
+    attend_cursor(q, g, dk, dv, &cursor, soft_cap, part);
+}
+
 void HRI_OP(score_rows)(const float *q, uint32_t g, uint32_t dk, struct hri_rows rows,
                         float soft_cap, float *out, size_t out_stride)
 {

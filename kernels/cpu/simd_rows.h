@@ -29,12 +29,13 @@ HRI_INLINE uint32_t tile_rows(uint32_t width, enum element element)
     return n < TILE_ROWS_MIN ? TILE_ROWS_MIN : n > TILE_ROWS_MAX ? TILE_ROWS_MAX : n;
 }
 
-/* The tiles of a run of rows or of a list of rows, one after the other: this tile's pointers, then
- * the next one's. */
+/* The tiles of a run of rows, of a list of rows or of several runs, one after the other: this tile's pointers, then the next one's. */
 struct row_cursor {
-    const char *base; /* NULL: list */
+    const char *base; /* NULL: list or runs */
     size_t stride_bytes;
     const void *const *list;
+    const struct hri_rows *run; /* the run of row `run_at`, or NULL */
+    uint32_t run_row, run_at;   /* run_at: rows that have pointers */
     uint32_t n, at, step;
     struct row_tile tile;
     const void *pointers[2 * TILE_ROWS_MAX];
@@ -46,10 +47,31 @@ HRI_INLINE void cursor_init(struct row_cursor *cursor, const void *base, size_t 
     cursor->base = base;
     cursor->stride_bytes = stride_bytes;
     cursor->list = NULL;
+    cursor->run = NULL;
     cursor->n = n;
     cursor->at = 0;
     cursor->step = tile_rows(width, element);
     cursor->tile.element = element;
+}
+
+/* Pointers of several runs: those made as the next tile's are this one's, the others follow. */
+static void cursor_walk(struct row_cursor *cursor, uint32_t filled)
+{
+    const uint32_t have = cursor->run_at - cursor->at;
+
+    for (uint32_t j = 0; j < have; j++)
+        cursor->pointers[j] = cursor->pointers[cursor->step + j];
+    for (uint32_t j = have; j < filled; j++) {
+        if (cursor->run_at == cursor->n) {
+            cursor->pointers[j] = cursor->pointers[j - 1];
+            continue;
+        }
+        for (; cursor->run_row == cursor->run->n; cursor->run_row = 0)
+            cursor->run++;
+        cursor->pointers[j] =
+            (const char *)cursor->run->base + cursor->run_row++ * cursor->run->stride_bytes;
+        cursor->run_at++;
+    }
 }
 
 HRI_INLINE bool cursor_next(struct row_cursor *cursor)
@@ -60,7 +82,9 @@ HRI_INLINE bool cursor_next(struct row_cursor *cursor)
     const uint32_t last = left - 1;
     const uint32_t filled = left <= cursor->step ? (left + 3) & ~3u : 2 * cursor->step;
 
-    for (uint32_t j = 0; j < filled; j++) {
+    if (cursor->run)
+        cursor_walk(cursor, filled);
+    for (uint32_t j = 0; j < filled && !cursor->run; j++) {
         size_t row = cursor->at + (j < last ? j : last);
         cursor->pointers[j] =
             cursor->base ? cursor->base + row * cursor->stride_bytes : cursor->list[row];

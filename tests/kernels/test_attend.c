@@ -1,10 +1,11 @@
-/* attend_rows, attend_gather, score_rows, attend_block_i8: every level against the reference, the
+/* attend_rows, attend_runs, attend_gather, score_rows, attend_block_i8: every level against the reference, the
  * reference against the definition. Rows are the exact values of their dtype, so only the
  * arithmetic counts.
  *
  *   operation        tolerance, relative to the output's length (lse: absolute, times 1 + |lse|)
  *   reference        1e-6   against the definition in double
  *   attend_rows      1e-5
+ *   attend_runs      1e-5
  *   attend_gather    1e-5
  *   attend_block_i8  1e-5
  *   score_rows       3e-6   relative to |q| |k| */
@@ -96,11 +97,36 @@ static void naive(const struct shape *s, const struct data *data, struct hri_par
     }
 }
 
-static void attend_by(const struct hri_kernels *k, const struct shape *s, const struct data *data,
-                      bool gathered, struct hri_partial *part)
+enum way { WAY_ROWS, WAY_RUNS, WAY_GATHER, WAYS };
+
+/* The rows as runs of several lengths, empty ones among them, the later ones first. */
+static void attend_by_runs(const struct hri_kernels *k, const struct shape *s,
+                           const struct data *data, struct hri_partial *part)
 {
-    if (!gathered) {
+    static const uint32_t lengths_of_runs[] = {0, 1, 64, 3, 0, 0, 17, 64, 130, 0};
+    struct hri_rows runs[1024];
+    uint32_t n_runs = 0;
+    for (uint32_t end = data->rows.n, i = 0; end > 0 || n_runs == 0; i++) {
+        struct hri_rows run = data->rows;
+        run.n =
+            lengths_of_runs[(s->seed + i) % 10] < end ? lengths_of_runs[(s->seed + i) % 10] : end;
+        end -= run.n;
+        run.base = (const char *)run.base + end * run.stride_bytes;
+        assert_true(n_runs < 1024);
+        runs[n_runs++] = run;
+    }
+    k->attend_runs(data->q, s->g, s->dk, s->dv, runs, n_runs, s->soft_cap, part);
+}
+
+static void attend_by(const struct hri_kernels *k, const struct shape *s, const struct data *data,
+                      enum way way, struct hri_partial *part)
+{
+    if (way == WAY_ROWS) {
         k->attend_rows(data->q, s->g, s->dk, s->dv, data->rows, s->soft_cap, part);
+        return;
+    }
+    if (way == WAY_RUNS) {
+        attend_by_runs(k, s, data, part);
         return;
     }
     const void **list = guarded_alloc(s->n * sizeof *list);
@@ -111,6 +137,7 @@ static void attend_by(const struct hri_kernels *k, const struct shape *s, const 
 
 static void check_attend(const struct shape *s)
 {
+    static const char *const names[WAYS] = {"attend_rows", "attend_runs", "attend_gather"};
     const struct hri_kernels *levels[LEVELS_MAX];
     const unsigned n_levels = levels_here(levels);
     struct data data = data_make(s);
@@ -118,12 +145,12 @@ static void check_attend(const struct shape *s)
 
     naive(s, &data, &want);
     for (unsigned level = 0; level < n_levels; level++) {
-        for (int gathered = 0; gathered < 2; gathered++) {
+        for (int way = 0; way < WAYS; way++) {
             struct hri_partial part = partial_copy(&data.start, s->g, s->dv);
             CASE("%s %s dtype %d g %u dk %u dv %u n %u cap %g seed %llu", levels[level]->name,
-                 gathered ? "attend_gather" : "attend_rows", (int)s->dtype, s->g, s->dk, s->dv,
-                 s->n, (double)s->soft_cap, (unsigned long long)s->seed);
-            attend_by(levels[level], s, &data, gathered, &part);
+                 names[way], (int)s->dtype, s->g, s->dk, s->dv, s->n, (double)s->soft_cap,
+                 (unsigned long long)s->seed);
+            attend_by(levels[level], s, &data, (enum way)way, &part);
             check_partials(&part, &want, s->g, s->dv,
                            level == 0 ? TOLERANCE_REF : TOLERANCE_ATTEND);
             if (s->n == 0)

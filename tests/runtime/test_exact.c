@@ -151,6 +151,20 @@ static void test_full_from_every_tier_mix(void **state)
     }
 }
 
+/* More rows than the two buffers of a stream hold: single queries see long runs of those in host memory, and those in the file as room is. */
+static void test_full_of_many_pages(void **state)
+{
+    (void)state;
+    const uint32_t chunks[] = {500, 524, 1, 62, 1, 1, 200, 1};
+    struct shape s = {
+        .n_layers = 1, .n_q = 8, .n_kv = 8, .dk = 128, .dv = 128, .dtype = HR_DTYPE_F32};
+    const struct tiers some = {"file, half in the host", 5u << 20, true, HR_IO_AUTO};
+    check_chunks(&s, &some, chunks, sizeof chunks / sizeof *chunks, 77);
+    for (size_t m = 0; m < sizeof mixes / sizeof *mixes; m++) {
+        check_chunks(&s, &mixes[m], chunks, sizeof chunks / sizeof *chunks, 70 + m);
+    }
+}
+
 static void test_full_shapes(void **state)
 {
     (void)state;
@@ -290,6 +304,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full_from_every_tier_mix),
+        cmocka_unit_test(test_full_of_many_pages),
         cmocka_unit_test(test_full_shapes),
         cmocka_unit_test(test_full_sliding_cap_log_n),
         cmocka_unit_test(test_chunking_does_not_matter),
