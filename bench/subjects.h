@@ -9,12 +9,14 @@
              struct hrb_result *result)
 
 HRB_SUBJECT(hrb_attention_read); /* variant: query heads per kv-head, + 100 for bf16 rows */
-HRB_SUBJECT(hrb_summary_score);  /* variant: query heads per kv-head */
-HRB_SUBJECT(hrb_sketch_score);   /* variant: 100 or 200 (1 or 2 bits) + query heads */
-HRB_SUBJECT(hrb_sketch_full);    /* variant: share of the sketches in percent */
-HRB_SUBJECT(hrb_file_read);      /* variant: KiB of a read + 1000 * queue depth */
-HRB_SUBJECT(hrb_file_write);     /* variant: 0 cells into the file tier, 1 a saved session */
-HRB_SUBJECT(hrb_decode_step);    /* variant: tokens */
+HRB_SUBJECT(
+    hrb_exact); /* variant: head dim + 1000 * query heads per kv-head, + 10000 for bf16 rows */
+HRB_SUBJECT(hrb_summary_score); /* variant: query heads per kv-head */
+HRB_SUBJECT(hrb_sketch_score);  /* variant: 100 or 200 (1 or 2 bits) + query heads */
+HRB_SUBJECT(hrb_sketch_full);   /* variant: share of the sketches in percent */
+HRB_SUBJECT(hrb_file_read);     /* variant: KiB of a read + 1000 * queue depth */
+HRB_SUBJECT(hrb_file_write);    /* variant: 0 cells into the file tier, 1 a saved session */
+HRB_SUBJECT(hrb_decode_step);   /* variant: tokens */
 HRB_SUBJECT(hrb_decode_step_fine);
 HRB_SUBJECT(hrb_decode_2pct);       /* variant: tokens */
 HRB_SUBJECT(hrb_decode_2pct_file);  /* variant: tokens */
