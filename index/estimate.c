@@ -25,15 +25,16 @@ float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step
            head->log_rows[head->block_rows[b]];
 }
 
-float hri_error_factor(const struct hri_index_head *head, const float *output)
+float hri_error_factor(const struct hri_index_head *head, const float *output, float *common_out)
 {
-    double square = 0, far = head->shape.v_variance;
+    double square = 0, far = 0;
     for (uint32_t j = 0; j < head->options.v_dim; j++) {
         double x = (double)output[j] - head->shape.v_mean[j];
         far += x * x;
         square += (double)output[j] * output[j];
     }
-    return square > 0 ? (float)(far / square) : 0;
+    *common_out = square > 0 ? (float)(far / square) : 0;
+    return square > 0 ? (float)((far + head->shape.v_variance) / square) : 0;
 }
 
 /* x[b] = logit at the centre plus half the variance, for all blocks. */

@@ -70,6 +70,7 @@ struct hri_seen {
     struct hri_partial near, closed;
     float left
         [HR_GROUP_MAX]; /* sum over closed families of share^2 times their rate, as predicted errors are made of */
+    float drift[HR_GROUP_MAX]; /* and of what their shares may be off by in common */
 };
 /* Bytes of a step's scratch, dots and everything. */
 size_t hri_families_step_bytes(const struct hri_index_options *options);

@@ -338,7 +338,8 @@ static float error_factor(const struct look *l, uint32_t g)
             output[j] += scale * l->in->near->o[(size_t)g * dv + j];
         output[j] /= l->total[g];
     }
-    return hri_error_factor(head, output);
+    float common;
+    return hri_error_factor(head, output, &common);
 }
 
 /* doubt[f]: what closed family f leaves of the squared relative error, summed over the group; returns their sum. */
@@ -425,6 +426,8 @@ static void closed_sum(struct look *l)
         hri_pass_family_rates(fs->top.shape.spread, fs->within, fs->per_block, fs->per_row,
                               l->between[g], l->variance[g], rate, l->n);
         l->seen->left[g] = hri_pass_unread(weight, rate, l->n).doubt / (l->total[g] * l->total[g]);
+        l->seen->drift[g] =
+            HRI_DRIFT * (l->variance[g] * lean + l->between[g] * between) / l->total[g];
         for (uint32_t j = 0; j < dv; j++)
             closed->o[(size_t)g * dv + j] = lean * l->shift[(size_t)g * dv + j] +
                                             between * l->between_shift[(size_t)g * dv + j];

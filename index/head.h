@@ -108,6 +108,7 @@ static inline const float *hri_step_dots(const struct hri_select_in *in)
 struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_select_in *in);
 
 #define HRI_HALF_VARIANCE_MAX 3.0f
+#define HRI_VARIANCE_MAX      (2 * HRI_HALF_VARIANCE_MAX)
 
 /* Where the lift of a ranking ends: beyond, blocks are equally worth a look. */
 #define HRI_TAIL_MAX 40.0f
@@ -132,8 +133,20 @@ static inline bool hri_stands_out(float variance, float peak, float log_rows)
     return HRI_OUTLIER_REACH * HRI_OUTLIER_REACH * peak * peak * variance > log_rows * log_rows;
 }
 
-/* A wrong share moves the output by (value - output): its mean square over the head's values, relative to the output's. */
-float hri_error_factor(const struct hri_index_head *head, const float *output);
+/* A wrong share moves the output by (value - output): its mean square over the head's values, relative to the output's. Where many blocks are
+ * off by the same part, all their values together count, not each: *common_out is that square for their mean. */
+float hri_error_factor(const struct hri_index_head *head, const float *output, float *common_out);
+
+/* So much of their variance are the logarithms of all blocks' masses off by in common, on the mean over queries: logits are not Gaussian, the same
+ * way in every block. By measurement (docs/algorithm.md). */
+#define HRI_DRIFT 0.05f
+/* The same of rows, by the variance that their sketches miss. */
+#define HRI_DRIFT_SKETCH 0.15f
+/* Of a block: its weight times this. */
+static inline float hri_drift(float variance)
+{
+    return HRI_DRIFT * fminf(variance, HRI_VARIANCE_MAX);
+}
 /* Blocks: log of the estimated mass, log n + q.m + variance / 2 (docs/algorithm.md, level 0). Needs
  * dots and variance. */
 float hri_step_log_mass(const struct hri_index_head *head, const struct hri_step *step, uint32_t g,

@@ -36,6 +36,8 @@ static float block_factors(struct hri_ladder *l, uint32_t b, uint32_t basis)
         float variance = hri_smaller(miss * l->rest[basis * n_g + g], 1);
         float excess = variance * (1 + variance * (0.5f + variance * (1.0f / 6)));
         float of_value = (1 + excess) * value;
+        l->variance[at] = variance;
+        l->drift[g] += variance * l->step->weight[at];
         l->factor[at] = (excess * l->far[g] + of_value) * l->scale[g];
         values += of_value * l->scale[g] * l->square[at];
     }
@@ -183,6 +185,7 @@ static void worth_fill(struct hri_ladder *l)
         l->scale[g] = l->size[g] > 0 ? 1 / (l->size[g] * total * total) : 0;
         l->codes_key[g] = l->q_square[g] * l->far[g] * l->scale[g] / 12;
         l->codes_value[g] = (float)head->options.v_dim * l->scale[g] / 12;
+        l->drift[g] = 0;
     }
     for (uint32_t b = hri_ladder_next(l, 0), basis = 0; b < head->n_blocks;
          b = hri_ladder_next(l, b + 1)) {
@@ -196,9 +199,17 @@ static void worth_fill(struct hri_ladder *l)
     singles_fill(l, single);
 }
 
+/* What rows that are not refined leave, squared: each by itself, and all their weights together. */
+static float rows_left(const struct hri_ladder *l, uint32_t g)
+{
+    float drift = HRI_DRIFT_SKETCH * hri_larger(l->drift[g], 0);
+    float common = drift * drift * l->common[g] * l->scale[g];
+    return hri_larger((float)l->left[g], 0) + hri_larger(common, 0);
+}
+
 static float predicted(const struct hri_ladder *l, uint32_t g)
 {
-    return sqrtf(hri_larger((float)l->left[g], 0) + (float)l->codes_left[g]);
+    return sqrtf(rows_left(l, g) + (float)l->codes_left[g]);
 }
 
 /* What codes leave no refining mends: where they leave most of a tolerance, half of it is what the rest has to keep. */
@@ -209,7 +220,7 @@ static bool tolerance_reached(const struct hri_ladder *l)
     double all = 0, rest = 0, tolerance = l->in->tolerance * l->head->options.g;
     for (uint32_t g = 0; g < l->head->options.g; g++) {
         all += (double)predicted(l, g);
-        rest += sqrt(fmax(l->left[g], 0));
+        rest += sqrt((double)rows_left(l, g));
     }
     return l->in->tolerance > 0 && (all <= tolerance || rest <= TOLERANCE_AT_LEAST * tolerance);
 }
@@ -308,6 +319,7 @@ static void row_take(struct hri_ladder *l, uint32_t b, uint32_t row)
         float *mass = step->weight + g * step->stride + b;
         float factor = l->factor[g * step->stride + b];
         l->left[g] -= (double)(factor * w * w);
+        l->drift[g] -= l->variance[g * step->stride + b] * w;
         l->codes_left[g] += (double)(hri_smaller(codes_factor(l, b, g, w), factor) * w * w);
         weight[row] = 0;
         *mass = *mass - w > WEIGHT_LEFT_MIN * *mass ? *mass - w

@@ -8,7 +8,7 @@
 size_t hri_ladder_bytes(const struct hri_index_options *options);
 
 /* What level 0 knows. rates: per block and query head the expected squared error that it leaves per squared share of the total, and
- * the same with the tails lifted, for ranking. output: with the weights as they are now, size and the values' distance; shifted [v_dim]: by what the
+ * the same with the tails lifted, for ranking. output: with the weights as they are now, size, the values' distance and that of their mean; shifted [v_dim]: by what the
  * weighted values are known to differ from the blocks' means. */
 struct hri_ladder_in {
     const struct hri_select_in *in;
@@ -17,7 +17,7 @@ struct hri_ladder_in {
                   float *rate, float *lifted);
     void (*output)(const struct hri_index_head *head, const struct hri_select_in *in,
                    const struct hri_step *step, uint32_t g, const float *shifted, float *far_out,
-                   float *size_out);
+                   float *common_out, float *size_out);
 };
 hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladder_in *ladder,
                               struct hri_select_out *out);

@@ -53,6 +53,9 @@ static bool take(struct hri_arena *arena, const struct hri_index_options *o, str
     l->best = hri_arena_array(arena, g, sizeof(float));
     l->far = hri_arena_array(arena, g, sizeof(float));
     l->size = hri_arena_array(arena, g, sizeof(float));
+    l->common = hri_arena_array(arena, g, sizeof(float));
+    l->variance = hri_arena_array(arena, g * blocks, sizeof(float));
+    l->drift = hri_arena_array(arena, g, sizeof(float));
     l->scale = hri_arena_array(arena, g, sizeof(float));
     l->inverse = hri_arena_array(arena, g, sizeof(float));
     l->q_square = hri_arena_array(arena, g, sizeof(float));
@@ -74,14 +77,14 @@ size_t hri_ladder_bytes(const struct hri_index_options *o)
     size_t bases = hri_sketch_bases_max(o);
     if (hri_sketch_bits(o) == 0)
         return 0;
-    size_t floats = (g + 1) * lanes + (4 * g + 3) * blocks + g * HRI_LADDER_CHUNK +
-                    (bases * (o->k_dim + 1) + HR_HEAD_DIM_MAX + o->v_dim + 9) * g;
+    size_t floats = (g + 1) * lanes + (5 * g + 3) * blocks + g * HRI_LADDER_CHUNK +
+                    (bases * (o->k_dim + 1) + HR_HEAD_DIM_MAX + o->v_dim + 11) * g;
     return floats * sizeof(float) + (lanes / HRI_LANES + 2 * HRI_BINS) * sizeof(uint32_t) + blocks +
            bases + ranked_max(lanes, hri_rests_wanted(o)) * sizeof(struct hri_ranked) + lanes +
            sizeof(struct hri_sketch_query) +
            hri_ladder_audits_max(o) * (sizeof(uint32_t) + g * sizeof(struct hri_audit)) +
            2 * g * sizeof(double) + hri_sketch_lone_max(o) * sizeof(struct hri_lone) +
-           g * hri_strays_max(o) * sizeof(float) + 40 * 64;
+           g * hri_strays_max(o) * sizeof(float) + 43 * 64;
 }
 
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,
@@ -203,7 +206,7 @@ double hri_ladder_unread(struct hri_ladder *l)
     for (uint32_t g = 0; g < l->head->options.g; g++) {
         double left = unread_of(l, g);
         l->level0->output(l->head, l->in, l->step, g, l->shifted + (size_t)g * dv, &l->far[g],
-                          &l->size[g]);
+                          &l->common[g], &l->size[g]);
         l->left[g] = l->size[g] > 0 ? left * (double)l->far[g] / (double)l->size[g] : 0;
         unread += l->left[g];
     }

@@ -75,8 +75,12 @@ struct hri_ladder {
     uint64_t codes_budget;     /* bytes of them that may still be read */
     struct hri_ranked *ranked; /* [blocks or rows; with rests two of a row] */
     struct hri_sketch_query *query;
-    float *best;            /* [g] largest logit of the rows read */
-    float *far, *size;      /* [g] mean |v - o|^2 and |o|^2 */
+    float *best;       /* [g] largest logit of the rows read */
+    float *far, *size; /* [g] mean |v - o|^2 and |o|^2 */
+    float *common;     /* [g] |mean v - o|^2 */
+    float *
+        variance; /* [g][step->stride] that the sketches of a block that was read miss, at most 1 */
+    float *drift; /* [g] sum of weights of rows read, not refined, times that */
     float *scale, *inverse; /* [g] 1 / (size total^2), 1 / total */
     float *q_square;        /* [g] |q|^2 */
     float *codes_key,

@@ -122,6 +122,26 @@ WIDE float hri_pass_lean(const float *weight, const uint16_t *spread, const uint
     return lanes_sum(&sum);
 }
 
+WIDE float hri_pass_drift(const float *restrict weight, const uint16_t *restrict spread,
+                          float variance, float most, uint32_t n)
+{
+    vf sum = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        float part[LANES];
+        for (size_t j = 0; j < LANES; j++) {
+            float x = variance * hri_f32_from_bf16(spread[i + j]);
+            part[j] = x < most ? x : most;
+        }
+        sum += *(const vf *)part * *(const vf *)(weight + i);
+    }
+    for (; i < n; i++) {
+        float x = variance * hri_f32_from_bf16(spread[i]);
+        sum[i % LANES] += weight[i] * (x < most ? x : most);
+    }
+    return lanes_sum(&sum);
+}
+
 WIDE void hri_pass_log_weights(const float *restrict dots, const uint16_t *restrict spread,
                                float half, float most, float *restrict x, uint32_t n)
 {

@@ -52,6 +52,10 @@ void hri_pass_family_rates(const uint16_t *spread, const uint16_t *within, const
 float hri_pass_lean(const float *weight, const uint16_t *spread, const uint8_t *state,
                     uint8_t below, uint32_t n);
 
+/* Sum of weight[b] min(variance spread[b], most). */
+float hri_pass_drift(const float *weight, const uint16_t *spread, float variance, float most,
+                     uint32_t n);
+
 /* x[b] = dots[b] + min(half spread[b], most). */
 void hri_pass_log_weights(const float *dots, const uint16_t *spread, float half, float most,
                           float *x, uint32_t n);

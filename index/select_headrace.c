@@ -167,6 +167,8 @@ struct doubt {
     const struct hri_step *step;
     float left[HR_GROUP_MAX];   /* sum over unrefined blocks of p^2 (exp(variance) - 1) / n */
     float factor[HR_GROUP_MAX]; /* from that to the square of the relative error */
+    float drift[HR_GROUP_MAX];  /* sum over unrefined blocks of p hri_drift(variance) */
+    float common[HR_GROUP_MAX]; /* from its square to that of the relative error */
     double tolerance;
 };
 
@@ -176,17 +178,20 @@ static inline float doubt_of(float share, float variance, float rows)
     return share * share * hri_doubt_rate(variance, rows);
 }
 
-static float block_doubt(const struct doubt *d, uint32_t g, uint32_t b)
+/* The block is refined: it leaves nothing. */
+static void block_refine(struct doubt *d, uint32_t g, uint32_t b)
 {
     const struct hri_step *step = d->step;
     float share = step->weight[g * step->stride + b] / step->total[g];
-    return doubt_of(share, step->variance[g] * hri_block_spread(d->head, b),
-                    d->head->block_rows[b]);
+    float variance = step->variance[g] * hri_block_spread(d->head, b);
+    d->left[g] -= doubt_of(share, variance, d->head->block_rows[b]);
+    d->drift[g] -= share * hri_drift(variance);
 }
 
 static float predicted_error(const struct doubt *d, uint32_t g)
 {
-    return sqrtf(fmaxf(d->left[g], 0) * d->factor[g]);
+    float drift = fmaxf(d->drift[g], 0);
+    return sqrtf(fmaxf(d->left[g], 0) * d->factor[g] + fmaxf(drift * drift * d->common[g], 0));
 }
 
 static bool refined_enough(void *context, uint32_t block)
@@ -194,7 +199,7 @@ static bool refined_enough(void *context, uint32_t block)
     struct doubt *d = context;
     float sum = 0;
     for (uint32_t g = 0; g < d->head->options.g; g++) {
-        d->left[g] -= block_doubt(d, g, block);
+        block_refine(d, g, block);
         sum += predicted_error(d, g);
     }
     return d->tolerance > 0 && sum / (float)d->head->options.g <= d->tolerance;
@@ -285,6 +290,8 @@ static void rank(const struct hri_index_head *head, struct hri_step *step, struc
                 doubt_of(weight[b] * inverse, variance * hri_f32_from_bf16(spread[b]), rows[b]);
         float after = hri_pass_sum(step->work, n);
         doubt->left[g] = after - before;
+        doubt->drift[g] =
+            HRI_DRIFT * inverse * hri_pass_drift(weight, spread, variance, HRI_VARIANCE_MAX, n);
         before = after;
     }
     for (uint32_t b = 0; b < n; b++)
@@ -310,7 +317,7 @@ static void level0_rates(const struct hri_index_head *head, const struct hri_ste
 
 static void output_measure(const struct hri_index_head *head, const struct hri_select_in *in,
                            const struct hri_step *step, uint32_t g, const float *shifted,
-                           float *far_out, float *size_out)
+                           float *far_out, float *common_out, float *size_out)
 {
     float output[HR_HEAD_DIM_MAX], scale = 1 / step->total[g];
     double size = 0;
@@ -320,7 +327,8 @@ static void output_measure(const struct hri_index_head *head, const struct hri_s
     for (uint32_t j = 0; j < head->options.v_dim; j++)
         size += (double)output[j] * output[j];
     *size_out = (float)size;
-    *far_out = hri_error_factor(head, output) * (float)size;
+    *far_out = hri_error_factor(head, output, common_out) * (float)size;
+    *common_out *= (float)size;
 }
 
 /* With sketches level 0 only says which of them to read. */
@@ -332,9 +340,11 @@ static hr_status_t select_ladder(struct hri_index_head *head, const struct hri_s
     return hri_ladder_select(head, &ladder, out);
 }
 
-/* Blocks by their summaries, whose dots, variances and shifts the step has. left [G]: doubts of what is not among them, or NULL. */
+/* Blocks by their summaries, whose dots, variances and shifts the step has. left, drift [G]: doubts and drifts of what is not among them, or
+ * NULL. */
 static void choose(const struct hri_index_head *head, const struct hri_select_in *in,
-                   struct hri_step step, const float *left, struct hri_select_out *out)
+                   struct hri_step step, const float *left, const float *drift,
+                   struct hri_select_out *out)
 {
     const struct hri_index_options *o = &head->options;
     struct doubt doubt = {.head = head, .step = &step, .tolerance = in->tolerance};
@@ -343,8 +353,9 @@ static void choose(const struct hri_index_head *head, const struct hri_select_in
     rank(head, &step, &doubt);
     for (uint32_t g = 0; g < o->g; g++) {
         doubt.left[g] += left ? left[g] : 0;
+        doubt.drift[g] += drift ? drift[g] : 0;
         rough_output(head, in, &step, g, output);
-        doubt.factor[g] = hri_error_factor(head, output);
+        doubt.factor[g] = hri_error_factor(head, output, &doubt.common[g]);
         mean += predicted_error(&doubt, g) / (float)o->g;
     }
     bool reached = in->tolerance > 0 && mean <= in->tolerance;
@@ -368,7 +379,8 @@ static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_s
 {
     struct hri_seen *seen = hri_families_look(head, in);
     if (seen) {
-        choose(&seen->head, &seen->in, hri_step_at(&seen->head, &seen->in), seen->left, out);
+        choose(&seen->head, &seen->in, hri_step_at(&seen->head, &seen->in), seen->left, seen->drift,
+               out);
         seen->n_chosen = out->n_items;
         out->bytes_summaries = hri_families_bytes_seen(seen);
         memcpy(seen->chosen, out->items, out->n_items * sizeof *out->items);
@@ -382,7 +394,7 @@ static hr_status_t select_blocks(struct hri_index_head *head, const struct hri_s
         hri_step_weigh(head, in, &step);
         return select_ladder(head, in, &step, out);
     }
-    choose(head, in, step, NULL, out);
+    choose(head, in, step, NULL, NULL, out);
     return HR_OK;
 }
 
@@ -441,16 +453,18 @@ static void late(struct hri_index_head *head, const struct hri_select_in *in, co
     }
     hri_step_estimate_listed(head, &step, items, n, part);
     for (uint32_t g = 0; g < o->g; g++) {
-        float output[HR_HEAD_DIM_MAX], left = 0;
+        float output[HR_HEAD_DIM_MAX], left = 0, drift = 0, common;
         for (uint32_t j = 0; j < o->v_dim; j++)
             output[j] = part->o[(size_t)g * o->v_dim + j] / part->l[g];
         for (uint32_t i = 0; i < n; i++) {
             uint32_t b = items[i] / head->parts;
             float share = expf(hri_step_log_mass(head, &step, g, b) - step.top[g]) / step.total[g];
-            left +=
-                doubt_of(share, step.variance[g] * hri_block_spread(head, b), head->block_rows[b]);
+            float variance = step.variance[g] * hri_block_spread(head, b);
+            left += doubt_of(share, variance, head->block_rows[b]);
+            drift += share * hri_drift(variance);
         }
-        error_out[g] = sqrtf(left * hri_error_factor(head, output));
+        left *= hri_error_factor(head, output, &common);
+        error_out[g] = sqrtf(left + drift * drift * common);
     }
 }
 

@@ -106,6 +106,7 @@ static void work_carve(const struct hri_device_part *p, const hr_sequence_t *s,
     w->total = hri_device_carve(c, q, sizeof(float));
     w->score_work = hri_device_carve(c, p->launch->score_work(p->heads), sizeof(float));
     w->factor = hri_device_carve(c, q, sizeof(float));
+    w->common = hri_device_carve(c, q, sizeof(float));
     w->key = hri_device_carve(c, items, sizeof(float));
     w->error = hri_device_carve(c, items, sizeof(float));
     w->left = hri_device_carve(c, h, sizeof(float));

@@ -112,6 +112,7 @@ static int factor(const struct hri_device_launches *l)
                                            .blocks_max = l->p->blocks_max,
                                            .added = sketched ? l->p->sketch_work.added : NULL,
                                            .factor = l->w->factor,
+                                           .common = l->w->common,
                                            .size = sketched ? l->p->sketch_work.size : NULL};
     return l->p->launch->factor(&a, l->p->heads, l->stream);
 }
@@ -123,6 +124,7 @@ static int worth(const struct hri_device_launches *l, const struct hri_cuda_resi
                                           .total = l->w->total,
                                           .variance = l->w->query.variance,
                                           .factor = l->w->factor,
+                                          .common = l->s->tolerance > 0 ? l->w->common : NULL,
                                           .spread = l->d->spread,
                                           .rows = l->d->rows,
                                           .peak = l->d->peak,
@@ -236,6 +238,7 @@ static int predict(const struct hri_device_launches *l)
                                             .stride = l->p->blocks_max,
                                             .variance = l->w->query.variance,
                                             .factor = l->w->factor,
+                                            .common = l->w->common,
                                             .spread = d->spread,
                                             .rows = d->rows,
                                             .mark = l->w->mark,

@@ -114,6 +114,7 @@ int hri_device_sketch_worth(const struct hri_device_launches *l,
     const struct hri_cuda_rows rows = rows_of(l);
     const struct hri_cuda_worth_rows_args a = {.factor = l->w->factor,
                                                .size = l->p->sketch_work.size,
+                                               .common = l->s->tolerance > 0 ? l->w->common : NULL,
                                                .lone = {.lane = k->lone_lane,
                                                         .item = k->lone_item,
                                                         .miss = k->lone_miss,
@@ -148,6 +149,8 @@ int hri_device_sketch_predict(const struct hri_device_launches *l)
     const struct hri_cuda_rows rows = rows_of(l);
     const struct hri_cuda_predict_rows_args a = {.factor = l->w->factor,
                                                  .size = l->p->sketch_work.size,
+                                                 .common = l->w->common,
+                                                 .left_mass = l->p->sketch_work.left_mass,
                                                  .left_square = l->p->sketch_work.left_square,
                                                  .items = d->lists.items,
                                                  .n_items = d->out.n_items,

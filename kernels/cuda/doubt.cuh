@@ -20,4 +20,13 @@ static __device__ __forceinline__ float hri_doubt(float share, float variance, f
     return share * share * (hri_excess(variance) + HRI_DOUBT_FLOOR) / rows;
 }
 
+/* So much of a block's share is off together with all others', as index/head.h has it. */
+#define HRI_DRIFT        0.05f
+#define HRI_VARIANCE_MAX 6.0f
+
+static __device__ __forceinline__ float hri_drift(float variance)
+{
+    return HRI_DRIFT * fminf(variance, HRI_VARIANCE_MAX);
+}
+
 #endif

@@ -310,13 +310,14 @@ struct hri_cuda_lone {
  * value_rest) / |o|^2. Lone rows raise the key, not the error, by what they might turn out to be. */
 struct hri_cuda_worth_rows_args {
     const float *factor, *size; /* [H][G] far / |o|^2 and |o|^2, as factor leaves them */
+    const float *common;        /* [H][G] likewise, or NULL: not in left */
     struct hri_cuda_lone lone;
     uint32_t row_bytes;
     const uint32_t *frame_of; /* [H][blocks_max parts] or NULL: nothing is in a frame */
     float *key, *error;       /* [H][blocks_max parts] */
     uint32_t *cost;           /* likewise, bytes; 0, with key 0: the block has no such part */
     uint8_t *class_;          /* likewise, 1: in a frame */
-    float *left;              /* [H] sum of error */
+    float *left;              /* [H] sum of error; with common as in hri_cuda_worth_args */
     /* [H][HRI_CUDA_WORTH_BINS]: how many rows of blocks that weigh something lie in parts that remove from 2^(i - 127) on, to
      * twice that, a row (index/index.h). bins_work [same], zero; zero again afterwards. */
     uint32_t *bins, *bins_work;
@@ -327,8 +328,8 @@ int hri_cuda_worth_rows(const struct hri_cuda_rows *rows,
                         void *stream);
 /* As predict, below: what the rows leave that are not refined, what of it is late. */
 struct hri_cuda_predict_rows_args {
-    const float *factor, *size; /* [H][G] */
-    const float *left_square;   /* [H][G][stride] */
+    const float *factor, *size, *common;  /* [H][G] */
+    const float *left_mass, *left_square; /* [H][G][stride] */
     const uint32_t *items, *n_items, *frames_of;
     uint32_t items_max;
     const uint8_t *class_;
@@ -349,6 +350,7 @@ struct hri_cuda_worth_args {
     const float *log_mass, *top, *total; /* as score leaves them */
     const float *variance;               /* [H][G] */
     const float *factor;                 /* [H][G] or NULL: 1 */
+    const float *common;                 /* [H][G] as factor leaves it, or NULL: not in left */
     const uint16_t *spread;              /* [H][blocks_max] bfloat16 */
     const uint8_t *rows, *peak;          /* [H][blocks_max]; peak NULL: no outliers */
     const uint32_t *n;                   /* [H] */
@@ -358,7 +360,8 @@ struct hri_cuda_worth_args {
     float *key, *error;       /* [H][stride] */
     uint32_t *cost;           /* [H][stride] bytes */
     uint8_t *class_;          /* [H][stride] 1: in a frame */
-    float *left;              /* [H] sum of error */
+    float *
+        left; /* [H] sum of error; with common, and of what shares are off by in common before anything is refined */
 };
 int hri_cuda_worth(const struct hri_cuda_worth_args *worth, struct hri_cuda_heads heads,
                    void *stream);
@@ -379,6 +382,7 @@ struct hri_cuda_factor_args {
     uint32_t blocks_max;
     const float *added; /* [H][G][dv] added to the weighted values, over exp(top); or NULL */
     float *factor;      /* [H][G] */
+    float *common;      /* [H][G] the same for the distance of the values' mean, or NULL */
     float *size;        /* [H][G] the output's square, or NULL */
 };
 int hri_cuda_factor(const struct hri_cuda_factor_args *factor, struct hri_cuda_heads heads,
@@ -390,10 +394,10 @@ int hri_cuda_factor(const struct hri_cuda_factor_args *factor, struct hri_cuda_h
 struct hri_cuda_predict_args {
     const float *log_mass, *top, *total;
     size_t stride;
-    const float *variance, *factor; /* [H][G] */
-    const uint16_t *spread;         /* [H][blocks_max] bfloat16 */
-    const uint8_t *rows, *mark;     /* [H][blocks_max]; mark 0: refined (hri_cuda_mark) */
-    const uint32_t *n;              /* [H] */
+    const float *variance, *factor, *common; /* [H][G] */
+    const uint16_t *spread;                  /* [H][blocks_max] bfloat16 */
+    const uint8_t *rows, *mark;              /* [H][blocks_max]; mark 0: refined (hri_cuda_mark) */
+    const uint32_t *n;                       /* [H] */
     uint32_t blocks_max;
     const uint32_t *items, *n_items,
         *frames_of; /* [H][items_max]: chosen; frame NONE: did not come */

@@ -52,22 +52,38 @@ static __global__ void __launch_bounds__(THREADS)
         far = (output - mean) * (output - mean);
         square = output * output;
     }
-    far = hri_block_sum(part, far, WARPS) + a.v_variance[h];
+    far = hri_block_sum(part, far, WARPS);
     square = hri_block_sum(part, square, WARPS);
     if (j == 0)
-        a.factor[at] = square > 0 ? far / square : 0.0f;
+        a.factor[at] = square > 0 ? (far + a.v_variance[h]) / square : 0.0f;
+    if (j == 0 && a.common)
+        a.common[at] = square > 0 ? far / square : 0.0f;
     if (j == 0 && a.size)
         a.size[at] = square;
 }
 
-/* Of query head at = h G + g: the doubt of a block. */
-static __device__ __forceinline__ float doubt_at(const struct hri_cuda_predict_args &a, uint32_t h,
-                                                 size_t at, uint32_t b)
+/* What blocks leave: each by itself, and all in common. */
+struct leaves {
+    float doubt, drift;
+};
+
+/* Of query head at = h G + g: adds what a block leaves. */
+static __device__ __forceinline__ void block_add(const struct hri_cuda_predict_args &a, uint32_t h,
+                                                 size_t at, uint32_t b, leaves *sum)
 {
     const size_t block = (size_t)h * a.blocks_max + b;
     const float share = hri_exp(a.log_mass[at * a.stride + b] - a.top[at]) / a.total[at];
-    return hri_doubt(share, a.variance[at] * hri_bf16_to_f32(a.spread[block]),
-                     (float)a.rows[block]);
+    const float variance = a.variance[at] * hri_bf16_to_f32(a.spread[block]);
+    sum->doubt += hri_doubt(share, variance, (float)a.rows[block]);
+    sum->drift += share * hri_drift(variance);
+}
+
+static __device__ __forceinline__ float error_of(const struct hri_cuda_predict_args &a, size_t at,
+                                                 leaves sum, float *part)
+{
+    const float doubt = hri_block_sum(part, sum.doubt, WARPS);
+    const float drift = hri_block_sum(part, sum.drift, WARPS);
+    return sqrtf(doubt * a.factor[at] + drift * drift * a.common[at]);
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -79,26 +95,25 @@ static __global__ void __launch_bounds__(THREADS)
     const size_t at = (size_t)h * heads.g + blockIdx.x;
     if (t < HRI_CUDA_PREDICT_COUNTS)
         counts[t] = 0;
-    float left = 0, late = 0;
+    leaves left = {0, 0}, late = {0, 0};
     for (uint32_t b = t; b < n; b += THREADS)
         if (a.mark[(size_t)h * a.blocks_max + b])
-            left += doubt_at(a, h, at, b);
+            block_add(a, h, at, b, &left);
     __syncthreads();
     for (uint32_t i = t; i < a.n_items[h]; i += THREADS) {
         const size_t item = (size_t)h * a.items_max + i;
         const uint32_t b = a.items[item], rows = a.rows[(size_t)h * a.blocks_max + b];
         const bool came = a.frames_of[item] != HRI_CUDA_NONE;
         if (!came)
-            late += doubt_at(a, h, at, b);
+            block_add(a, h, at, b, &late);
         const uint32_t kind = !came ? 2 : a.class_[(size_t)h * a.stride + b] ? 1 : 0;
         atomicAdd(&counts[kind], 1u);
         atomicAdd(&counts[kind + 3], rows);
     }
-    left = hri_block_sum(part, left, WARPS);
-    late = hri_block_sum(part, late, WARPS);
+    const float predicted = error_of(a, at, left, part), of_late = error_of(a, at, late, part);
     if (t == 0) {
-        a.predicted[at] = sqrtf(left * a.factor[at]);
-        a.late[at] = sqrtf(late * a.factor[at]);
+        a.predicted[at] = predicted;
+        a.late[at] = of_late;
     }
     __syncthreads();
     if (blockIdx.x == 0 && t < HRI_CUDA_PREDICT_COUNTS) {

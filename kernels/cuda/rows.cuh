@@ -54,6 +54,16 @@ static __device__ __forceinline__ uint32_t hri_part_rows(const struct hri_cuda_r
     return n > before ? min(n - before, r.part_rows) : 0;
 }
 
+/* As index/head.h: so much of what rows' sketches miss are all their weights off by in common. */
+#define HRI_DRIFT_SKETCH 0.15f
+
+static __device__ __forceinline__ float hri_row_drift(const struct hri_cuda_rows &r,
+                                                      const struct hri_cuda_heads &heads,
+                                                      uint32_t h, uint32_t b, uint32_t g)
+{
+    return HRI_DRIFT_SKETCH * fminf(hri_rows_missed(r, heads, h, b, g), 1.0f);
+}
+
 /* From a squared share of a row of block b to the squared relative error that refining it removes. */
 static __device__ __forceinline__ float hri_row_factor(const struct hri_cuda_rows &r,
                                                        const struct hri_cuda_heads &heads,

@@ -104,6 +104,23 @@ static __device__ __forceinline__ float lone_lift(const struct hri_cuda_rows &r,
     return fmaxf(lifted - plain, 0.0f);
 }
 
+/* What all rows leave by being off in common, squared, summed over the group. */
+static __device__ float drift_left(const struct hri_cuda_rows &r,
+                                   const struct hri_cuda_worth_rows_args &a,
+                                   const struct hri_cuda_heads &heads, uint32_t h, float *part)
+{
+    float left = 0;
+    for (uint32_t g = 0; g < heads.g; g++) {
+        const size_t head = (size_t)h * heads.g + g;
+        float drift = 0;
+        for (uint32_t b = threadIdx.x; b < r.n[h]; b += HEAD_THREADS)
+            drift += hri_rows_share(r, head, b) * hri_row_drift(r, heads, h, b, g);
+        drift = hri_block_sum(part, drift, HEAD_WARPS);
+        left += drift * drift * a.common[head];
+    }
+    return left;
+}
+
 static __global__ void __launch_bounds__(HEAD_THREADS)
     lone_rows_kernel(struct hri_cuda_rows r, struct hri_cuda_worth_rows_args a,
                      struct hri_cuda_heads heads)
@@ -125,6 +142,8 @@ static __global__ void __launch_bounds__(HEAD_THREADS)
     for (uint32_t i = threadIdx.x; i < n; i += HEAD_THREADS)
         left += a.error[items + i];
     left = hri_block_sum(part, left, HEAD_WARPS);
+    if (a.common)
+        left += drift_left(r, a, heads, h, part);
     if (threadIdx.x == 0)
         a.left[h] = left;
     for (uint32_t i = threadIdx.x; i < HRI_CUDA_WORTH_BINS; i += HEAD_THREADS) {
@@ -176,10 +195,13 @@ static __global__ void __launch_bounds__(THREADS)
     const float total = r.total[head];
     if (t < HRI_CUDA_PREDICT_COUNTS)
         counts[t] = 0;
-    float left = 0, late = 0;
-    for (uint32_t b = t; b < n; b += THREADS)
+    float left = 0, late = 0, drift = 0;
+    for (uint32_t b = t; b < n; b += THREADS) {
+        drift += hri_exp(a.left_mass[head * r.stride + b] - r.top[head]) / total *
+                 hri_row_drift(r, heads, h, b, g);
         left += hri_row_factor(r, heads, a.factor, a.size, h, b, g) *
                 (a.left_square[head * r.stride + b] / (total * total));
+    }
     __syncthreads();
     for (uint32_t i = t; i < a.n_items[h]; i += THREADS) {
         const size_t at = (size_t)h * a.items_max + i;
@@ -193,8 +215,9 @@ static __global__ void __launch_bounds__(THREADS)
     }
     left = hri_block_sum(part, left, WARPS);
     late = hri_block_sum(part, late, WARPS);
+    drift = hri_block_sum(part, drift, WARPS);
     if (t == 0) {
-        a.predicted[head] = sqrtf(left);
+        a.predicted[head] = sqrtf(left + drift * drift * a.common[head]);
         a.late[head] = sqrtf(late);
     }
     __syncthreads();

@@ -18,6 +18,25 @@ static __device__ __forceinline__ float tail_lift(float variance, float peak, fl
     return extra > 0 ? hri_exp(2 * fminf(extra, TAIL_MAX)) - 1 : 0.0f;
 }
 
+/* What the shares of all blocks leave by being off in common, squared, summed over the group. */
+static __device__ float drift_left(const struct hri_cuda_worth_args &a,
+                                   const struct hri_cuda_heads &heads, uint32_t h, float *part)
+{
+    float left = 0;
+    for (uint32_t g = 0; g < heads.g; g++) {
+        const size_t head = (size_t)h * heads.g + g;
+        float drift = 0;
+        for (uint32_t b = threadIdx.x; b < a.n[h]; b += THREADS) {
+            const float spread = hri_bf16_to_f32(a.spread[(size_t)h * a.blocks_max + b]);
+            drift += hri_exp(a.log_mass[head * a.stride + b] - a.top[head]) / a.total[head] *
+                     hri_drift(a.variance[head] * spread);
+        }
+        drift = hri_block_sum(part, drift, THREADS / 32);
+        left += drift * drift * a.common[head];
+    }
+    return left;
+}
+
 static __global__ void __launch_bounds__(THREADS)
     worth_kernel(struct hri_cuda_worth_args a, struct hri_cuda_heads heads)
 {
@@ -45,16 +64,11 @@ static __global__ void __launch_bounds__(THREADS)
         a.class_[to] = a.frame_of && a.frame_of[at] != HRI_CUDA_NONE;
         left += error;
     }
-    left = hri_warp_sum(left);
-    if (hri_lane() == 0)
-        part[hri_warp()] = left;
-    __syncthreads();
-    if (threadIdx.x != 0)
-        return;
-    left = 0;
-    for (uint32_t w = 0; w < THREADS / 32; w++)
-        left += part[w];
-    a.left[h] = left;
+    left = hri_block_sum(part, left, THREADS / 32);
+    if (a.common)
+        left += drift_left(a, heads, h, part);
+    if (threadIdx.x == 0)
+        a.left[h] = left;
 }
 
 extern "C" int hri_cuda_worth(const struct hri_cuda_worth_args *worth, struct hri_cuda_heads heads,

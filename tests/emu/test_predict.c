@@ -61,6 +61,7 @@ static void make(struct setup *t, uint64_t seed)
     t->f.n = device_copy(t->n, hd.n * 4);
     t->f.blocks_max = t->blocks_max;
     t->f.factor = device_alloc(hg * 4);
+    t->f.common = device_alloc(hg * 4);
     const uint32_t items_max = t->blocks_max;
     uint16_t *spread = device_alloc(blocks * 2);
     uint8_t *rows = device_alloc(blocks), *mark = device_alloc(blocks),
@@ -92,6 +93,7 @@ static void make(struct setup *t, uint64_t seed)
                                           .stride = t->f.stride,
                                           .variance = variance,
                                           .factor = t->f.factor,
+                                          .common = t->f.common,
                                           .spread = spread,
                                           .rows = rows,
                                           .mark = mark,
@@ -107,12 +109,11 @@ static void make(struct setup *t, uint64_t seed)
                                           .counts = device_alloc((size_t)hd.n * 6 * 4)};
 }
 
-static double factor_of(const struct setup *t, size_t at)
+static double factor_of(const struct setup *t, size_t at, double *common_out)
 {
     const uint32_t h = (uint32_t)(at / t->heads.g), dv = t->heads.dv;
     const double top = t->f.top[at], near = exp(t->f.near_lse[at] - top);
-    double output[HR_HEAD_DIM_MAX] = {0}, rest = 0, total = near, far = t->f.v_variance[h],
-           size = 0;
+    double output[HR_HEAD_DIM_MAX] = {0}, rest = 0, total = near, far = 0, size = 0;
     for (uint32_t b = 0; b < t->n[h]; b++)
         total += exp(t->f.log_mass[at * t->f.stride + b] - top);
     for (uint32_t j = 0; j < dv; j++)
@@ -132,7 +133,8 @@ static double factor_of(const struct setup *t, size_t at)
         far += (x - mean) * (x - mean);
         size += x * x;
     }
-    return far / size;
+    *common_out = far / size;
+    return (far + (double)t->f.v_variance[h]) / size;
 }
 
 static double doubt_of(const struct setup *t, size_t at, uint32_t b)
@@ -143,23 +145,37 @@ static double doubt_of(const struct setup *t, size_t at, uint32_t b)
     return p * p * (v + v * v / 2 + v * v * v / 6 + v * v * v * v / 24 + 0.3) / t->p.rows[block];
 }
 
+static double drift_of(const struct setup *t, size_t at, uint32_t b)
+{
+    const size_t block = at / t->heads.g * t->blocks_max + b;
+    const double p = exp(t->p.log_mass[at * t->p.stride + b] - t->p.top[at]) / t->p.total[at];
+    return 0.05 * p * fmin(t->p.variance[at] * hri_f32_from_bf16(t->p.spread[block]), 6);
+}
+
 static void check(const struct setup *t)
 {
     for (size_t at = 0; at < (size_t)t->heads.n * t->heads.g; at++) {
         const uint32_t h = (uint32_t)(at / t->heads.g);
-        const double factor = factor_of(t, at);
-        double left = 0, late = 0;
+        double left = 0, late = 0, drift = 0, drift_late = 0, common;
+        const double factor = factor_of(t, at, &common);
+        CHECK_BELOW(fabs(t->f.common[at] - common), TOLERANCE * factor);
         CHECK_BELOW(fabs(t->f.factor[at] / factor - 1), TOLERANCE);
         for (uint32_t b = 0; b < t->n[h]; b++)
-            left += t->p.mark[h * t->blocks_max + b] ? doubt_of(t, at, b) : 0;
+            if (t->p.mark[h * t->blocks_max + b]) {
+                left += doubt_of(t, at, b);
+                drift += drift_of(t, at, b);
+            }
         for (uint32_t i = 0; i < t->p.n_items[h]; i++) {
             const size_t item = (size_t)h * t->p.items_max + i;
-            late += t->p.frames_of[item] == HRI_CUDA_NONE ? doubt_of(t, at, t->p.items[item]) : 0;
+            if (t->p.frames_of[item] == HRI_CUDA_NONE) {
+                late += doubt_of(t, at, t->p.items[item]);
+                drift_late += drift_of(t, at, t->p.items[item]);
+            }
         }
-        CHECK_BELOW(fabs(t->p.predicted[at] - sqrt(left * factor)),
-                    TOLERANCE * sqrt(left * factor) + 1e-9);
-        CHECK_BELOW(fabs(t->p.late[at] - sqrt(late * factor)),
-                    TOLERANCE * sqrt(late * factor) + 1e-9);
+        const double want = sqrt(left * factor + drift * drift * common),
+                     want_late = sqrt(late * factor + drift_late * drift_late * common);
+        CHECK_BELOW(fabs(t->p.predicted[at] - want), TOLERANCE * want + 1e-9);
+        CHECK_BELOW(fabs(t->p.late[at] - want_late), TOLERANCE * want_late + 1e-9);
     }
     for (uint32_t h = 0; h < t->heads.n; h++) {
         uint32_t want[6] = {0};

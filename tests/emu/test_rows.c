@@ -422,6 +422,20 @@ static double row_error(const struct setup *t, uint32_t i, uint32_t b, uint32_t 
     return factor * p * p * exp(2 * fmin(1.4 * sqrt(lone * rest), 20));
 }
 
+/* Squared relative error that all weights of query head i leave by being off in common. */
+static double drift_left(const struct setup *t, const uint8_t *mark, uint32_t i,
+                         const float *common)
+{
+    const uint32_t h = i / t->heads.g, g = i % t->heads.g;
+    double drift = 0;
+    for (uint32_t b = 0; b < t->n_blocks[h]; b++) {
+        const double missed = missed_of(t->miss[h * BLOCKS_MAX + b]) * rest_of(t, h, b, g);
+        for (uint32_t r = 0; r < t->block_rows[h * BLOCKS_MAX + b]; r++)
+            drift += weight_left(t, mark, i, b, r) / t->total[i] * 0.15 * fmin(missed, 1);
+    }
+    return drift * drift * (double)common[i];
+}
+
 /* How many rows are worth so much: to within one part that lies at an edge. */
 static void check_bins(const struct setup *t, uint32_t h, const uint32_t *bins)
 {
@@ -490,6 +504,8 @@ static void check_worth(const struct setup *t, const struct hri_cuda_worth_rows_
                         1e-2 * (error + lift) / a->cost[at] + 1e-30);
             left += error;
         }
+        for (uint32_t i = h * t->heads.g; a->common && i < (h + 1) * t->heads.g; i++)
+            left += drift_left(t, NULL, i, a->common);
         CHECK_BELOW(fabs((double)a->left[h] - left), 5e-3 * left);
     }
 }
@@ -522,6 +538,7 @@ static void check_predict(const struct setup *t, const uint8_t *mark,
             counts[4] += came && hit ? rows : 0;
             counts[5] += came ? 0 : rows;
         }
+        left += drift_left(t, mark, i, a->common);
         CHECK_BELOW(fabs((double)a->predicted[i] - sqrt(left)), 5e-3 * sqrt(left) + 1e-12);
         CHECK_BELOW(fabs((double)a->late[i] - sqrt(late)), 5e-3 * sqrt(late) + 1e-12);
         for (uint32_t k = 0; i % t->heads.g == 0 && k < 6; k++)
@@ -584,9 +601,14 @@ static void worth(const struct setup *t, struct hri_rng *rng, uint8_t *mark)
     for (uint32_t i = 0; i < H * ITEMS; i++)
         frame_of[i] = hri_rng_below(rng, 3) ? HRI_CUDA_NONE : i;
     a.frame_of = frame_of;
-    for (int again = 0; again < 2; again++)
+    float *common = device_alloc(hg * 4);
+    for (size_t i = 0; i < hg; i++)
+        common[i] = t->factor[i] * hri_rng_f32(rng);
+    for (int with = 0; with < 2; with++) {
+        a.common = with ? common : NULL;
         RUN(hri_cuda_worth_rows(&t->rows, &a, t->heads, NULL));
-    check_worth(t, &a);
+        check_worth(t, &a);
+    }
     for (uint32_t h = 0; h < H; h++)
         for (uint32_t i = h; i < t->n_blocks[h] * PARTS && n_items[h] < LIST_MAX; i += 2) {
             if (a.cost[(size_t)h * ITEMS + i] == 0)
@@ -605,6 +627,8 @@ static void worth(const struct setup *t, struct hri_rng *rng, uint8_t *mark)
                            NULL));
     struct hri_cuda_predict_rows_args p = {.factor = t->factor,
                                            .size = t->size,
+                                           .common = common,
+                                           .left_mass = fill.left_mass,
                                            .left_square = fill.left_square,
                                            .items = items,
                                            .n_items = n_items,

@@ -41,13 +41,14 @@ static void near(double got, double want, double size, const char *what, uint32_
 
 static void sums(const struct arrays *a, uint32_t n)
 {
-    double sum = 0, weight = 0, square = 0, doubt = 0, lean = 0;
+    double sum = 0, weight = 0, square = 0, doubt = 0, lean = 0, drift = 0;
     for (uint32_t i = 0; i < n; i++) {
         double w = (double)a->weight[i], r = (double)a->rate[i];
         sum += w;
         weight += r > 0 ? w : 0;
         square += r > 0 ? w * w : 0;
         doubt += w * w * r;
+        drift += w * fmin(1.7 * (double)hri_f32_from_bf16(a->spread[i]), 1);
         lean += a->state[i] < 3 ? w * (double)hri_f32_from_bf16(a->spread[i]) : 0;
     }
     struct hri_unread_sums unread = hri_pass_unread(a->weight, a->rate, n);
@@ -56,6 +57,7 @@ static void sums(const struct arrays *a, uint32_t n)
     near((double)unread.square, square, 0, "unread square", n);
     near((double)unread.doubt, doubt, 0, "unread doubt", n);
     near((double)hri_pass_lean(a->weight, a->spread, a->state, 3, n), lean, 0, "lean", n);
+    near((double)hri_pass_drift(a->weight, a->spread, 1.7f, 1, n), drift, 0, "drift", n);
 }
 
 static void maps(const struct arrays *a, uint32_t n)
