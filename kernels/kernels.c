@@ -13,9 +13,8 @@
         .level = level_, .name = name_, .to_f32 = hri_##of##_to_f32,                               \
         .from_f32 = hri_##of##_from_f32, .find_nonfinite = hri_##of##_find_nonfinite,              \
         .attend_rows = hri_##of##_attend_rows, .attend_runs = hri_##of##_attend_runs,              \
-        .attend_gather = hri_##of##_attend_gather,                                                 \
-        .score_rows = hri_##of##_score_rows, .attend_tile = hri_##of##_attend_tile,                \
-        .score_centroids = hri_##of##_score_centroids,                                             \
+        .attend_gather = hri_##of##_attend_gather, .score_rows = hri_##of##_score_rows,            \
+        .attend_tile = hri_##of##_attend_tile, .score_centroids = hri_##of##_score_centroids,      \
         .weighted_sum_i8 = hri_##of##_weighted_sum_i8,                                             \
         .attend_block_i8 = hri_##of##_attend_block_i8, .quantise_i8 = hri_##of##_quantise_i8,      \
         .nearest = hri_##of##_nearest, .matmul_nt = hri_##of##_matmul_nt,                          \

@@ -101,7 +101,8 @@ struct hri_device_layer {
 /* What all layers use, one after the other. */
 struct hri_device_work {
     struct hri_cuda_query_out query;
-    float *near_out, *near_lse, *lse, *ones, *dots, *log_mass, *top, *total, *score_work, *factor, *common;
+    float *near_out, *near_lse, *lse, *ones, *dots, *log_mass, *top, *total, *score_work, *factor,
+        *common;
     float *key, *error, *left, *left_out, *attend_work;
     uint32_t *score_arrived, *attend_arrived, *cost, *n_jobs, *counts, *bad, *zero, *n_late;
     uint8_t *class_, *mark;

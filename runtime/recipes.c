@@ -254,29 +254,52 @@ hr_status_t hr_recipe_parse_file(const char *path, const char *text, size_t n_by
 
 #define SHORT_SEGMENT 256 /* decode_segment where windows have little room */
 
-/* Adds key=value unless the recipe's text says it, or it would not be less than usual. Sets no error: the one of the budget stands. */
-static bool lower(const struct hri_recipe *parsed, char *recipe, size_t bytes, const char *key,
-                  unsigned value)
+/* Adds key=value unless the recipe's text says it, or it is so already: more than that where less is wanted, less where more is. Sets no error:
+ * the one of the budget stands. */
+static bool change(const struct hri_recipe *parsed, char *recipe, size_t bytes, const char *key,
+                   unsigned value, bool more)
 {
-    size_t n = strlen(recipe);
-    const char *said = strstr(recipe, key);
-    if ((said != NULL && said[strlen(key)] == '=') || hri_recipe_value(parsed, key) <= value) {
+    size_t n = strlen(recipe), length = strlen(key);
+    double now = hri_recipe_value(parsed, key);
+    if (more ? now >= value : now <= value) {
         return false;
     }
-    int more =
+    for (const char *said = recipe; (said = strstr(said, key)) != NULL; said += length) {
+        if (said[length] == '=') {
+            return false;
+        }
+    }
+    int wrote =
         snprintf(recipe + n, bytes - n, "%c%s=%u", strchr(recipe, ':') ? ',' : ':', key, value);
-    return more > 0 && (size_t)more < bytes - n;
+    return wrote > 0 && (size_t)wrote < bytes - n;
 }
 
-bool hri_recipe_smaller(const char *recipe, uint32_t attempt, char *text, size_t bytes)
+/* Fewer bits on the device: one; one in host memory, of which a step moves what it reads; none. */
+static bool sketch_less(const struct hri_recipe *parsed, char *text, size_t bytes, uint32_t less)
+{
+    switch (less) {
+    case 0:
+        return true;
+    case 1:
+        return change(parsed, text, bytes, "sketch", 1, false);
+    case 2:
+        return change(parsed, text, bytes, "sketch", 1, false) &&
+               change(parsed, text, bytes, "sketch_host", 1, true);
+    default:
+        return change(parsed, text, bytes, "sketch", 0, false);
+    }
+}
+
+bool hri_recipe_smaller(const char *recipe, uint32_t attempt, bool on_gpu, char *text, size_t bytes)
 {
     struct hri_recipe parsed;
+    uint32_t less = attempt / 2;
     int n = snprintf(text, bytes, "%s", recipe);
     if (n < 0 || (size_t)n >= bytes || hri_recipe_parse(recipe, &parsed) != HR_OK ||
         parsed.selector->takes_argument) { /* what follows its colon is not ours to add to */
         return false;
     }
-    bool fewer_bits = attempt < 2 || lower(&parsed, text, bytes, "sketch", 2 - attempt / 2);
-    return fewer_bits &&
-           (attempt % 2 == 0 || lower(&parsed, text, bytes, "decode_segment", SHORT_SEGMENT));
+    return !(on_gpu && less == 2) && sketch_less(&parsed, text, bytes, less) &&
+           (attempt % 2 == 0 ||
+            change(&parsed, text, bytes, "decode_segment", SHORT_SEGMENT, false));
 }

@@ -675,7 +675,7 @@ hr_status_t hr_sequence_create(hr_runtime_t *rt, const struct hr_sequence_option
         if (strncmp(hr_last_error(), "device tier", 11) != 0) {
             break;
         }
-        if (!hri_recipe_smaller(recipe, attempt, text, sizeof text)) {
+        if (!hri_recipe_smaller(recipe, attempt, rt->gpu != NULL, text, sizeof text)) {
             continue;
         }
         hri_log_info(&rt->log,

@@ -329,8 +329,10 @@ static inline const unsigned char *hri_tensor_row(const struct hr_tensor *t, uin
 }
 
 /* What nobody asked for by name gives way where the device tier is too small: first the rows that wait behind the window, then the
- * sketches' bits, then both. The attempt-th such recipe, from 1 to HRI_SMALLER_RECIPES, as text; false: there is none. */
-#define HRI_SMALLER_RECIPES 5
-bool hri_recipe_smaller(const char *recipe, uint32_t attempt, char *text, size_t bytes);
+ * sketches' bits (one; but on a GPU, one in host memory; none), then both. The attempt-th such recipe, from 1 to HRI_SMALLER_RECIPES, as
+ * text; false: there is none. */
+#define HRI_SMALLER_RECIPES 7
+bool hri_recipe_smaller(const char *recipe, uint32_t attempt, bool on_gpu, char *text,
+                        size_t bytes);
 
 #endif

@@ -172,7 +172,7 @@ HR_API void hr_sequence_options_init(struct hr_sequence_options *options);
 /* HR_ERR_INVALID (the message names the field), HR_ERR_BUDGET (the message names the tier and the least it needs).
  * Where the device tier is too small for a recipe that does not name "decode_segment" or the bits of its sketches, there are fewer of
  * both: hr_sequence_recipe then says "headrace:decode_segment=256", "headrace:sketch=1", "headrace:sketch=1,decode_segment=256" or the
- * same with "sketch=0". */
+ * same with "sketch=1,sketch_host=1" (sketches in host memory; not on a GPU) or "sketch=0". */
 HR_API hr_status_t hr_sequence_create(hr_runtime_t *runtime,
                                       const struct hr_sequence_options *options,
                                       hr_sequence_t **sequence_out);
