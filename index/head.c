@@ -205,17 +205,15 @@ static void keep_rows(struct hri_index_head *head, const struct hri_segment *seg
     head->n_blocks += segment->n_blocks;
 }
 
-hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
-                          uint32_t position_end, void *workspace, uint32_t *order,
-                          uint32_t *block_rows, uint32_t *n_blocks_out)
+static struct hri_segment segment_of(const struct hri_index_head *head, const float *k,
+                                     const float *v, uint32_t n, void *workspace, uint32_t *order,
+                                     uint32_t *block_rows)
 {
     const struct hri_index_options *o = &head->options;
-    HRI_ASSERT(!hri_index_is_shared(head) && head->ahead.n_blocks == 0);
     struct hri_segment segment = {.k = k,
                                   .v = v,
                                   .n = n,
                                   .first_row = head->n_rows,
-                                  .position_end = position_end,
                                   .workspace = workspace,
                                   .order = order,
                                   .block_rows = block_rows};
@@ -224,26 +222,75 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
     segment.blocks_max = hri_group_blocks_max(n, segment.target);
     if (o->recipe.selector->splits_clusters)
         segment.blocks_max += n / segment.cap;
-    if (n == 0) {
-        *n_blocks_out = 0;
-        return HR_OK;
-    }
-    if (segment.blocks_max > o->blocks_max - head->n_blocks)
-        return hri_error_set(HR_ERR_FULL,
-                             "index head: %u rows may make %u blocks, %u of %u are left", n,
-                             segment.blocks_max, o->blocks_max - head->n_blocks, o->blocks_max);
+    return segment;
+}
+
+static hr_status_t blocks_begin(struct hri_index_head *head, struct hri_segment *segment)
+{
+    const struct hri_index_options *o = &head->options;
+    HRI_ASSERT(!hri_index_is_shared(head) && head->ahead.n_blocks == 0);
+    if (segment->blocks_max > o->blocks_max - head->n_blocks)
+        return hri_error_set(
+            HR_ERR_FULL, "index head: %u rows may make %u blocks, %u of %u are left", segment->n,
+            segment->blocks_max, o->blocks_max - head->n_blocks, o->blocks_max);
     hr_status_t status = HR_OK;
     if (head->ops->group)
-        status = head->ops->group(head, &segment);
+        status = head->ops->group(head, segment);
     else
-        segment.n_blocks = hri_group_consecutive(n, segment.target, order, block_rows);
+        segment->n_blocks =
+            hri_group_consecutive(segment->n, segment->target, segment->order, segment->block_rows);
     if (status == HR_OK && head->ops->summarise)
-        status = head->ops->summarise(head, &segment);
-    if (status != HR_OK)
-        return status;
-    keep_rows(head, &segment);
+        status = head->ops->summarise(head, segment);
+    return status;
+}
+
+static hr_status_t blocks_end(struct hri_index_head *head, const struct hri_segment *segment)
+{
+    hr_status_t status = head->ops->sketch ? head->ops->sketch(head, segment) : HR_OK;
+    if (status == HR_OK)
+        keep_rows(head, segment);
+    return status;
+}
+
+hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
+                          uint32_t position_end, void *workspace, uint32_t *order,
+                          uint32_t *block_rows, uint32_t *n_blocks_out)
+{
+    struct hri_segment segment = segment_of(head, k, v, n, workspace, order, block_rows);
+    segment.position_end = position_end;
+    hr_status_t status = n > 0 ? blocks_begin(head, &segment) : HR_OK;
+    if (status == HR_OK && n > 0)
+        status = blocks_end(head, &segment);
+    if (status == HR_OK)
+        *n_blocks_out = segment.n_blocks;
+    return status;
+}
+
+hr_status_t hri_index_add_begin(struct hri_index_head *head, const float *k, const float *v,
+                                uint32_t n, uint32_t position_end, void *workspace, uint32_t *order,
+                                uint32_t *block_rows, uint32_t *n_blocks_out, float *weight,
+                                bool *weighted_out)
+{
+    struct hri_segment segment = segment_of(head, k, v, n, workspace, order, block_rows);
+    HRI_ASSERT(n > 0);
+    segment.position_end = position_end;
+    hr_status_t status = blocks_begin(head, &segment);
+    *weighted_out = status == HR_OK && segment.weight;
+    if (*weighted_out)
+        memcpy(weight, segment.weight, n * sizeof *weight);
     *n_blocks_out = segment.n_blocks;
-    return HR_OK;
+    return status;
+}
+
+hr_status_t hri_index_add_end(struct hri_index_head *head, const float *k, const float *v,
+                              uint32_t n, void *workspace, uint32_t *order, uint32_t *block_rows,
+                              uint32_t n_blocks, const float *weight)
+{
+    struct hri_segment segment = segment_of(head, k, v, n, workspace, order, block_rows);
+    HRI_ASSERT(!hri_index_is_shared(head) && head->ahead.n_blocks == 0);
+    segment.n_blocks = n_blocks;
+    segment.weight = weight;
+    return blocks_end(head, &segment);
 }
 
 hr_status_t hri_index_fit(struct hri_index_head *head, const float *k, const float *v, uint32_t n,

@@ -125,6 +125,16 @@ size_t hri_index_workspace_bytes(const struct hri_index_options *options, uint32
 hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
                           uint32_t position_end, void *workspace, uint32_t *order,
                           uint32_t *block_rows, uint32_t *n_blocks_out);
+/* The same in two calls, each about half of the work; in between the head shows nothing of it and neither gets nor loses blocks. weight [n]
+ * is the caller's, as order and block_rows are, and goes with them from the first call to the second; *weighted_out: it is needed. The
+ * second one's workspace may be another. What both leave is what hri_index_add leaves. */
+hr_status_t hri_index_add_begin(struct hri_index_head *head, const float *k, const float *v,
+                                uint32_t n, uint32_t position_end, void *workspace, uint32_t *order,
+                                uint32_t *block_rows, uint32_t *n_blocks_out, float *weight,
+                                bool *weighted_out);
+hr_status_t hri_index_add_end(struct hri_index_head *head, const float *k, const float *v,
+                              uint32_t n, void *workspace, uint32_t *order, uint32_t *block_rows,
+                              uint32_t n_blocks, const float *weight);
 /* Before an add of these rows, for some of its work: what is fitted to them alone, where the last fit does not serve. May be left out. */
 hr_status_t hri_index_fit(struct hri_index_head *head, const float *k, const float *v, uint32_t n,
                           uint32_t position_end, void *workspace);

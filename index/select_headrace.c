@@ -156,9 +156,15 @@ static hr_status_t summarise(struct hri_index_head *head, const struct hri_segme
     struct hri_segment s = *segment; /* weights stay at the workspace's start */
     s.workspace = (char *)segment->workspace + weights_bytes(segment->n);
     hri_summary_add(head, &s);
-    hr_status_t status = hri_shape_add(head, s.k, s.v, s.order, s.block_rows, s.n_blocks,
-                                       head->points.metric, s.workspace);
-    return status == HR_OK && head->sketch ? hri_sketch_add(head, &s) : status;
+    return hri_shape_add(head, s.k, s.v, s.order, s.block_rows, s.n_blocks, head->points.metric,
+                         s.workspace);
+}
+
+static hr_status_t sketch(struct hri_index_head *head, const struct hri_segment *segment)
+{
+    struct hri_segment s = *segment;
+    s.workspace = (char *)segment->workspace + weights_bytes(segment->n);
+    return head->sketch ? hri_sketch_add(head, &s) : HR_OK;
 }
 
 /* What is left of the expected squared error, and the blocks' parts of it, per query head. */
@@ -494,6 +500,7 @@ static const struct hri_selector_ops ops = {
     .fit = fit,
     .group = group,
     .summarise = summarise,
+    .sketch = sketch,
     .scratch_bytes = step_bytes,
     .select = select_blocks,
     .estimate = estimate,

@@ -42,6 +42,8 @@ struct hri_selector_ops {
     /* Writes summaries for the segment's blocks, whose first is number head->n_blocks; default
      * none. */
     hr_status_t (*summarise)(struct hri_index_head *head, const struct hri_segment *segment);
+    /* What follows, some tokens later perhaps (hri_index_add_end); NULL: nothing. */
+    hr_status_t (*sketch)(struct hri_index_head *head, const struct hri_segment *segment);
     /* Bytes of scratch a step needs. */
     size_t (*scratch_bytes)(const struct hri_index_options *options);
     hr_status_t (*select)(struct hri_index_head *head, const struct hri_select_in *in,

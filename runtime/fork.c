@@ -286,7 +286,10 @@ static hr_status_t layer_fork(hr_sequence_t *f, struct hri_layer *from, struct h
     l->places = NULL;
     l->block_tokens = NULL;
     l->shared = NULL;
-    hr_status_t status = options_fork(f, from, l);
+    hr_status_t status = hri_half_create(f, l);
+    if (status == HR_OK) {
+        status = options_fork(f, from, l);
+    }
     if (status == HR_OK) {
         status = rows_fork(f, from, l);
     }
@@ -339,7 +342,10 @@ hr_status_t hr_sequence_fork(hr_sequence_t *s, hr_sequence_t **fork_out)
                              "hr_sequence_fork: no sequence or no place for the fork");
     }
     struct hri_alloc *a = &s->runtime->alloc;
-    hr_status_t status = HR_OK;
+    hr_status_t status = hri_settle_halves(s);
+    if (status != HR_OK) {
+        return status;
+    }
     hr_sequence_t *f = shell_of(s);
     if (f == NULL) {
         return hri_alloc_status();

@@ -471,6 +471,9 @@ hr_status_t hr_sequence_save(hr_sequence_t *s, const char *dir,
     hr_status_t status = options_check(s, options);
     hri_cancel_begin(s);
     if (status == HR_OK) {
+        status = hri_settle_halves(s);
+    }
+    if (status == HR_OK) {
         status = hri_calls_begin(s->runtime, &guard);
     }
     if (status != HR_OK) {

@@ -212,6 +212,7 @@ static void layer_destroy(hr_sequence_t *s, struct hri_layer *l)
     hri_free(scratch, l->rope_frequencies);
     hri_free(scratch, l->early_q);
     hri_free(scratch, l->settled);
+    hri_free(scratch, l->half.order);
     union {
         const float *in;
         float *out;
@@ -298,8 +299,26 @@ hr_status_t hri_heads_create(hr_sequence_t *s, struct hri_layer *l)
     return HR_OK;
 }
 
+hr_status_t hri_half_create(hr_sequence_t *s, struct hri_layer *l)
+{
+    uint32_t n = s->decode_segment;
+    memset(&l->half, 0, sizeof l->half);
+    if (!l->indexed || !hri_index_makes_ahead(&s->recipe) || n < 2) {
+        return HR_OK;
+    }
+    l->half.order = hri_array(&s->runtime->alloc, 3 * (size_t)n, sizeof *l->half.order);
+    if (l->half.order == NULL) {
+        return hri_alloc_status();
+    }
+    l->half.block_rows = l->half.order + n;
+    l->half.weight = (float *)(void *)(l->half.block_rows + n);
+    l->half.n_max = n;
+    return HR_OK;
+}
+
 hr_status_t hri_layer_index_reset(hr_sequence_t *s, struct hri_layer *l)
 {
+    l->half.n = 0;
     for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
         hri_index_head_destroy(l->heads[h]);
         l->heads[h] = NULL;
@@ -392,6 +411,9 @@ static hr_status_t layer_create(hr_sequence_t *s, uint32_t i, const struct hr_se
         l->settled_max = s->tokens_max / least + 2;
         l->settled = hri_array(&s->runtime->alloc, l->settled_max, sizeof *l->settled);
         status = l->settled != NULL ? HR_OK : hri_alloc_status();
+    }
+    if (status == HR_OK) {
+        status = hri_half_create(s, l);
     }
     if (status == HR_OK && l->indexed && o->keep_tokens) {
         status = block_tokens_create(s, l);

@@ -93,6 +93,15 @@ struct hri_tail_share {
     unsigned char *spare; /* [layers - 1] buffers, each begins with the address of the next */
 };
 
+/* A head of the segment that leaves next whose blocks were begun and not ended (settle.c). n 0: none. */
+struct hri_half {
+    uint32_t head, n, n_blocks;
+    uint32_t n_max; /* rows that there is room for */
+    bool weighted;
+    uint32_t *order, *block_rows; /* [n_max] */
+    float *weight;                /* [n_max] */
+};
+
 struct hri_layer {
     uint32_t n_tokens;   /* length */
     uint32_t body_end;   /* tokens [n_sink, body_end) are the body */
@@ -118,6 +127,7 @@ struct hri_layer {
     struct hri_index_head **heads;         /* [n_kv], NULL unless indexed or selecting rows */
     struct hri_block_at **places;          /* [n_kv][blocks_max] */
     struct hri_block_tokens *block_tokens; /* [n_kv] or NULL */
+    struct hri_half half;
     uint32_t *
         shared; /* forks: how many layers use the arrays in places and block_tokens; NULL: this one alone */
 };
@@ -272,6 +282,11 @@ hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer);
 
 /* Groups pending rows into blocks, in segments: while at least `least` wait and, with near, while the tail lacks any of them. */
 hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least, bool near);
+
+/* Ends what a step began of the next segment's blocks: before anything but a step looks at the layer's index or changes its rows. */
+hr_status_t hri_settle_half(hr_sequence_t *s, struct hri_layer *layer);
+hr_status_t hri_settle_halves(hr_sequence_t *s); /* of all layers */
+hr_status_t hri_half_create(hr_sequence_t *s, struct hri_layer *layer);
 
 /* Tokens after the body that heads were grouped ahead for, 0: none. */
 uint32_t hri_layer_ahead(const struct hri_layer *layer);

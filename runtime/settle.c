@@ -181,23 +181,56 @@ static void block_tokens_note(const struct segment *g, const struct group_slot *
     }
 }
 
-static hr_status_t blocks_make(const struct segment *g, uint32_t head, struct group_slot *slot)
+/* Codes of the blocks that the head got last, and where they lie. */
+static void blocks_lay(const struct segment *g, uint32_t head, struct group_slot *slot,
+                       uint32_t first_block)
 {
     hr_sequence_t *s = g->s;
-    uint32_t first_block = hri_index_blocks(g->layer->heads[head]);
-    hr_status_t status =
-        hri_index_add(g->layer->heads[head], slot->k, slot->v, g->n, asked_from(g), slot->workspace,
-                      slot->order, slot->block_rows, &slot->n_blocks);
-    if (status != HR_OK) {
-        return status;
-    }
     struct hri_block_at *places = g->layer->places[head] + (size_t)first_block * s->parts;
     parts_pack(s, slot, places);
     blocks_encode(g, slot, head, places, first_block);
     if (g->layer->block_tokens != NULL) {
         block_tokens_note(g, slot, &g->layer->block_tokens[head], first_block);
     }
-    return HR_OK;
+}
+
+static hr_status_t blocks_make(const struct segment *g, uint32_t head, struct group_slot *slot)
+{
+    struct hri_index_head *index = g->layer->heads[head];
+    uint32_t first_block = hri_index_blocks(index);
+    hr_status_t status =
+        hri_index_add(index, slot->k, slot->v, g->n, asked_from(g), slot->workspace, slot->order,
+                      slot->block_rows, &slot->n_blocks);
+    if (status == HR_OK) {
+        blocks_lay(g, head, slot, first_block);
+    }
+    return status;
+}
+
+/* The same in two turns, for one head alone. */
+static hr_status_t half_begin(const struct segment *g, uint32_t head, struct group_slot *slot)
+{
+    struct hri_half *half = &g->layer->half;
+    return hri_index_add_begin(g->layer->heads[head], slot->k, slot->v, g->n, asked_from(g),
+                               slot->workspace, half->order, half->block_rows, &half->n_blocks,
+                               half->weight, &half->weighted);
+}
+
+static hr_status_t half_end(const struct segment *g, uint32_t head, struct group_slot *slot)
+{
+    const struct hri_half *half = &g->layer->half;
+    struct hri_index_head *index = g->layer->heads[head];
+    uint32_t first_block = hri_index_blocks(index);
+    memcpy(slot->order, half->order, g->n * sizeof *slot->order);
+    memcpy(slot->block_rows, half->block_rows, half->n_blocks * sizeof *slot->block_rows);
+    slot->n_blocks = half->n_blocks;
+    hr_status_t status =
+        hri_index_add_end(index, slot->k, slot->v, g->n, slot->workspace, slot->order,
+                          slot->block_rows, slot->n_blocks, half->weighted ? half->weight : NULL);
+    if (status == HR_OK) {
+        blocks_lay(g, head, slot, first_block);
+    }
+    return status;
 }
 
 /* What grouping needs, ahead of it. */
@@ -233,7 +266,7 @@ static hr_status_t segment_group(struct segment *g)
             if (slot->status != HR_OK) {
                 return hri_error_set(slot->status, "%s", slot->message);
             }
-            if (g->work != blocks_make) {
+            if (g->work != blocks_make && g->work != half_end) {
                 continue;
             }
             uint32_t first_cell, head = g->head0 + i;
@@ -415,6 +448,9 @@ uint32_t hri_layer_ahead(const struct hri_layer *layer)
  * alone. The rest takes longer, and longer still beside another's: that is done for one head at a time. */
 #define FIT_HEADS 2u
 
+/* Tokens from one head's turn to the next at the least for a head to be grouped in two of them. */
+#define HALVES_GAP 4u
+
 /* A step's share of the work on the next segment: heads [first, end) are grouped, or only fitted. */
 struct ahead {
     uint32_t first, end;
@@ -449,13 +485,57 @@ static struct ahead ahead_of(uint32_t n_heads, uint32_t layer, uint32_t made, in
     return (struct ahead){.first = made, .end = now ? end : made, .fits = true};
 }
 
+/* Blocks made ahead are hidden. */
+static hr_status_t heads_make_ahead(hr_sequence_t *s, struct hri_layer *layer, uint32_t n,
+                                    uint32_t first, uint32_t end, head_work_fn work)
+{
+    uint32_t blocks[HR_HEADS_MAX];
+    hr_status_t status = segment_make(s, layer, n, first, end, work, blocks);
+    for (uint32_t h = first; h < end && status == HR_OK; h++) {
+        if (hri_index_blocks(layer->heads[h]) > blocks[h]) {
+            hri_index_hide(layer->heads[h], blocks[h]);
+        }
+    }
+    if (status == HR_OK && s->part != NULL && work != fit_make) {
+        hri_device_shape_changed(s, layer);
+    }
+    return status;
+}
+
+hr_status_t hri_settle_half(hr_sequence_t *s, struct hri_layer *layer)
+{
+    struct hri_half *half = &layer->half;
+    if (half->n == 0) {
+        return HR_OK;
+    }
+    hr_status_t status = heads_make_ahead(s, layer, half->n, half->head, half->head + 1, half_end);
+    half->n = 0; /* after a failure the head is grouped anew */
+    return status;
+}
+
+hr_status_t hri_settle_halves(hr_sequence_t *s)
+{
+    hr_status_t status = HR_OK;
+    for (uint32_t i = 0; i < s->n_layers && status == HR_OK; i++) {
+        status = hri_settle_half(s, &s->layers[i]);
+    }
+    return status;
+}
+
 /* Rows of the next segment that are still in the window, where steps attend them exactly, can be grouped already; all its blocks are
  * hidden until the segment is full, as if it had been grouped then, but no step has to group all heads. */
 static hr_status_t segment_ahead(hr_sequence_t *s, struct hri_layer *layer, uint32_t n,
                                  bool *any_out)
 {
-    uint32_t lead = s->n_window < n ? s->n_window : n, blocks[HR_HEADS_MAX];
+    uint32_t lead = s->n_window < n ? s->n_window : n;
     uint32_t begin = layer->body_end + n + s->n_window - lead; /* tokens of the layer then */
+    if (layer->half.n > 0) {
+        *any_out = true;
+        hr_status_t status = hri_settle_half(s, layer);
+        if (status != HR_OK) {
+            return status;
+        }
+    }
     if (!layer->indexed || !hri_index_makes_ahead(&s->recipe) || lead == 0 || n > s->segment ||
         layer->body_end < s->n_sink || layer->n_tokens < begin) {
         return HR_OK;
@@ -466,13 +546,16 @@ static hr_status_t segment_ahead(hr_sequence_t *s, struct hri_layer *layer, uint
         return HR_OK;
     }
     *any_out = true;
-    hr_status_t status =
-        segment_make(s, layer, n, a.first, a.end, a.fits ? fit_make : blocks_make, blocks);
-    for (uint32_t h = a.first; h < a.end && status == HR_OK && !a.fits; h++) {
-        hri_index_hide(layer->heads[h], blocks[h]);
-    }
-    if (status == HR_OK && s->part != NULL && !a.fits) {
-        hri_device_shape_changed(s, layer);
+    /* One head alone is ended at the next token, where no other has its turn then. */
+    bool halves =
+        !a.fits && a.end - a.first == 1 && lead / s->n_kv >= HALVES_GAP && n <= layer->half.n_max;
+    hr_status_t status = heads_make_ahead(s, layer, n, a.first, a.end,
+                                          a.fits   ? fit_make
+                                          : halves ? half_begin
+                                                   : blocks_make);
+    if (status == HR_OK && halves) {
+        layer->half.head = a.first;
+        layer->half.n = n;
     }
     return status;
 }
@@ -523,11 +606,15 @@ hr_status_t hri_settle(hr_sequence_t *s, struct hri_layer *layer, uint32_t least
         if (hri_canceled(s)) {
             return hri_error_set(HR_ERR_CANCELED, "indexing: canceled");
         }
+        hr_status_t status = hri_settle_half(s, layer);
+        if (status != HR_OK) {
+            return status;
+        }
         uint32_t n = hri_layer_ahead(layer);
         if (n == 0) {
             n = waiting < s->segment ? waiting : s->segment;
         }
-        hr_status_t status = segment_settle(s, layer, n);
+        status = segment_settle(s, layer, n);
         if (status != HR_OK) {
             return status;
         }

@@ -189,7 +189,10 @@ hr_status_t hr_sequence_truncate(hr_sequence_t *s, uint32_t n_tokens)
     }
     struct cut cuts[HR_LAYERS_MAX];
     hri_cancel_begin(s);
-    hr_status_t status = cuts_make(s, n_tokens, cuts);
+    hr_status_t status = hri_settle_halves(s);
+    if (status == HR_OK) {
+        status = cuts_make(s, n_tokens, cuts);
+    }
     for (uint32_t i = 0; status == HR_OK && i < s->n_layers; i++) {
         if (n_tokens < s->layers[i].n_tokens) {
             layer_cut(s, &s->layers[i], &cuts[i]);

@@ -429,6 +429,65 @@ static void test_made_ahead(void **state)
     }
 }
 
+/* Rows added by two calls are added as by one: the same blocks, and what estimates of them give, bit for bit. */
+static void added_in_two(const char *recipe)
+{
+    enum { ALL = 1100, FIRST = 600, N = ALL - FIRST, G = 2, D = 64 };
+    struct hri_rng rng;
+    struct bench_head a, b;
+    uint32_t order[2][N], block_rows[2][N], n_blocks[2];
+    float weight[N];
+    bool weighted = false;
+    void *workspace = NULL;
+    hri_rng_seed(&rng, 23);
+    struct synth rows = synth_make(&rng, ALL, D, D);
+    float *q = synth_queries(&rng, &rows, 20, G);
+    struct bench_geometry geometry = {
+        .recipe = recipe, .g = G, .k_dim = D, .v_dim = D, .horizon_tokens = 64};
+    bench_head_init(&a, &geometry, rows.k, rows.v, ALL, q, 20, 0, ALL, FIRST);
+    bench_head_init(&b, &geometry, rows.k, rows.v, ALL, q, 20, 0, ALL, FIRST);
+    const float *k = rows.k + (size_t)FIRST * D, *v = rows.v + (size_t)FIRST * D;
+    size_t bytes = hri_index_workspace_bytes(&a.options, N);
+    assert_int_equal(posix_memalign(&workspace, 64, bytes), 0);
+    uint32_t before = 0; /* blocks of the first rows; the others go, to come back by either way */
+    for (uint32_t n = 0; n < FIRST; n += hri_index_block_rows(a.head, before++))
+        ;
+    hri_index_truncate(a.head, before);
+    hri_index_truncate(b.head, before);
+    assert_int_equal(
+        hri_index_add(a.head, k, v, N, ALL, workspace, order[0], block_rows[0], &n_blocks[0]),
+        HR_OK);
+    assert_int_equal(hri_index_add_begin(b.head, k, v, N, ALL, workspace, order[1], block_rows[1],
+                                         &n_blocks[1], weight, &weighted),
+                     HR_OK);
+    assert_int_equal(hri_index_blocks(b.head), before);
+    assert_int_equal(hri_index_rows(b.head), FIRST);
+    memset(workspace, 0x5a, bytes);
+    assert_int_equal(hri_index_add_end(b.head, k, v, N, workspace, order[1], block_rows[1],
+                                       n_blocks[1], weighted ? weight : NULL),
+                     HR_OK);
+    assert_int_equal(n_blocks[0], n_blocks[1]);
+    assert_memory_equal(order[0], order[1], sizeof order[0]);
+    assert_memory_equal(block_rows[0], block_rows[1], n_blocks[0] * sizeof block_rows[0][0]);
+    assert_int_equal(hri_index_blocks(a.head), hri_index_blocks(b.head));
+    assert_int_equal(hri_index_rows(b.head), ALL);
+    assert_int_equal(hri_index_sketch_bytes(a.head), hri_index_sketch_bytes(b.head));
+    steps_equal(&a, &b, q, 20, 0);
+    bench_head_fini(&a);
+    bench_head_fini(&b);
+    free(workspace);
+    synth_free(&rows);
+    free(q);
+}
+
+static void test_added_in_two(void **state)
+{
+    (void)state;
+    added_in_two("headrace");
+    added_in_two("headrace:sketch=0");
+    added_in_two("headrace:sketch=3");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -436,7 +495,7 @@ int main(void)
         cmocka_unit_test(test_heavy_sink),  cmocka_unit_test(test_late_blocks),
         cmocka_unit_test(test_memory),      cmocka_unit_test(test_refused_memory),
         cmocka_unit_test(test_bad_options), cmocka_unit_test(test_full_and_truncate),
-        cmocka_unit_test(test_made_ahead),
+        cmocka_unit_test(test_made_ahead),  cmocka_unit_test(test_added_in_two),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
