@@ -40,14 +40,22 @@ typedef uint64_t line_t __attribute__((vector_size(64), may_alias));
 
 /* ------------------------------------------------------------------------------------------ code */
 
-static void attend_unit_block(const struct gather *a, const struct hri_kernels *kernels,
-                              const void *at, const void *next, struct hri_partial *part)
+#define RUNS 16u /* blocks that a step hands over together */
+
+static void attend_blocks_bf16(const struct gather *a, const struct hri_kernels *kernels,
+                               const void *const *at, uint32_t n, struct hri_partial *part)
 {
-    if (a->unit == BLOCK_BF16) {
-        struct hri_rows rows = {at, 2 * DIM * 2, BLOCK_ROWS, HR_DTYPE_BF16};
-        kernels->attend_rows(a->q, GROUP, DIM, DIM, rows, 0, part);
-        return;
+    struct hri_rows runs[RUNS];
+    for (uint32_t i = 0; i < n; i++) {
+        runs[i % RUNS] = (struct hri_rows){at[i], 2 * DIM * 2, BLOCK_ROWS, HR_DTYPE_BF16};
+        if (i % RUNS == RUNS - 1 || i + 1 == n)
+            kernels->attend_runs(a->q, GROUP, DIM, DIM, runs, i % RUNS + 1, 0, part);
     }
+}
+
+static void attend_block_i8(const struct gather *a, const struct hri_kernels *kernels,
+                            const void *at, const void *next, struct hri_partial *part)
+{
     struct hri_block_i8 block = {.codes = at,
                                  .n = BLOCK_ROWS,
                                  .k_dot = a->center,
@@ -84,9 +92,10 @@ static void attend_units(const struct gather *a, const struct hri_kernels *kerne
         kernels->attend_gather(a->q, GROUP, DIM, DIM, at, n, HR_DTYPE_BF16, 0, part);
     else if (a->unit == ROW_I8)
         attend_rows_i8(a, kernels, (const int8_t *const *)at, n, part);
-    for (uint32_t i = 0; (a->unit == BLOCK_I8 || a->unit == BLOCK_BF16) && i < n; i++) {
-        attend_unit_block(a, kernels, at[i], i + 1 < n ? at[i + 1] : NULL, part);
-    }
+    else if (a->unit == BLOCK_BF16)
+        attend_blocks_bf16(a, kernels, at, n, part);
+    for (uint32_t i = 0; a->unit == BLOCK_I8 && i < n; i++)
+        attend_block_i8(a, kernels, at[i], i + 1 < n ? at[i + 1] : NULL, part);
 }
 
 static uint32_t units_of(const struct gather *a, unsigned task)

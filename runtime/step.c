@@ -430,6 +430,37 @@ static const void *block_ahead(const struct step *st, uint32_t head, uint32_t it
     return bytes_find(hs, item, miss);
 }
 
+#define RUNS                                                                                       \
+    16u /* blocks: what was copied to a frame is still in the second-level cache when they are attended */
+
+/* Blocks of rows as they are, attended together, so that the next one comes while one is worked on. */
+struct runs {
+    struct hri_rows of[RUNS];
+    uint32_t n;
+};
+
+static void runs_attend(const hr_sequence_t *s, struct hri_head_step *hs, struct runs *runs)
+{
+    if (runs->n > 0) {
+        s->runtime->kernels->attend_runs(hs->q, s->g, s->dk, s->dv, runs->of, runs->n, s->soft_cap,
+                                         &hs->part);
+    }
+    runs->n = 0;
+}
+
+static void run_add(const struct step *st, uint32_t head, uint32_t item, struct runs *runs)
+{
+    const hr_sequence_t *s = st->s;
+    struct hri_head_step *hs = &s->steps[head];
+    uint32_t n = hri_index_item_rows(st->layer->heads[head], hs->items[item]);
+    hs->refined_rows += n;
+    runs->of[runs->n++] = (struct hri_rows){
+        .base = hs->where[item], .stride_bytes = s->row_bytes, .n = n, .dtype = s->dtype};
+    if (runs->n == RUNS) {
+        runs_attend(s, hs, runs);
+    }
+}
+
 /* The estimate of what was not chosen, the hits, and what comes from host memory, which is brought into its frame first; what is
  * still on its way from the file is noted in late[]. */
 static void attend_task(void *context, unsigned head, unsigned worker)
@@ -440,6 +471,9 @@ static void attend_task(void *context, unsigned head, unsigned worker)
     hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
     hri_index_attend_rows(st->layer->heads[head], &hs->in, &hs->out, hs->row_codes, &hs->part);
     hs->refined_rows += hs->out.n_rows;
+    bool as_they_are = st->s->recipe.selector->codec == HRI_CODEC_EXACT &&
+                       !hri_index_rebuilds_keys(&st->s->recipe);
+    struct runs runs = {.n = 0};
     uint32_t n_late = 0, miss = 0;
     for (uint32_t i = 0; i < hs->out.n_items; i++) {
         if (miss < hs->fetch.n_misses && hs->read_block[miss] == i) {
@@ -448,10 +482,13 @@ static void attend_task(void *context, unsigned head, unsigned worker)
         const void *next = block_ahead(st, head, i + 1, miss);
         if (hs->where[i] == NULL) {
             hs->late[n_late++] = i;
+        } else if (as_they_are) {
+            run_add(st, head, i, &runs);
         } else {
             block_attend(st, head, i, next, next != NULL ? hs->address[i + 1].bytes : 0);
         }
     }
+    runs_attend(st->s, hs, &runs);
     hs->n_late = n_late;
 }
 
