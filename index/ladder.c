@@ -21,6 +21,8 @@
 #define LONE_TAIL_MAX 20.0f
 /* Within a budget, rows are looked at singly at first where those of their block leave more than this part of a mean block's. */
 #define SINGLE_PART 1e-2
+/* With a tolerance, blocks are left as they are that together leave this part of what it allows. */
+#define SINGLE_OF_TOLERANCE 0.1
 
 /* ---------------------------------------------------------------------------------- what is left */
 
@@ -173,6 +175,20 @@ static uint32_t singles_fill(struct hri_ladder *l, double single)
     return fresh;
 }
 
+/* What a block has to be worth so that those worth less leave no more than `most` together. */
+static double single_least(struct hri_ladder *l, double most)
+{
+    const struct hri_index_head *head = l->head;
+    double sum = 0;
+    uint32_t bin = 0;
+    memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
+    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
+        l->bin_sum[hri_bin_of(l->block_worth[b])] += l->block_worth[b];
+    while (bin < HRI_BINS && sum + (double)l->bin_sum[bin] <= most)
+        sum += (double)l->bin_sum[bin++];
+    return bin < HRI_BINS ? (double)hri_bin_edge(bin) : HUGE_VAL;
+}
+
 /* What all rows that are read are worth, singly where that may matter; adds what they leave to left, where hri_ladder_unread put the
  * others'. */
 static void worth_fill(struct hri_ladder *l)
@@ -194,7 +210,11 @@ static void worth_fill(struct hri_ladder *l)
         block_value(l, b, basis);
         all += (double)l->block_worth[b];
     }
-    double single = l->by_budget ? SINGLE_PART * all / head->n_blocks : 0;
+    double tolerance = l->in->tolerance,
+           most = SINGLE_OF_TOLERANCE * tolerance * tolerance * head->options.g;
+    double single = l->by_budget    ? SINGLE_PART * all / head->n_blocks
+                    : tolerance > 0 ? single_least(l, most)
+                                    : 0;
     lone_lift(l);
     singles_fill(l, single);
 }
