@@ -12,6 +12,7 @@
 #include "bench/rows.h"
 #include "cli/trace.h"
 #include "index/linalg.h"
+#include "index/rotation.h"
 
 #define SINK_ROWS 16u /* of the beginning, which is there once */
 
@@ -27,13 +28,14 @@ struct tiled {
     struct hrb_rows base;
     struct cli_trace trace;
     struct hr_rope rope;
-    uint32_t first;      /* the trace's row of the first step */
-    uint32_t gap;        /* rows of copies */
-    uint32_t at;         /* next row */
-    uint32_t step;       /* next step's query */
-    uint32_t shown_from; /* queries seen from here on are at consecutive positions */
-    uint32_t copy;       /* of the turns, UINT32_MAX: none yet */
-    struct body *bodies; /* [2][kv_heads]: K, V */
+    struct hri_rotation rotation; /* by it */
+    uint32_t first;               /* the trace's row of the first step */
+    uint32_t gap;                 /* rows of copies */
+    uint32_t at;                  /* next row */
+    uint32_t step;                /* next step's query */
+    uint32_t shown_from;          /* queries seen from here on are at consecutive positions */
+    uint32_t copy;                /* of the turns, UINT32_MAX: none yet */
+    struct body *bodies;          /* [2][kv_heads]: K, V */
     float *floats;
     double *doubles;
 };
@@ -161,13 +163,13 @@ static struct hrb_rows_chunk chunk(const struct hrb_rows *self, uint32_t done)
 {
     const struct tiled *t = (const struct tiled *)self;
     const struct cli_positions *seen = &t->trace.meta.seen;
+    const uint32_t all = seen->n - t->shown_from;
     uint32_t end = self->tokens, queries = 0;
     if (seen->n > 0 && done <= seen->at[seen->n - 1] + t->gap) {
         end = seen->at[seen->n - 1] + t->gap + 1;
-        queries = seen->n - t->shown_from;
+        queries = all;
     }
     const uint32_t n = end - done < HRB_ROWS_CHUNK ? end - done : HRB_ROWS_CHUNK;
-    const uint32_t all = seen->n - t->shown_from;
     if (self->rope && t->gap > 0 && done == 0 && all <= n && n < end)
         return (struct hrb_rows_chunk){n, all};
     return (struct hrb_rows_chunk){n, done + n == end ? queries : 0};
@@ -183,21 +185,6 @@ static void put_queries(const struct tiled *t, const float *from, uint32_t per_h
             memcpy(q, from + ((size_t)h * per_head + first + i) * d, d * sizeof *q);
 }
 
-/* q [q_heads][dim] as it would be `ahead` positions later, or before if that is negative. */
-static void move(const struct tiled *t, double ahead, float *q)
-{
-    const uint32_t pairs = t->rope.n_rot / 2;
-    const bool half = t->rope.layout == HR_ROPE_HALF;
-    for (uint32_t h = 0; h < t->base.q_heads; h++, q += t->base.dim)
-        for (uint32_t i = 0; i < pairs; i++) {
-            float *x = q + (half ? i : 2 * i), *y = half ? x + pairs : x + 1;
-            const double angle = ahead * (double)t->rope.frequencies[i], c = cos(angle),
-                         s = sin(angle), a = (double)*x, b = (double)*y;
-            *x = (float)(a * c - b * s);
-            *y = (float)(a * s + b * c);
-        }
-}
-
 /* They stand at the ends of the rows made so far, one after the other. */
 static void shown(struct hrb_rows *self, uint32_t n, float *q)
 {
@@ -205,10 +192,10 @@ static void shown(struct hrb_rows *self, uint32_t n, float *q)
     const uint32_t all = t->trace.meta.seen.n;
     put_queries(t, t->trace.seen, all, all - n, n, q);
     for (uint32_t i = 0; t->base.rope && i < n; i++) {
-        const double stands = (double)t->at - n + i,
-                     stood = (double)t->trace.meta.seen.at[all - n + i] + t->gap;
-        if (stands < stood)
-            move(t, stands - stood, q + (size_t)i * t->base.q_heads * t->base.dim);
+        const uint32_t stands = t->at - n + i, stood = t->trace.meta.seen.at[all - n + i] + t->gap;
+        for (uint32_t h = 0; stands < stood && h < t->base.q_heads; h++)
+            hri_rotation_apply(&t->rotation, q + ((size_t)i * t->base.q_heads + h) * t->base.dim, 1,
+                               0, stood - stands, -1);
     }
 }
 
@@ -242,6 +229,7 @@ static void tiled_free(struct hrb_rows *self)
 {
     struct tiled *t = (struct tiled *)self;
     cli_trace_fini(&t->trace);
+    hri_rotation_destroy(&t->rotation, NULL);
     free(t->bodies);
     free(t->floats);
     free(t->doubles);
@@ -255,7 +243,8 @@ static bool alloc_bodies(struct tiled *t)
     t->bodies = calloc(n, sizeof *t->bodies);
     t->floats = malloc(n * d * (d + 1) * sizeof *t->floats);
     t->doubles = malloc(n * d * d * sizeof *t->doubles);
-    if (!t->bodies || !t->floats || !t->doubles)
+    if (!t->bodies || !t->floats || !t->doubles ||
+        hri_rotation_create(&t->rotation, NULL, &t->rope) != HR_OK)
         return false;
     for (size_t i = 0; i < n; i++) {
         const size_t h = i % t->base.kv_heads;
