@@ -299,23 +299,6 @@ hr_status_t hri_heads_create(hr_sequence_t *s, struct hri_layer *l)
     return HR_OK;
 }
 
-hr_status_t hri_half_create(hr_sequence_t *s, struct hri_layer *l)
-{
-    uint32_t n = s->decode_segment;
-    memset(&l->half, 0, sizeof l->half);
-    if (!l->indexed || !hri_index_makes_ahead(&s->recipe) || n < 2) {
-        return HR_OK;
-    }
-    l->half.order = hri_array(&s->runtime->alloc, 3 * (size_t)n, sizeof *l->half.order);
-    if (l->half.order == NULL) {
-        return hri_alloc_status();
-    }
-    l->half.block_rows = l->half.order + n;
-    l->half.weight = (float *)(void *)(l->half.block_rows + n);
-    l->half.n_max = n;
-    return HR_OK;
-}
-
 hr_status_t hri_layer_index_reset(hr_sequence_t *s, struct hri_layer *l)
 {
     l->half.n = 0;
