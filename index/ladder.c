@@ -179,13 +179,10 @@ static uint32_t singles_fill(struct hri_ladder *l, double single)
 static double single_least(struct hri_ladder *l, double most)
 {
     const struct hri_index_head *head = l->head;
-    double sum = 0;
-    uint32_t bin = 0;
     memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
     for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
         l->bin_sum[hri_bin_of(l->block_worth[b])] += l->block_worth[b];
-    while (bin < HRI_BINS && sum + (double)l->bin_sum[bin] <= most)
-        sum += (double)l->bin_sum[bin++];
+    uint32_t bin = hri_ladder_bin_below(l, 0, most);
     return bin < HRI_BINS ? (double)hri_bin_edge(bin) : HUGE_VAL;
 }
 

@@ -239,8 +239,7 @@ static uint32_t unread_mark(struct hri_ladder *l, const uint32_t *list, uint32_t
     return fresh;
 }
 
-/* The largest bin such that what lies in and below it adds up to at most `most`, if `sum` lies below all bins; HRI_BINS if all does. */
-static uint32_t bin_below(const struct hri_ladder *l, double sum, double most)
+uint32_t hri_ladder_bin_below(const struct hri_ladder *l, double sum, double most)
 {
     for (uint32_t i = 0; i < HRI_BINS; i++) {
         sum += (double)l->bin_sum[i];
@@ -326,7 +325,7 @@ uint32_t hri_ladder_mark(struct hri_ladder *l, float part)
     memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
     for (uint32_t i = 0; i < n_large; i++)
         l->bin_sum[hri_bin_of(doubt[large[i]])] += doubt[large[i]];
-    uint32_t bin = bin_below(l, (double)below, (double)most);
+    uint32_t bin = hri_ladder_bin_below(l, (double)below, (double)most);
     if (l->codes_move)
         bin = bin_paid(l, large, n_large, bin);
     return unread_mark(l, large, n_large, bin);

@@ -186,6 +186,8 @@ uint32_t hri_ladder_strays_put(struct hri_ladder *l, uint32_t b, float *score);
 void hri_ladder_strays_lift(const struct hri_ladder *l, uint32_t n, const float *add, float *score);
 /* Reads the sketches of all marked blocks; weights and totals follow. Returns the bytes read. */
 uint64_t hri_ladder_read(struct hri_ladder *l);
+/* The first bin with which bin_sum, from the lowest bin up and `sum` below all, exceeds `most`; HRI_BINS if all does not. */
+uint32_t hri_ladder_bin_below(const struct hri_ladder *l, double sum, double most);
 /* What unread blocks leave: left[g] set to it; far and size measured. Returns the sum of the group. */
 double hri_ladder_unread(struct hri_ladder *l);
 
