@@ -249,7 +249,8 @@ WIDE void hri_pass_quarters_code(const float *restrict x, float inverse, uint32_
         uint32_t code = 0;
         for (uint32_t i = 0; i < 4; i++) {
             float level = x[j + i * quarter] * inverse + 2;
-            level = level < 0 ? 0 : level > 3 ? 3 : level;
+            level = level > 0 ? level : 0; /* a NaN becomes 0 */
+            level = level < 3 ? level : 3;
             code |= (uint32_t)(int32_t)level << 2 * i;
         }
         codes[j] = (uint8_t)code;

@@ -148,10 +148,22 @@ static hr_status_t rows_lost(const struct opener *op, hr_status_t status, uint32
                          message);
 }
 
+/* Rows are finite when they are appended; a file with others was not written by this library, whatever its checksums say. *bad: the byte. */
+static hr_status_t rows_check(const struct opener *op, const void *rows, size_t bytes, size_t *bad)
+{
+    const hr_sequence_t *s = op->s;
+    *bad = s->runtime->kernels->find_nonfinite(rows, s->dtype, bytes / hr_dtype_bytes(s->dtype)) *
+           hr_dtype_bytes(s->dtype);
+    return *bad == bytes
+               ? HR_OK
+               : hri_error_set(HR_ERR_CORRUPT, "session %s: a number is not finite", op->path);
+}
+
 /* -- cells -- */
 
+/* `bad` NULL: cells of anything. Else of exact rows, and the first and the last byte of the stream that is damaged. */
 static hr_status_t cells_load(struct opener *op, uint64_t key, struct hri_lane *lane,
-                              uint32_t n_cells, uint32_t cell_bytes)
+                              uint32_t n_cells, uint32_t cell_bytes, uint64_t bad[2])
 {
     uint32_t group = CELLS_BYTES / cell_bytes;
     if (hri_archive_bytes(op->in, key) != (uint64_t)n_cells * cell_bytes) {
@@ -169,7 +181,15 @@ static hr_status_t cells_load(struct opener *op, uint64_t key, struct hri_lane *
     hr_status_t status = hri_archive_seek(op->in, key);
     for (uint32_t cell = 0; cell < n_cells && status == HR_OK; cell += group) {
         uint32_t n = n_cells - cell < group ? n_cells - cell : group;
+        size_t at = 0;
         status = get(op, buffer, (size_t)n * cell_bytes);
+        if (bad != NULL && status != HR_OK) {
+            bad[0] = hri_archive_lost_at(op->in);
+            bad[1] = bad[0] + HRI_ARCHIVE_PAYLOAD_BYTES - 1;
+        } else if (bad != NULL) {
+            status = rows_check(op, buffer, (size_t)n * cell_bytes, &at);
+            bad[0] = bad[1] = (uint64_t)cell * cell_bytes + at;
+        }
         if (status == HR_OK) {
             status = hri_lane_append(lane, buffer, n, NULL);
         }
@@ -229,6 +249,10 @@ static hr_status_t near_load(struct opener *op, uint32_t i, const struct hri_sav
     if (status == HR_OK) {
         status = get(op, rows, bytes);
     }
+    if (status == HR_OK) {
+        size_t bad;
+        status = rows_check(op, rows, bytes, &bad);
+    }
     if (status != HR_OK) {
         return rows_lost(op, status, i, state->n_logged, state->n_tokens - 1);
     }
@@ -251,15 +275,15 @@ static hr_status_t log_load(struct opener *op, uint32_t i, const struct hri_save
 {
     const uint64_t key = hri_archive_key(HRI_SAVED_LAYER, i, HRI_SAVED_LOG, 0);
     const hr_sequence_t *s = op->s;
-    hr_status_t status = cells_load(op, key, s->layers[i].log_lane,
-                                    state->n_logged / HRI_LOG_ROWS * s->n_kv, s->log_cell_bytes);
+    uint64_t bad[2] = {0, 0};
+    hr_status_t status =
+        cells_load(op, key, s->layers[i].log_lane, state->n_logged / HRI_LOG_ROWS * s->n_kv,
+                   s->log_cell_bytes, bad);
     if (status == HR_OK) {
         return status;
     }
-    uint64_t at = hri_archive_lost_at(op->in);
-    uint32_t first = hri_saved_token_at(&op->meta, at),
-             last = hri_saved_token_at(&op->meta, at + HRI_ARCHIVE_PAYLOAD_BYTES - 1) +
-                    HRI_LOG_ROWS - 1;
+    uint32_t first = hri_saved_token_at(&op->meta, bad[0]),
+             last = hri_saved_token_at(&op->meta, bad[1]) + HRI_LOG_ROWS - 1;
     return rows_lost(op, status, i, first, last < state->n_logged ? last : state->n_logged - 1);
 }
 
@@ -419,7 +443,7 @@ static hr_status_t derived_load(struct opener *op, uint32_t i, const struct hri_
     hr_status_t status = settled_load(op, i, state);
     if (status == HR_OK && l->indexed) {
         status = cells_load(op, hri_archive_key(HRI_SAVED_LAYER, i, HRI_SAVED_BLOCKS, 0),
-                            l->block_lane, state->block_cells, s->block_cell_bytes);
+                            l->block_lane, state->block_cells, s->block_cell_bytes, NULL);
     }
     bool saved = hri_index_saves(&s->recipe);
     for (uint32_t h = 0; l->heads != NULL && saved && h < s->n_kv && status == HR_OK; h++) {

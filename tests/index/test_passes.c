@@ -161,6 +161,19 @@ static void quarters(const struct arrays *a, uint32_t n)
     near((double)hri_pass_squares_of(a->weight, a->state, 1, n), sum, 0, "squares", n);
 }
 
+/* What is not finite gets some code: a session's file may hold anything. */
+static void test_quarters_of_what_is_not_finite(void **state)
+{
+    (void)state;
+    const float x[8] = {NAN, -NAN, INFINITY, -INFINITY, 0, 1e30f, -1e30f, 1e-40f};
+    uint8_t codes[2];
+    hri_pass_quarters_code(x, 1, 2, codes);
+    assert_int_equal(codes[0], 0 | 3 << 2 | 2 << 4 | 0 << 6);
+    assert_int_equal(codes[1], 0 | 0 << 2 | 3 << 4 | 2 << 6);
+    hri_pass_quarters_code(x, INFINITY, 2, codes);
+    assert_int_equal(codes[0] & 3, 0);
+}
+
 static void test_all_lengths(void **state)
 {
     (void)state;
@@ -178,6 +191,9 @@ static void test_all_lengths(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all_lengths)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all_lengths),
+        cmocka_unit_test(test_quarters_of_what_is_not_finite),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

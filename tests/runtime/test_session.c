@@ -4,7 +4,8 @@
 #include "tests/test.h"
 
 #include "base/checksum.h"
-#include "offload/archive.h"
+#include "offload/archive_impl.h"
+#include "runtime/saved.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -766,6 +767,39 @@ static void test_lies_with_right_checksums(void **state)
     assert_ok(hr_runtime_destroy(rt));
 }
 
+/* A NaN for the n-th number of the first block of a stream, under right checksums. */
+static void nan_put(uint32_t layer, uint32_t kind, size_t n)
+{
+    uint64_t key = hri_archive_key(HRI_SAVED_LAYER, layer, kind, 0), index = get_u64(S_INDEX),
+             i = 0;
+    const uint16_t not_a_number = 0x7fc0;
+    while (get_u64(index + i * 24) != key) {
+        assert_true(++i < get_u64(S_BLOCKS));
+    }
+    struct hri_archive_header *h = (void *)(file + get_u64(index + i * 24 + 8));
+    memcpy((unsigned char *)(h + 1) + n * 2, &not_a_number, 2);
+    h->crc = hri_crc32c(0, h + 1, h->bytes);
+    h->header_crc = hri_crc32c(0, h, offsetof(struct hri_archive_header, header_crc));
+    index_change(i, 20, h->crc, 4);
+}
+
+static void test_rows_that_are_not_finite(void **state)
+{
+    (void)state;
+    hr_sequence_t *s;
+    hr_runtime_t *rt = runtime_for(false);
+    small_session(rt, "headrace", 600);
+    unsigned char *right = malloc(file_bytes);
+    memcpy(right, file, file_bytes);
+    nan_put(1, HRI_SAVED_NEAR, 5);
+    assert_fails(try_open(rt, "headrace", &s), HR_ERR_CORRUPT, "a number is not finite");
+    memcpy(file, right, file_bytes);
+    nan_put(1, HRI_SAVED_LOG, (size_t)HRI_LOG_ROWS * KV * 2 * D);
+    assert_fails(try_open(rt, "headrace", &s), HR_ERR_CORRUPT, "layer 1: tokens 64 to 127 are");
+    free(right);
+    assert_ok(hr_runtime_destroy(rt));
+}
+
 /* Whatever was asked that cannot be, of a session that is right: the file is byte for byte what it was, and opens. */
 static void test_refusals_change_nothing(void **state)
 {
@@ -856,6 +890,7 @@ int main(void)
         cmocka_unit_test(test_truncated_at_every_length),
         cmocka_unit_test(test_refusals_change_nothing),
         cmocka_unit_test(test_lies_with_right_checksums),
+        cmocka_unit_test(test_rows_that_are_not_finite),
         cmocka_unit_test(test_lost_tokens_are_named),
     };
     int result = cmocka_run_group_tests(tests, setup, teardown);
