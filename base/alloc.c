@@ -292,6 +292,17 @@ hr_status_t hri_region_alloc(struct hri_alloc *alloc, size_t bytes, struct hri_r
     return HR_OK;
 }
 
+void hri_region_touch(const struct hri_region *region, size_t first_byte, size_t bytes)
+{
+    size_t first = first_byte - first_byte % hri_page_bytes();
+    if (first_byte > region->bytes || bytes > region->bytes - first_byte || bytes == 0)
+        return;
+#ifdef MADV_POPULATE_WRITE
+    (void)madvise((unsigned char *)region->base + first, first_byte + bytes - first,
+                  MADV_POPULATE_WRITE); /* of Linux 5.14; older ones refuse */
+#endif
+}
+
 void hri_region_free(struct hri_alloc *alloc, struct hri_region *region)
 {
     if (region->base == NULL)

@@ -93,6 +93,8 @@ struct hri_region {
 
 hr_status_t hri_region_alloc(struct hri_alloc *alloc, size_t bytes, struct hri_region *region_out);
 
+/* Makes the pages of this part be there, so that who writes first need not wait for them. A wish; what they hold stays. */
+void hri_region_touch(const struct hri_region *region, size_t first_byte, size_t bytes);
 /* Empties the region; an empty one is fine. */
 void hri_region_free(struct hri_alloc *alloc, struct hri_region *region);
 

@@ -39,7 +39,7 @@ struct hri_frames {
     unsigned char *memory; /* n_frames, then the transit frames */
     /* Of the tables. They are as large as the longest text makes them, and a fork makes its own: zero pages that nobody touched yet
      * cost nothing. */
-    struct hri_region table_region, resident_region, frame_region;
+    struct hri_region table_region, resident_region, frame_region, memory_region;
     size_t stride_bytes;
     uint32_t frame_bytes, n_frames, n_transit, n_lanes;
     struct lane_table *lanes;
@@ -47,6 +47,7 @@ struct hri_frames {
     uint32_t free_frame, oldest, newest;
     uint32_t n_fresh_frames; /* of the n_frames, from the end: never used, in no list */
     uint32_t n_transit_used; /* in this step */
+    uint32_t n_touched;      /* the first frames, whose pages are there */
     uint64_t step;
     struct hri_frames_stats stats;
 };
@@ -80,9 +81,8 @@ static struct sizes sizes_of(const struct hri_frames_options *options)
         n_blocks += options->blocks_max[i];
     uint64_t page = hri_page_bytes();
     return (struct sizes){
-        .memory = n * options->frame_bytes,
-        .frames =
-            n * sizeof(struct frame) + page, /* rounded when it is made; grows evenly with n */
+        .memory = n * options->frame_bytes + page, /* as frames: rounded, and grows evenly with n */
+        .frames = n * sizeof(struct frame) + page,
         .lanes = options->n_lanes * sizeof(struct lane_table),
         .tables = hri_round_up(n_blocks * sizeof(uint32_t), page),
         .resident = hri_round_up(n_blocks, page),
@@ -105,9 +105,9 @@ static bool alloc_tables(struct hri_frames *frames, const struct sizes *sizes)
 {
     struct hri_alloc *alloc = frames->alloc;
     uint64_t page = hri_page_bytes();
-    frames->memory = hri_aligned(alloc, HRI_PAGE_BYTES, sizes->memory);
     frames->lanes = hri_aligned_zero(alloc, FRAME_ALIGN_BYTES, sizes->lanes);
-    return frames->memory != NULL && frames->lanes != NULL &&
+    return frames->lanes != NULL &&
+           alloc_region(frames, sizes->memory - page, &frames->memory_region) &&
            alloc_region(frames, sizes->frames - page, &frames->frame_region) &&
            alloc_region(frames, sizes->tables, &frames->table_region) &&
            alloc_region(frames, sizes->resident, &frames->resident_region);
@@ -127,6 +127,7 @@ static void place_tables(struct hri_frames *frames, const struct hri_frames_opti
         resident += options->blocks_max[i];
     }
     frames->frames = frames->frame_region.base;
+    frames->memory = frames->memory_region.base;
     frames->oldest = NONE;
     frames->newest = NONE;
     frames->free_frame = NONE;
@@ -170,12 +171,20 @@ hr_status_t hri_frames_create(const struct hri_frames_options *options,
     return HR_OK;
 }
 
+void hri_frames_expect(struct hri_frames *frames, uint32_t n_blocks)
+{
+    uint32_t left = frames->n_frames - frames->n_touched, n = n_blocks < left ? n_blocks : left;
+    hri_region_touch(&frames->memory_region, (size_t)frames->n_touched * frames->stride_bytes,
+                     (size_t)n * frames->stride_bytes);
+    frames->n_touched += n;
+}
+
 void hri_frames_destroy(struct hri_frames *frames)
 {
     if (frames == NULL)
         return;
-    hri_free(frames->alloc, frames->memory);
     hri_free(frames->alloc, frames->lanes);
+    hri_region_free(frames->alloc, &frames->memory_region);
     hri_region_free(frames->alloc, &frames->frame_region);
     hri_region_free(frames->alloc, &frames->table_region);
     hri_region_free(frames->alloc, &frames->resident_region);

@@ -28,6 +28,9 @@ void hri_frames_destroy(struct hri_frames *frames);
 /* Device bytes such a pool takes at most. */
 uint64_t hri_frames_bytes(const struct hri_frames_options *options);
 
+/* So many blocks more are there to be fetched: the pages of as many frames are touched now, so that steps need not. */
+void hri_frames_expect(struct hri_frames *frames, uint32_t n_blocks);
+
 void hri_frames_step_begin(struct hri_frames *frames);
 /* The block's bytes if resident, else NULL; does not count as a use. */
 const void *hri_frames_peek(const struct hri_frames *frames, uint32_t lane, uint32_t block);

@@ -425,6 +425,10 @@ static hr_status_t segment_make(hr_sequence_t *s, struct hri_layer *layer, uint3
         return hri_error_set(status, "layer %u: tokens %u to %u not indexed: %s",
                              (unsigned)(layer - s->layers), g.first, g.first + n - 1, message);
     }
+    for (uint32_t h = head_first; h < head_end && s->frames != NULL; h++) {
+        hri_frames_expect(s->frames,
+                          (hri_index_blocks(layer->heads[h]) - blocks_out[h]) * s->parts);
+    }
     return HR_OK;
 }
 
