@@ -20,6 +20,9 @@
 #define OUTPUT_SHARE_MIN 0.002f
 /* Lines of 16 blocks that are scored at a time. */
 #define LINES 32u
+/* How far ahead families' lines and blocks' values are asked for. */
+#define LINES_AHEAD 4u
+#define SEE_AHEAD   8u
 /* Everything of one look. Weights are masses over exp(top). */
 struct look {
     const struct hri_index_head *head;
@@ -251,6 +254,19 @@ static void lines_score(struct look *l, const uint32_t *list, uint32_t n, uint32
     }
 }
 
+/* A family's summaries lie anywhere: they are asked for while others before them are copied. */
+static void lines_ahead(const struct look *l, const uint32_t *list, uint32_t n, uint32_t i)
+{
+    const struct hri_families *fs = l->fs;
+    if (i >= n)
+        return;
+    uint32_t first = fs->first[list[i]] / HRI_LANES,
+             end = (fs->first[list[i] + 1] - 1) / HRI_LANES + 1;
+    size_t line_bytes = (size_t)HRI_LANES * l->head->options.k_dim;
+    for (size_t at = first * line_bytes; at < end * line_bytes; at += 64)
+        __builtin_prefetch(fs->k_codes + at);
+}
+
 /* Opens the families list[n], ascending. */
 static void families_open(struct look *l, const uint32_t *list, uint32_t n)
 {
@@ -266,6 +282,7 @@ static void families_open(struct look *l, const uint32_t *list, uint32_t n)
             n_lines = 0;
             copied = UINT32_MAX;
         }
+        lines_ahead(l, list, n, i + LINES_AHEAD);
         for (; line <= last; line++) {
             if (line == copied)
                 continue;
@@ -390,6 +407,14 @@ static bool families_choose(struct look *l)
 
 /* -- the view -- */
 
+static void block_ahead(const struct look *l, uint32_t b)
+{
+    const struct hri_index_options *o = &l->head->options;
+    const int8_t *codes = l->head->summary.v_codes + (size_t)b * o->v_dim;
+    for (uint32_t at = 0; at < o->v_dim; at += 64)
+        __builtin_prefetch(codes + at);
+}
+
 static void block_see(struct look *l, uint32_t b)
 {
     const struct hri_index_head *head = l->head;
@@ -444,8 +469,11 @@ static void view_fill(struct look *l)
     const struct hri_families *fs = l->fs;
     struct hri_seen *seen = l->seen;
     for (uint32_t f = 0; f < l->n; f++)
-        for (uint32_t at = fs->first[f]; l->open[f] && at < fs->first[f + 1]; at++)
+        for (uint32_t at = fs->first[f]; l->open[f] && at < fs->first[f + 1]; at++) {
+            if (at + SEE_AHEAD < fs->first[l->n])
+                block_ahead(l, fs->member[at + SEE_AHEAD]);
             block_see(l, fs->member[at]);
+        }
     for (uint32_t b = l->n_blocks; b < l->head->n_blocks; b++)
         block_see(l, b);
     closed_sum(l);
@@ -489,9 +517,9 @@ struct hri_seen *hri_families_look(const struct hri_index_head *head,
         const float *q = in->q + (size_t)g * o->k_dim;
         for (uint32_t j = 0; j < o->k_dim; j++)
             l.common[g] += q[j] * head->summary.k_mean[j];
-        hri_shape_query(head, q, &l.variance[g], l.shift + (size_t)g * o->v_dim);
-        hri_shape_query(&l.fs->top, q, &l.between[g], l.between_shift + (size_t)g * o->v_dim);
     }
+    hri_shape_query(head, in->q, o->g, l.variance, l.shift);
+    hri_shape_query(&l.fs->top, in->q, o->g, l.between, l.between_shift);
     families_weigh(&l);
     loose_score(&l);
     rates_fill(&l);

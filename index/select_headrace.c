@@ -247,9 +247,7 @@ static void score(const struct hri_index_head *head, const struct hri_select_in 
 {
     const struct hri_index_options *o = &head->options;
     hri_summary_dots(head, in->q, step->dots, step->stride);
-    for (uint32_t g = 0; g < o->g; g++)
-        hri_shape_query(head, in->q + (size_t)g * o->k_dim, &step->variance[g],
-                        step->shift + (size_t)g * o->v_dim);
+    hri_shape_query(head, in->q, o->g, step->variance, step->shift);
 }
 
 static void lift_tail(const struct hri_index_head *head, struct hri_step *step, uint32_t b)

@@ -347,23 +347,35 @@ hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const flo
     return s->rows > REFRESH_GROWTH * (double)s->rows_at_refresh ? refresh(head, p, &w) : HR_OK;
 }
 
-void hri_shape_query(const struct hri_index_head *head, const float *q, float *variance_out,
-                     float *shift_out)
+/* out[g][r] = scale[r] * q_g . axes[r] */
+static void axes_dots(const struct hri_index_options *o, const float *q, uint32_t g,
+                      const int8_t *axes, const float *scale, uint32_t rank, float *out)
 {
+    const int8_t *axis[RANK_C];
+    for (uint32_t r = 0; r < rank; r++)
+        axis[r] = axes + (size_t)r * o->k_dim;
+    if (rank > 0)
+        o->kernels->score_gather_i8(q, g, o->k_dim, axis, scale, rank, out, rank);
+}
+
+void hri_shape_query(const struct hri_index_head *head, const float *q, uint32_t g,
+                     float *variance_out, float *shift_out)
+{
+    const struct hri_index_options *o = &head->options;
     const struct hri_shape *s = &head->shape;
-    uint32_t dk = head->options.k_dim, dv = head->options.v_dim;
-    float variance = 0;
-    for (uint32_t r = 0; r < s->rank_c; r++) {
-        float t = s->f_scale[r] * hri_pass_dot_i8(q, s->f + (size_t)r * dk, dk);
-        variance += t * t;
+    float dots[HR_GROUP_MAX * RANK_C];
+    axes_dots(o, q, g, s->f, s->f_scale, s->rank_c, dots);
+    for (uint32_t i = 0; i < g; i++) {
+        variance_out[i] = 0;
+        for (uint32_t r = 0; r < s->rank_c; r++)
+            variance_out[i] += dots[i * s->rank_c + r] * dots[i * s->rank_c + r];
     }
-    *variance_out = variance;
-    memset(shift_out, 0, dv * sizeof *shift_out);
-    for (uint32_t r = 0; r < s->rank_d; r++) {
-        float t = s->w_scale[r] * s->u_scale[r] * hri_pass_dot_i8(q, s->w + (size_t)r * dk, dk);
-        for (uint32_t j = 0; j < dv; j++)
-            shift_out[j] += t * s->u[(size_t)r * dv + j];
-    }
+    axes_dots(o, q, g, s->w, s->w_scale, s->rank_d, dots);
+    memset(shift_out, 0, (size_t)g * o->v_dim * sizeof *shift_out);
+    for (uint32_t i = 0; i < g; i++)
+        for (uint32_t r = 0; r < s->rank_d; r++)
+            hri_pass_value_add(s->u + (size_t)r * o->v_dim, dots[i * s->rank_d + r] * s->u_scale[r],
+                               shift_out + (size_t)i * o->v_dim, o->v_dim);
 }
 
 void hri_shape_image(struct hri_index_head *head, struct hri_image *im)

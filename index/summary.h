@@ -82,8 +82,8 @@ size_t hri_shape_work_bytes(const struct hri_index_options *options);
 hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const float *v,
                           const uint32_t *order, const uint32_t *block_rows, uint32_t n_blocks,
                           const float *p, void *work);
-/* Per unit of spread: *variance_out = q'Cq, shift_out[v_dim] = D q. */
-void hri_shape_query(const struct hri_index_head *head, const float *q, float *variance_out,
-                     float *shift_out);
+/* Per unit of spread, of g queries [g][k_dim]: variance_out[g] = q'Cq, shift_out[g][v_dim] = D q. */
+void hri_shape_query(const struct hri_index_head *head, const float *q, uint32_t g,
+                     float *variance_out, float *shift_out);
 
 #endif

@@ -242,7 +242,7 @@ static void naive_read(const struct hri_select_in *in)
         }
         for (uint32_t g = 0; g < o->g; g++) {
             float variance, shift[HR_HEAD_DIM_MAX];
-            hri_shape_query(head, world.q + (size_t)g * o->k_dim, &variance, shift);
+            hri_shape_query(head, world.q + (size_t)g * o->k_dim, 1, &variance, shift);
             double slope =
                 o->soft_cap > 0 ? 1 - pow(tanh((double)dots[g] / (double)o->soft_cap), 2) : 1;
             naive.mass[g][b] = bend((double)dots[g]) + log(head->block_rows[b]) +
@@ -265,7 +265,8 @@ static void naive_total(void)
     for (uint32_t g = 0; g < head->options.g; g++) {
         double top = (double)naive.near.m[g], total = 0;
         float variance;
-        hri_shape_query(head, world.q + (size_t)g * head->options.k_dim, &variance, naive.shift[g]);
+        hri_shape_query(head, world.q + (size_t)g * head->options.k_dim, 1, &variance,
+                        naive.shift[g]);
         for (int pass = 0; pass < 2; pass++) {
             for (uint32_t b = 0; b < head->n_blocks; b++) {
                 bool rows = naive.known[b] != HRI_KNOWN_SUMMARY;
@@ -324,7 +325,7 @@ static void naive_output(void)
         double *sum = naive.output[g], total = 0;
         float variance, shift[HR_HEAD_DIM_MAX], v[HR_HEAD_DIM_MAX];
         double near = naive.near.l[g] > 0 ? exp((double)naive.near.m[g] - naive.top[g]) : 0;
-        hri_shape_query(head, world.q + (size_t)g * o->k_dim, &variance, shift);
+        hri_shape_query(head, world.q + (size_t)g * o->k_dim, 1, &variance, shift);
         total = near * (double)naive.near.l[g];
         for (uint32_t j = 0; j < o->v_dim; j++)
             sum[j] = near > 0 ? near * (double)naive.near.o[(size_t)g * o->v_dim + j] : 0;

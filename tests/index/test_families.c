@@ -174,8 +174,8 @@ static void check_closed(const struct fixture *f, const float *q, const struct h
     for (uint32_t g = 0; g < f->g; g++) {
         float variance, between, shift[DV], between_shift[DV], k[DK], v[DV];
         double mass = 0, value[DV] = {0};
-        hri_shape_query(head, q + (size_t)g * DK, &variance, shift);
-        hri_shape_query(&fs->top, q + (size_t)g * DK, &between, between_shift);
+        hri_shape_query(head, q + (size_t)g * DK, 1, &variance, shift);
+        hri_shape_query(&fs->top, q + (size_t)g * DK, 1, &between, between_shift);
         closed_blocks = 0;
         for (uint32_t i = 0; i < fs->n; i++) {
             double dot = 0, x, w, in = (double)hri_f32_from_bf16(fs->within[i]),

@@ -261,7 +261,7 @@ static void test_headrace_rule(void **state)
             const float *q = query(f, i) + g * DK;
             float variance, shift[DV], k_center[DK], v_center[DV];
             double mass[N], total = 0;
-            hri_shape_query(f->b.head, q, &variance, shift);
+            hri_shape_query(f->b.head, q, 1, &variance, shift);
             for (uint32_t b = 0; b < n; b++) {
                 hri_index_centers(f->b.head, b, k_center, v_center);
                 double s = hri_block_spread(f->b.head, b);

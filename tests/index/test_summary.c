@@ -173,7 +173,7 @@ static void test_shape(void **state)
         float variance, shift[HR_HEAD_DIM_MAX];
         const float *q = f.q + (size_t)i * 8;
         naive_moments(&f, q, &m, spread);
-        hri_shape_query(f.b.head, q, &variance, shift);
+        hri_shape_query(f.b.head, q, 1, &variance, shift);
         CHECK_NEAR(variance, m.variance, 0.02 * m.variance);
         double size = 0;
         for (uint32_t j = 0; j < 8; j++)
@@ -199,7 +199,7 @@ static void test_shape_low_rank(void **state)
         float variance, shift[HR_HEAD_DIM_MAX];
         const float *q = f.q + (size_t)i * 96;
         naive_moments(&f, q, &m, spread);
-        hri_shape_query(f.b.head, q, &variance, shift);
+        hri_shape_query(f.b.head, q, 1, &variance, shift);
         ratio += variance / m.variance / 16;
     }
     CHECK_NEAR(ratio, 1, 0.3);
@@ -218,7 +218,7 @@ static void naive_estimate(const struct fixture *f, const float *q, struct hri_p
         float variance = 0, shift[HR_HEAD_DIM_MAX] = {0}, k_center[HR_HEAD_DIM_MAX],
               v_center[HR_HEAD_DIM_MAX];
         if (second_order)
-            hri_shape_query(b->head, one, &variance, shift);
+            hri_shape_query(b->head, one, 1, &variance, shift);
         for (uint32_t block = 0; block < hri_index_blocks(b->head); block++) {
             double dot = 0, s = second_order ? hri_f32_from_bf16(b->head->shape.spread[block]) : 0,
                    slope = 1, value[HR_HEAD_DIM_MAX];
