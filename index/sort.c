@@ -16,6 +16,9 @@
 #define SAMPLE     512u
 #define SAMPLE_MIN (16u * SAMPLE)
 #define BATCH      64u
+/* Up to so many are sorted by insertion, up to so many more by their keys' bytes; of longer runs first the better half is found. */
+#define INSERT_MAX 24u
+#define RADIX_MAX  512u
 
 static inline bool before(const struct hri_ranked *a, const struct hri_ranked *b)
 {
@@ -27,32 +30,6 @@ static inline void swap(struct hri_ranked *a, struct hri_ranked *b)
     struct hri_ranked t = *a;
     *a = *b;
     *b = t;
-}
-
-/* The root of the heap is the one that sorts last. */
-static void sift_down(struct hri_ranked *a, size_t root, size_t n)
-{
-    for (;;) {
-        size_t child = 2 * root + 1;
-        if (child >= n)
-            return;
-        if (child + 1 < n && before(&a[child], &a[child + 1]))
-            child++;
-        if (!before(&a[root], &a[child]))
-            return;
-        swap(&a[root], &a[child]);
-        root = child;
-    }
-}
-
-void hri_rank_sort(struct hri_ranked *a, size_t n)
-{
-    for (size_t i = n / 2; i-- > 0;)
-        sift_down(a, i, n);
-    for (size_t i = n; i-- > 1;) {
-        swap(&a[0], &a[i]);
-        sift_down(a, 0, i);
-    }
 }
 
 /* Median of three as the pivot, at a[low]. */
@@ -68,14 +45,18 @@ static void choose_pivot(struct hri_ranked *a, size_t low, size_t high)
     swap(&a[low], &a[middle]);
 }
 
-/* The larger the key, the lower the bin. */
-static inline uint32_t bin_of(float key)
+/* The larger the key, the lower the code. */
+static inline uint32_t code_of(float key)
 {
     uint32_t bits;
     key += 0.0f; /* -0 sorts like 0 */
     memcpy(&bits, &key, sizeof bits);
-    bits ^= bits >> 31 ? UINT32_MAX : 0x80000000u;
-    return BINS - 1 - (bits >> BINS_SHIFT);
+    return bits ^ (bits >> 31 ? 0 : 0x7fffffffu);
+}
+
+static inline uint32_t bin_of(float key)
+{
+    return code_of(key) >> BINS_SHIFT;
 }
 
 /* Bins before one go to the front, bins after it to the back: [*low_out, *high_out] are left. */
@@ -214,4 +195,58 @@ void hri_rank_select(struct hri_ranked *a, size_t n, size_t n_best)
     if (end - begin >= NARROW_MIN)
         narrow(a + begin, end - begin, n_best - begin, &low, &high);
     select_range(a, begin + low, begin + high, n_best);
+}
+
+/* Each moves up to where it belongs; few moves where most are in order. */
+static void insert(struct hri_ranked *a, size_t n)
+{
+    for (size_t i = 1; i < n; i++) {
+        struct hri_ranked x = a[i];
+        size_t j = i;
+        for (; j > 0 && before(&x, &a[j - 1]); j--)
+            a[j] = a[j - 1];
+        a[j] = x;
+    }
+}
+
+/* By the bytes of the keys' codes, the lowest first; bytes in which all are alike are passed over. */
+static void radix(struct hri_ranked *a, size_t n)
+{
+    struct hri_ranked other[RADIX_MAX], *from = a, *to = other;
+    uint16_t count[4][256] = {0};
+    for (size_t i = 0; i < n; i++)
+        for (unsigned byte = 0; byte < 4; byte++)
+            count[byte][code_of(a[i].key) >> 8 * byte & 255]++;
+    for (unsigned byte = 0; byte < 4; byte++) {
+        uint16_t place = 0, *c = count[byte];
+        if (c[code_of(a[0].key) >> 8 * byte & 255] == n)
+            continue;
+        for (unsigned i = 0; i < 256; i++) {
+            uint16_t here = c[i];
+            c[i] = place;
+            place = (uint16_t)(place + here);
+        }
+        for (size_t i = 0; i < n; i++)
+            to[c[code_of(from[i].key) >> 8 * byte & 255]++] = from[i];
+        struct hri_ranked *t = from;
+        from = to;
+        to = t;
+    }
+    if (from != a)
+        memcpy(a, from, n * sizeof *a);
+    insert(a, n); /* equal keys, by item */
+}
+
+void hri_rank_sort(struct hri_ranked *a, size_t n)
+{
+    while (n > RADIX_MAX) {
+        hri_rank_select(a, n, n / 2);
+        hri_rank_sort(a, n / 2);
+        a += n / 2;
+        n -= n / 2;
+    }
+    if (n > INSERT_MAX)
+        radix(a, n);
+    else
+        insert(a, n);
 }

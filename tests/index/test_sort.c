@@ -1,4 +1,4 @@
-/* The best of long lists against qsort: keys of all magnitudes, many equal ones, none but equal ones. */
+/* The best of long lists, and their order, against qsort: keys of all magnitudes, many equal ones, none but equal ones. */
 #include "tests/test.h"
 
 #include <math.h>
@@ -56,6 +56,17 @@ static void check_select(uint64_t seed, unsigned kind, uint32_t n, uint32_t best
     qsort(a + shown, n - shown, sizeof *a, by_rank); /* and nothing is lost */
     for (uint32_t i = shown; i < n; i++)
         assert_int_equal(a[i].item, truth[i].item);
+    for (uint32_t i = n; i-- > 1;) { /* from any order */
+        uint32_t j = (uint32_t)hri_rng_below(&rng, i + 1);
+        struct hri_ranked x = a[i];
+        a[i] = a[j];
+        a[j] = x;
+    }
+    hri_rank_sort(a, n);
+    for (uint32_t i = 0; i < n; i++)
+        if (a[i].item != truth[i].item || a[i].key != truth[i].key)
+            fail_msg("seed %llu, kind %u, n %u: sorted, place %u has %u, not %u",
+                     (unsigned long long)seed, kind, n, i, a[i].item, truth[i].item);
     free(a);
     free(truth);
 }
@@ -64,7 +75,7 @@ static void test_select(void **state)
 {
     (void)state;
     uint64_t seed = test_seed(21);
-    static const uint32_t lengths[] = {1, 2, 511, 512, 513, 700, 4096, 9001, 20000};
+    static const uint32_t lengths[] = {1, 2, 24, 25, 511, 512, 513, 700, 4096, 9001, 20000};
     for (unsigned kind = 0; kind < 7; kind++)
         for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
             uint32_t n = lengths[i];
