@@ -414,15 +414,16 @@ static void neighbours_clear(struct hri_ladder *l, uint32_t b)
 
 /* Residuals of a block's rows add up to nothing, and so do their scores: the mean that those of the sketches have is an error that all
  * rows have in common. Rows that are nearly alike have no other, since no code stands for zero. score: of n_strays rows the true one, which
- * stays. shift_out[g]: what is still to be taken off all scores, after which those of strays are theirs. */
+ * stays; sum[g]: of the scores where there is none. shift_out[g]: what is still to be taken off all scores, after which those of strays are
+ * theirs. */
 static void block_centre(struct hri_ladder *l, uint32_t b, uint32_t n_strays, const float *half,
-                         float *score, float *shift_out)
+                         const float *sums, float *score, float *shift_out)
 {
     uint32_t rows = l->head->block_rows[b], n_g = l->head->options.g;
     float add[HR_GROUP_MAX];
     bool bent = l->head->options.soft_cap > 0;
     for (uint32_t g = 0; g < n_g; g++) {
-        float sum = hri_sum(score + g * HRI_LADDER_CHUNK, rows);
+        float sum = n_strays > 0 ? hri_sum(score + g * HRI_LADDER_CHUNK, rows) : sums[g];
         float mean = rows > n_strays ? sum / (float)(rows - n_strays) : 0;
         shift_out[g] = mean - half[g];
         add[g] = bent ? mean : mean - half[g];
@@ -437,13 +438,12 @@ static void block_centre(struct hri_ladder *l, uint32_t b, uint32_t n_strays, co
         hri_ladder_strays_lift(l, n_strays, add, score);
 }
 
-/* What is known of a row is the gain times what its sketch says. */
-static void block_gain(const struct hri_ladder *l, uint32_t b, float *score)
+/* What is known of a row is the gain times what its sketch says. sum_out[g]: of the scores. */
+static void block_gain(const struct hri_ladder *l, uint32_t b, float *score, float *sum_out)
 {
     float gain = hri_sketch_gain(l->head, b);
     for (uint32_t g = 0; g < l->head->options.g; g++)
-        for (uint32_t i = 0; i < l->head->block_rows[b]; i++)
-            score[g * HRI_LADDER_CHUNK + i] *= gain;
+        sum_out[g] = hri_pass_scale(score + g * HRI_LADDER_CHUNK, gain, l->head->block_rows[b]);
 }
 
 /* Weights of the rows of block b, whose scores are given. */
@@ -456,8 +456,8 @@ static void block_weigh(struct hri_ladder *l, uint32_t basis, uint32_t b, float 
     float half[HR_GROUP_MAX] = {0}, off[HR_GROUP_MAX] = {0};
     for (uint32_t g = 0; g < n_g; g++)
         half[g] = half_missed(l, g, b, basis);
-    block_gain(l, b, score);
-    block_centre(l, b, hri_ladder_strays_put(l, b, score), half, score, off);
+    block_gain(l, b, score, sum);
+    block_centre(l, b, hri_ladder_strays_put(l, b, score), half, sum, score, off);
     for (bool again = true; again;) {
         for (uint32_t g = 0; g < n_g; g++)
             shift[g] = step->top[g] - (step->dots[g * step->stride + b] - off[g]);

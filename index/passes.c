@@ -230,16 +230,43 @@ WIDE void hri_pass_worth(const float *restrict weight, size_t stride, uint32_t g
 WIDE float hri_pass_squares_of(const float *restrict x, const uint8_t *restrict of, uint8_t which,
                                uint32_t n)
 {
-    float sum[LANES] = {0};
+    float sum[8] = {0}, rest = 0;
     uint32_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (uint32_t j = 0; j < LANES; j++)
+    for (; i + 8 <= n; i += 8)
+        for (uint32_t j = 0; j < 8; j++)
             sum[j] += of[i + j] == which ? x[i + j] * x[i + j] : 0;
     for (; i < n; i++)
-        sum[i % LANES] += of[i] == which ? x[i] * x[i] : 0;
-    for (uint32_t j = 1; j < LANES; j++)
-        sum[0] += sum[j];
-    return sum[0];
+        rest += of[i] == which ? x[i] * x[i] : 0;
+    for (uint32_t j = 0; j < 8; j++)
+        rest += sum[j];
+    return rest;
+}
+
+/* Of a block's rows, which are few: what is left over of a long vector would take longer than all the others. */
+typedef float v4f __attribute__((vector_size(16), aligned(4), may_alias));
+
+static inline float four_sum(v4f x)
+{
+    return (x[0] + x[1]) + (x[2] + x[3]);
+}
+
+float hri_pass_scale(float *x, float factor, uint32_t n)
+{
+    v4f sum = {0}, other = {0};
+    float rest = 0;
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        v4f *at = (v4f *)(x + i), low = at[0] * factor, high = at[1] * factor;
+        at[0] = low;
+        at[1] = high;
+        sum += low;
+        other += high;
+    }
+    for (; i < n; i++) {
+        x[i] *= factor;
+        rest += x[i];
+    }
+    return four_sum(sum + other) + rest;
 }
 
 WIDE void hri_pass_quarters_code(const float *restrict x, float inverse, uint32_t quarter,

@@ -79,6 +79,9 @@ void hri_pass_worth(const float *weight, size_t stride, uint32_t g, const float 
 /* Sum of the squares of those that of[] says are `which`. */
 float hri_pass_squares_of(const float *x, const uint8_t *of, uint8_t which, uint32_t n);
 
+/* x[i] *= factor; returns their sum. */
+float hri_pass_scale(float *x, float factor, uint32_t n);
+
 /* Four levels, at half a step and one and a half to both sides, four dimensions a byte: x [4 quarter], j, j + quarter and so on from the
  * lowest bits on. inverse: 1 / step. And back, as odd numbers of half steps. */
 void hri_pass_quarters_code(const float *x, float inverse, uint32_t quarter, uint8_t *codes);

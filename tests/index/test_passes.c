@@ -161,6 +161,21 @@ static void quarters(const struct arrays *a, uint32_t n)
     near((double)hri_pass_squares_of(a->weight, a->state, 1, n), sum, 0, "squares", n);
 }
 
+static void scale(const struct arrays *a, uint32_t n)
+{
+    float x[LENGTH_MAX + 1];
+    double sum = 0;
+    memcpy(x, a->weight, n * sizeof *x);
+    x[n] = 7;
+    float got = hri_pass_scale(x, 0.75f, n);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_true(x[i] == 0.75f * a->weight[i]);
+        sum += (double)x[i];
+    }
+    assert_true(x[n] == 7);
+    near((double)got, sum, 0, "scale", n);
+}
+
 /* What is not finite gets some code: a session's file may hold anything. */
 static void test_quarters_of_what_is_not_finite(void **state)
 {
@@ -184,6 +199,7 @@ static void test_all_lengths(void **state)
         maps(&a, n);
         split(&a, n);
         quarters(&a, n);
+        scale(&a, n);
         if (3 * n <= LENGTH_MAX)
             worth(&a, n);
     }
