@@ -5,6 +5,7 @@
 #include "base/assert.h"
 #include "base/half.h"
 #include "index/passes.h"
+#include "index/rows.h"
 
 #include <math.h>
 #include <string.h>
@@ -323,7 +324,7 @@ static void rates_fill(struct look *l)
     for (uint32_t g = 0; g < l->head->options.g; g++) {
         hri_pass_family_rates(fs->top.shape.spread, fs->within, fs->per_block, fs->per_row,
                               l->between[g], l->variance[g], l->rate + g * l->stride, l->n);
-        largest = fmaxf(largest, l->between[g]);
+        largest = hri_larger(largest, l->between[g]);
     }
     for (uint32_t f = 0; f < l->n; f++) {
         float peak = fs->top.shape.peak[f] / 16.0f,
@@ -513,11 +514,8 @@ struct hri_seen *hri_families_look(const struct hri_index_head *head,
     look_layout(&l);
     seen->head.n_blocks = seen->head.n_rows = 0;
     memset(l.open, 0, l.stride);
-    for (uint32_t g = 0; g < o->g; g++) {
-        const float *q = in->q + (size_t)g * o->k_dim;
-        for (uint32_t j = 0; j < o->k_dim; j++)
-            l.common[g] += q[j] * head->summary.k_mean[j];
-    }
+    for (uint32_t g = 0; g < o->g; g++)
+        l.common[g] = hri_dot(in->q + (size_t)g * o->k_dim, head->summary.k_mean, o->k_dim);
     hri_shape_query(head, in->q, o->g, l.variance, l.shift);
     hri_shape_query(&l.fs->top, in->q, o->g, l.between, l.between_shift);
     families_weigh(&l);

@@ -42,6 +42,17 @@ struct hri_index_head {
     struct hri_families *families; /* headrace without, in long sequences, else NULL */
 };
 
+/* Not fmaxf, which is a call unless NaNs may be ignored. */
+static inline float hri_larger(float a, float b)
+{
+    return a > b ? a : b;
+}
+
+static inline float hri_smaller(float a, float b)
+{
+    return a < b ? a : b;
+}
+
 /* Sum with several chains, so that it is not as slow as one addition after the other. Of a block's rows; hri_pass_sum is for all blocks. */
 static inline float hri_sum(const float *x, uint32_t n)
 {
@@ -123,9 +134,9 @@ struct hri_step hri_step_at(const struct hri_index_head *head, const struct hri_
 static inline float hri_tail_factor(float variance, float peak, float log_rows)
 {
     float reach = HRI_OUTLIER_REACH * peak * sqrtf(variance);
-    float clamped = fminf(0.5f * variance, HRI_HALF_VARIANCE_MAX);
+    float clamped = hri_smaller(0.5f * variance, HRI_HALF_VARIANCE_MAX);
     float extra = reach - log_rows - clamped;
-    return extra > 0 ? expf(2 * fminf(extra, HRI_TAIL_MAX)) : 1;
+    return extra > 0 ? expf(2 * hri_smaller(extra, HRI_TAIL_MAX)) : 1;
 }
 
 static inline bool hri_stands_out(float variance, float peak, float log_rows)
@@ -145,7 +156,7 @@ float hri_error_factor(const struct hri_index_head *head, const float *output, f
 /* Of a block: its weight times this. */
 static inline float hri_drift(float variance)
 {
-    return HRI_DRIFT * fminf(variance, HRI_VARIANCE_MAX);
+    return HRI_DRIFT * hri_smaller(variance, HRI_VARIANCE_MAX);
 }
 /* Blocks: log of the estimated mass, log n + q.m + variance / 2 (docs/algorithm.md, level 0). Needs
  * dots and variance. */

@@ -100,17 +100,6 @@ struct hri_ladder {
 struct hri_ladder hri_ladder_at(const struct hri_index_head *head, const struct hri_select_in *in,
                                 struct hri_step *step);
 
-/* Not fmaxf, which is a call unless NaNs may be ignored. */
-static inline float hri_larger(float a, float b)
-{
-    return a > b ? a : b;
-}
-
-static inline float hri_smaller(float a, float b)
-{
-    return a < b ? a : b;
-}
-
 /* The first block of the next basis. */
 static inline uint32_t hri_basis_end(const struct hri_index_head *head, uint32_t basis)
 {

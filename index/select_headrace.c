@@ -196,8 +196,9 @@ static void block_refine(struct doubt *d, uint32_t g, uint32_t b)
 
 static float predicted_error(const struct doubt *d, uint32_t g)
 {
-    float drift = fmaxf(d->drift[g], 0);
-    return sqrtf(fmaxf(d->left[g], 0) * d->factor[g] + fmaxf(drift * drift * d->common[g], 0));
+    float drift = hri_larger(d->drift[g], 0);
+    return sqrtf(hri_larger(d->left[g], 0) * d->factor[g] +
+                 hri_larger(drift * drift * d->common[g], 0));
 }
 
 static bool refined_enough(void *context, uint32_t block)
@@ -237,7 +238,7 @@ static void rough_output(const struct hri_index_head *head, const struct hri_sel
                 rest -= weight[b];
             }
     }
-    rest = fmaxf(rest, 0);
+    rest = hri_larger(rest, 0);
     for (uint32_t j = 0; j < dv; j++)
         output[j] = (output[j] + rest * head->shape.v_mean[j]) / step->total[g];
 }
@@ -270,7 +271,7 @@ static void lift_tails(const struct hri_index_head *head, struct hri_step *step)
 {
     float largest = 0;
     for (uint32_t g = 0; g < head->options.g; g++)
-        largest = fmaxf(largest, step->variance[g]);
+        largest = hri_larger(largest, step->variance[g]);
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         float variance = largest * hri_f32_from_bf16(head->shape.spread[b]);
         float peak = head->shape.peak[b] / 16.0f, log_rows = head->log_rows[head->block_rows[b]];
