@@ -133,6 +133,8 @@ static void check_step(const struct bed *bed, uint32_t n_fetches)
 static void random_step(struct bed *bed, uint32_t n_lanes, uint32_t n_max)
 {
     uint32_t n_fetches = 0;
+    hri_frames_expect(bed->frames,
+                      (uint32_t)hri_rng_below(&bed->rng, 6)); /* in time more than there are */
     hri_frames_step_begin(bed->frames);
     for (uint32_t k = 0; k < n_lanes; k++) {
         uint32_t blocks[FETCH_MAX], n = (uint32_t)hri_rng_below(&bed->rng, n_max + 1);
