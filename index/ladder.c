@@ -79,6 +79,7 @@ static void rows_worth(struct hri_ladder *l, uint32_t b)
         factor[g] = l->factor[g * l->step->stride + b];
     hri_pass_worth(l->weight + lane, l->stride, n_g, factor, l->worth + lane,
                    l->head->block_rows[b]);
+    l->promise[b] = hri_pass_most(l->worth + lane, l->head->block_rows[b]);
     memset(l->taken + lane, HRI_TAKEN_NOT, l->head->block_rows[b]);
     l->state[b] = HRI_ROWS;
 }
@@ -156,8 +157,10 @@ static void lone_apply(struct hri_ladder *l)
 {
     for (uint32_t i = 0; i < l->n_lone; i++) {
         const struct hri_lone *lone = &l->lone[i];
-        if (l->state[lone->block] == HRI_ROWS)
-            l->worth[lone->lane] = hri_larger(l->worth[lone->lane], lone->worth);
+        if (l->state[lone->block] != HRI_ROWS)
+            continue;
+        l->worth[lone->lane] = hri_larger(l->worth[lone->lane], lone->worth);
+        l->promise[lone->block] = hri_larger(l->promise[lone->block], lone->worth);
     }
 }
 
@@ -378,6 +381,13 @@ struct edge {
     uint32_t n_rests, n_rows;
 };
 
+/* Whether a piece of block b lies in that bin or above. Of most blocks none does. */
+static bool pieces_reach(const struct hri_ladder *l, uint32_t b, uint32_t bin)
+{
+    struct pieces p = pieces_of(l, b);
+    return l->state[b] == HRI_ROWS && hri_bin_of(hri_larger(p.rest, p.row) * l->promise[b]) >= bin;
+}
+
 /* What lies in bins above is taken; what lies in it is listed. */
 static void pieces_split(struct hri_ladder *l, uint32_t b, uint32_t bin, struct edge *edge)
 {
@@ -421,17 +431,21 @@ static void edge_take(struct hri_ladder *l, const struct edge *edge, uint64_t le
 static void pieces_choose(struct hri_ladder *l, uint32_t b, struct hri_select_out *out)
 {
     uint32_t lane = l->head->sketch->first_lane[b], rows = l->head->block_rows[b], n = 0;
-    float squares[HR_GROUP_MAX];
+    uint32_t n_g = l->head->options.g;
+    float squares[HR_GROUP_MAX] = {0};
     for (uint32_t i = 0; i < rows; i++) {
-        n += l->taken[lane + i] == HRI_TAKEN_REST;
         if (l->taken[lane + i] == HRI_TAKEN_ROW && out->n_rows < out->rows_max)
             row_choose(l, b, i, out);
+        if (l->taken[lane + i] != HRI_TAKEN_REST)
+            continue;
+        n++;
+        for (uint32_t g = 0; g < n_g; g++) {
+            float w = l->weight[g * l->stride + lane + i];
+            squares[g] += w * w;
+        }
     }
     if (n == 0)
         return;
-    for (uint32_t g = 0; g < l->head->options.g; g++)
-        squares[g] = hri_pass_squares_of(l->weight + g * l->stride + lane, l->taken + lane,
-                                         HRI_TAKEN_REST, rows);
     rests_change(l, b, squares, -1);
     rests_pay(l, n, out);
 }
@@ -450,11 +464,11 @@ static void pieces_take(struct hri_ladder *l, uint64_t want, struct hri_select_o
     for (uint32_t i = bin + 1; i < HRI_BINS; i++)
         above += l->bins[i];
     for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
-        if (l->state[b] == HRI_ROWS)
+        if (pieces_reach(l, b, bin))
             pieces_split(l, b, bin, &edge);
     edge_take(l, &edge, want > above ? want - above : 0);
     for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
-        if (l->state[b] == HRI_ROWS)
+        if (pieces_reach(l, b, bin))
             pieces_choose(l, b, out);
 }
 

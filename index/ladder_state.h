@@ -51,12 +51,13 @@ struct hri_ladder {
     float *square;      /* [g][step->stride] sum of a block's squared weights */
     float *factor;      /* [g][step->stride] from a squared weight of a row to its worth */
     float *block_worth; /* [step->stride] sum of its rows' worth */
-    float *promise; /* [step->stride] the same, or what one of its rows may turn out to be worth */
-    float *rate;    /* [g][step->stride] of unread blocks: squared error per squared share */
-    float *lifted;  /* [g][step->stride] the same for ranking; both 0 once read */
-    float *rest;    /* [bases][g] variance that a sketch of miss 1 leaves */
-    float *x;       /* [bases][g][k_dim] queries in a basis */
-    float *sum;     /* [g][HR_HEAD_DIM_MAX] weighted codes, a turned query */
+    float *
+        promise; /* [step->stride] the same, or what one of its rows may turn out to be worth; ROWS: the most of one */
+    float *rate; /* [g][step->stride] of unread blocks: squared error per squared share */
+    float *lifted; /* [g][step->stride] the same for ranking; both 0 once read */
+    float *rest;   /* [bases][g] variance that a sketch of miss 1 leaves */
+    float *x;      /* [bases][g][k_dim] queries in a basis */
+    float *sum;    /* [g][HR_HEAD_DIM_MAX] weighted codes, a turned query */
     float *
         shifted; /* [g][v_dim] by what the sketches of heavy blocks say that their values differ from the means */
     uint32_t *groups; /* [stride / 16] */

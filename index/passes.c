@@ -227,21 +227,6 @@ WIDE void hri_pass_worth(const float *restrict weight, size_t stride, uint32_t g
     }
 }
 
-WIDE float hri_pass_squares_of(const float *restrict x, const uint8_t *restrict of, uint8_t which,
-                               uint32_t n)
-{
-    float sum[8] = {0}, rest = 0;
-    uint32_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (uint32_t j = 0; j < 8; j++)
-            sum[j] += of[i + j] == which ? x[i + j] * x[i + j] : 0;
-    for (; i < n; i++)
-        rest += of[i] == which ? x[i] * x[i] : 0;
-    for (uint32_t j = 0; j < 8; j++)
-        rest += sum[j];
-    return rest;
-}
-
 /* Of a block's rows, which are few: what is left over of a long vector would take longer than all the others. */
 typedef float v4f __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -267,6 +252,24 @@ float hri_pass_scale(float *x, float factor, uint32_t n)
         rest += x[i];
     }
     return four_sum(sum + other) + rest;
+}
+
+float hri_pass_most(const float *x, uint32_t n)
+{
+    typedef int32_t v4i __attribute__((vector_size(16)));
+    v4f four = {0};
+    float most = 0;
+    uint32_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        v4f at = *(const v4f *)(x + i);
+        v4i larger = at > four;
+        four = (v4f)(((v4i)at & larger) | ((v4i)four & ~larger));
+    }
+    for (; i < n; i++)
+        most = x[i] > most ? x[i] : most;
+    for (uint32_t j = 0; j < 4; j++)
+        most = four[j] > most ? four[j] : most;
+    return most;
 }
 
 WIDE void hri_pass_quarters_code(const float *restrict x, float inverse, uint32_t quarter,

@@ -76,8 +76,8 @@ void hri_pass_value_add(const int8_t *codes, float weight, float *output, uint32
 void hri_pass_worth(const float *weight, size_t stride, uint32_t g, const float *factor,
                     float *worth, uint32_t n);
 
-/* Sum of the squares of those that of[] says are `which`. */
-float hri_pass_squares_of(const float *x, const uint8_t *of, uint8_t which, uint32_t n);
+/* The largest; 0 where none is larger. */
+float hri_pass_most(const float *x, uint32_t n);
 
 /* x[i] *= factor; returns their sum. */
 float hri_pass_scale(float *x, float factor, uint32_t n);
