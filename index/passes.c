@@ -195,19 +195,6 @@ WIDE float hri_pass_keep(const float *weight, float least, float *kept, uint32_t
     return lanes_sum(&sum);
 }
 
-typedef int8_t v8 __attribute__((vector_size(16), aligned(1), may_alias));
-
-WIDE float hri_pass_dot_i8(const float *x, const int8_t *codes, uint32_t n)
-{
-    vf sum = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        sum += *(const vf *)(x + i) * __builtin_convertvector(*(const v8 *)(codes + i), vf);
-    for (; i < n; i++)
-        sum[i % LANES] += x[i] * (float)codes[i];
-    return lanes_sum(&sum);
-}
-
 WIDE void hri_pass_value_add(const int8_t *restrict codes, float weight, float *restrict output,
                              uint32_t n)
 {

@@ -66,9 +66,6 @@ float hri_pass_split(const float *x, float least, uint32_t *list, uint32_t *n_ou
 /* kept[b] = weight[b], or 0 if that is below `least`. Returns the sum of those below. */
 float hri_pass_keep(const float *weight, float least, float *kept, uint32_t n);
 
-/* Sum of x[j] codes[j]. */
-float hri_pass_dot_i8(const float *x, const int8_t *codes, uint32_t n);
-
 /* output[j] += weight codes[j]. */
 void hri_pass_value_add(const int8_t *codes, float weight, float *output, uint32_t n);
 

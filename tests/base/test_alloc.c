@@ -137,11 +137,13 @@ static void test_region_touch(void **state)
     hri_region_touch(&empty, 0, 1);
     assert_int_equal(mincore(region.base, PAGES * page, there), 0);
     assert_int_equal(((unsigned char *)region.base)[5 * page], 3);
-    if (!(there[3] & 1))
+    hri_region_free(NULL, &region);
+    if (!(there[3] & 1)) {
+        print_message("skipped: this kernel touches no pages for others (Linux 5.14 does)\n");
         skip();
+    }
     for (unsigned i = 0; i < PAGES; i++)
         assert_int_equal(there[i] & 1, i >= 3 && i <= 7);
-    hri_region_free(NULL, &region);
 }
 
 static void test_region(void **state)

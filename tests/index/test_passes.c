@@ -92,12 +92,6 @@ static void maps(const struct arrays *a, uint32_t n)
                  (w + w * w / 2 + w * w * w / 6 + w * w * w * w / 24 + 0.3) * (double)a->rate[i],
              0, "family's rate", n);
     }
-    double dot = 0, size = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        dot += (double)a->out[i] * a->codes[i];
-        size += fabs((double)a->out[i] * a->codes[i]);
-    }
-    near((double)hri_pass_dot_i8(a->out, a->codes, n), dot, size, "dot product", n);
     for (uint32_t i = n; i < LENGTH_MAX; i++)
         assert_true(doubt[i] == a->out[i] && scaled[i] == a->weight[i] && added[i] == a->out[i]);
 }
