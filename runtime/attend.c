@@ -615,6 +615,23 @@ hr_status_t hr_sequence_expect(hr_sequence_t *s, uint32_t position)
     return HR_OK;
 }
 
+hr_status_t hr_sequence_set_tolerance(hr_sequence_t *s, double tolerance)
+{
+    if (s == NULL || !(tolerance > 0.0 && tolerance < 1.0)) {
+        return s == NULL ? hri_error_set(HR_ERR_INVALID, "hr_sequence_set_tolerance: no sequence")
+                         : hri_error_set(HR_ERR_INVALID,
+                                         "hr_sequence_set_tolerance: tolerance is %g; it must be "
+                                         "above 0 and below 1",
+                                         tolerance);
+    }
+    if (s->tolerance <= 0.0) {
+        return hri_error_set(HR_ERR_STATE, "hr_sequence_set_tolerance: the sequence was created "
+                                           "without a tolerance");
+    }
+    s->tolerance = tolerance;
+    return HR_OK;
+}
+
 hr_status_t hr_sequence_prefetch(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
                                  hr_stream_t stream)
 {

@@ -278,6 +278,10 @@ HR_API hr_status_t hr_sequence_observe(hr_sequence_t *sequence, uint32_t layer,
  * forks; 0: not known. Not kept in a saved session. HR_ERR_INVALID (beyond tokens_max). */
 HR_API hr_status_t hr_sequence_expect(hr_sequence_t *sequence, uint32_t position);
 
+/* Another tolerance from the next step on, in (0, 1), for a sequence that was created with one; forks keep it.
+ * HR_ERR_INVALID (no such number), HR_ERR_STATE (created without a tolerance: its steps spend their budget). */
+HR_API hr_status_t hr_sequence_set_tolerance(hr_sequence_t *sequence, double tolerance);
+
 /* A guess of the query with which a layer will be asked for its next token (or its newest, if that was appended already),
  * for recipes that choose early: q [1][n_q_heads][k_dim], as for hr_sequence_attend. A hint: recipes without a use for
  * it ignore it. HR_ERR_SHAPE, HR_ERR_DTYPE, HR_ERR_NONFINITE. */

@@ -528,6 +528,46 @@ static void test_tolerance(void **state)
     text_free(&t);
 }
 
+/* A tolerance set later chooses what one given from the start chooses; forks take it with them. */
+static void test_tolerance_set_later(void **state)
+{
+    (void)state;
+    struct text t;
+    struct hr_sequence_options o;
+    hr_sequence_t *given, *set, *fork, *none = NULL;
+    float want[HEADS * D], out[HEADS * D];
+    struct hr_attend_report r;
+    text_make(&t, &shape, 1500, 13);
+    hr_runtime_t *rt = runtime_make(64u << 20, 128u << 20, NULL, 0, HR_IO_AUTO);
+    options_for(&shape, 1500, "headrace", 0.5, &o);
+    assert_int_equal(hr_sequence_create(rt, &o, &none), HR_OK);
+    o.tolerance = 0.05;
+    assert_int_equal(hr_sequence_create(rt, &o, &given), HR_OK);
+    o.tolerance = 0.4;
+    assert_int_equal(hr_sequence_create(rt, &o, &set), HR_OK);
+    append(given, &t, &shape, 0, 0, 1500);
+    append(set, &t, &shape, 0, 0, 1500);
+    assert_int_equal(hr_sequence_set_tolerance(set, 0.05), HR_OK);
+    assert_int_equal(hr_sequence_fork(set, &fork), HR_OK);
+    attend(given, &t, &shape, 0, 1499, 1, want, &r);
+    attend(set, &t, &shape, 0, 1499, 1, out, &r);
+    assert_memory_equal(out, want, sizeof out);
+    attend(fork, &t, &shape, 0, 1499, 1, out, &r);
+    assert_memory_equal(out, want, sizeof out);
+    assert_int_equal(hr_sequence_set_tolerance(NULL, 0.1), HR_ERR_INVALID);
+    assert_int_equal(hr_sequence_set_tolerance(none, 0.1), HR_ERR_STATE);
+    for (int i = 0; i < 4; i++) {
+        const double bad[4] = {0.0, 1.0, -0.1, (double)NAN};
+        assert_int_equal(hr_sequence_set_tolerance(set, bad[i]), HR_ERR_INVALID);
+    }
+    hr_sequence_destroy(fork);
+    hr_sequence_destroy(set);
+    hr_sequence_destroy(given);
+    hr_sequence_destroy(none);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    text_free(&t);
+}
+
 static void test_batch_of_ragged_lengths(void **state)
 {
     (void)state;
@@ -578,6 +618,7 @@ int main(void)
         cmocka_unit_test(test_steps_do_not_allocate),
         cmocka_unit_test(test_edges),
         cmocka_unit_test(test_tolerance),
+        cmocka_unit_test(test_tolerance_set_later),
         cmocka_unit_test(test_batch_of_ragged_lengths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
