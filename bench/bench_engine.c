@@ -18,13 +18,14 @@
 #define DECODE_TOKENS  48
 #define DEVICE_BYTES   (32u << 20)
 #define HOST_BYTES     (64u << 20)
+#define HOST_BYTES_ALL (512u << 20)
 #define FILE_BYTES     (1u << 30)
 #define MEMORY_EXTRA   (100u << 20)
 
 struct engine_bench {
     const struct hrb_options *options;
     unsigned tokens, decode_tokens;
-    bool prefill;
+    bool prefill, file; /* file: most of the cache lies in the file tier, else all of it in host memory */
     char text_path[512];
     char threads[16];
     double ours_tps, peer_tps;
@@ -84,7 +85,7 @@ static double run_ours(void *context)
     snprintf(tokens, sizeof tokens, "%u", b->tokens);
     snprintf(decode, sizeof decode, "%u", b->decode_tokens);
     snprintf(device, sizeof device, "%u", DEVICE_BYTES);
-    snprintf(host, sizeof host, "%u", HOST_BYTES);
+    snprintf(host, sizeof host, "%u", b->file ? HOST_BYTES : HOST_BYTES_ALL);
     snprintf(cap, sizeof cap, "%u", FILE_BYTES);
     const char *argv[] = {b->options->tool,
                           "run",
@@ -104,14 +105,14 @@ static double run_ours(void *context)
                           device,
                           "--host-bytes",
                           host,
-                          "--file-dir",
-                          b->options->file_dir,
-                          "--file-bytes",
-                          cap,
                           "--allow-longer",
                           "--quiet",
                           "--json",
                           "-",
+                          b->file ? "--file-dir" : NULL, /* the last: NULL ends the list */
+                          b->options->file_dir,
+                          "--file-bytes",
+                          cap,
                           NULL};
     if (!hrb_process_run(argv, &p)) {
         snprintf(b->reason, sizeof b->reason, "cannot start %s", b->options->tool);
@@ -162,8 +163,9 @@ static int measure_engine(struct engine_bench *b, struct hrb_result *result)
 int hrb_engine(const struct hrb_benchmark *self, const struct hrb_options *options,
                struct hrb_result *result)
 {
-    struct engine_bench b = {.options = options, .prefill = self->variant == 0};
-    b.tokens = self->variant ? (unsigned)self->variant : PREFILL_TOKENS;
+    struct engine_bench b = {
+        .options = options, .prefill = self->variant == 0, .file = self->variant <= 0};
+    b.tokens = self->variant ? (unsigned)abs(self->variant) : PREFILL_TOKENS;
     b.decode_tokens = b.prefill ? 2 : DECODE_TOKENS;
     if (!options->model)
         return hrb_skip(result, "needs --model FILE");
