@@ -84,19 +84,6 @@ static void rows_worth(struct hri_ladder *l, uint32_t b)
     l->state[b] = HRI_ROWS;
 }
 
-static uint32_t block_of_lane(const struct hri_index_head *head, uint32_t lane)
-{
-    uint32_t low = 0, high = head->n_blocks - 1;
-    while (low < high) {
-        uint32_t middle = (low + high + 1) / 2;
-        if (head->sketch->first_lane[middle] <= lane)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return low;
-}
-
 /* Rows that their sketch says least of are worth as much as they may turn out to be. For the ranking only. */
 static float lone_worth(const struct hri_ladder *l, uint32_t i, uint32_t b, uint32_t basis)
 {
@@ -152,30 +139,35 @@ static void lone_lift(struct hri_ladder *l)
     }
 }
 
-/* The rows of blocks that are looked at singly. */
-static void lone_apply(struct hri_ladder *l)
+/* Of the lone rows from the i-th on those of block b, which is looked at singly. Returns the first that comes after it. */
+static uint32_t lone_apply(struct hri_ladder *l, uint32_t i, uint32_t b)
 {
-    for (uint32_t i = 0; i < l->n_lone; i++) {
+    while (i < l->n_lone && l->lone[i].block < b)
+        i++;
+    for (; i < l->n_lone && l->lone[i].block == b; i++) {
         const struct hri_lone *lone = &l->lone[i];
-        if (l->state[lone->block] != HRI_ROWS)
-            continue;
         l->worth[lone->lane] = hri_larger(l->worth[lone->lane], lone->worth);
-        l->promise[lone->block] = hri_larger(l->promise[lone->block], lone->worth);
+        l->promise[b] = hri_larger(l->promise[b], lone->worth);
     }
+    return i;
 }
 
-/* Looks at the rows singly of blocks that promise at least `single`. Returns how many blocks that are that were not looked at yet. */
-static uint32_t singles_fill(struct hri_ladder *l, double single)
+/* Looks at the rows singly of blocks that promise at least `single` and were not looked at yet. Returns what those together are worth that
+ * stay as they are. */
+static double singles_fill(struct hri_ladder *l, double single)
 {
-    uint32_t fresh = 0;
-    for (uint32_t b = hri_ladder_next(l, 0); b < l->head->n_blocks; b = hri_ladder_next(l, b + 1))
+    double others = 0;
+    uint32_t lone = 0;
+    for (uint32_t b = hri_ladder_next(l, 0); b < l->head->n_blocks; b = hri_ladder_next(l, b + 1)) {
         if (l->state[b] == HRI_READ && (double)l->promise[b] >= single) {
             rows_worth(l, b);
-            fresh++;
+            lone = lone_apply(l, lone, b);
+            hri_ladder_bins_add(l, b);
+        } else if (l->state[b] == HRI_READ || l->state[b] == HRI_LIGHT) {
+            others += (double)l->block_worth[b];
         }
-    if (fresh > 0)
-        lone_apply(l);
-    return fresh;
+    }
+    return others;
 }
 
 /* What a block has to be worth so that those worth less leave no more than `most` together. */
@@ -216,7 +208,8 @@ static void worth_fill(struct hri_ladder *l)
                     : tolerance > 0 ? single_least(l, most)
                                     : 0;
     lone_lift(l);
-    singles_fill(l, single);
+    hri_ladder_bins_clear(l);
+    l->others = singles_fill(l, single);
 }
 
 /* What rows that are not refined leave, squared: each by itself, and all their weights together. */
@@ -235,7 +228,7 @@ static float predicted(const struct hri_ladder *l, uint32_t g)
 /* What codes leave no refining mends: where they leave most of a tolerance, half of it is what the rest has to keep. */
 #define TOLERANCE_AT_LEAST 0.5
 
-static bool tolerance_reached(const struct hri_ladder *l)
+bool hri_ladder_tolerance_reached(const struct hri_ladder *l)
 {
     double all = 0, rest = 0, tolerance = l->in->tolerance * l->head->options.g;
     for (uint32_t g = 0; g < l->head->options.g; g++) {
@@ -243,359 +236,6 @@ static bool tolerance_reached(const struct hri_ladder *l)
         rest += sqrt((double)rows_left(l, g));
     }
     return l->in->tolerance > 0 && (all <= tolerance || rest <= TOLERANCE_AT_LEAST * tolerance);
-}
-
-/* -------------------------------------------------------------------------------------- refining */
-
-/* Rows of a part that lies in host memory are refined singly, others with their part. */
-static bool by_rows(const struct hri_ladder *l, uint32_t b, uint32_t row)
-{
-    const struct hri_index_head *head = l->head;
-    return l->in->place == NULL ||
-           l->in->place[b * head->parts + row / head->part_rows] == HRI_PLACE_HOST;
-}
-
-/* A row can be had in two pieces: its rest, then all of it, which makes the rest needless. By what the row's worth is to be multiplied for
- * what each removes per as many bytes as a row has. Where the second is worth more than the first nobody would take that alone: rest 0. */
-struct pieces {
-    float rest, row;
-};
-
-static struct pieces pieces_of(const struct hri_ladder *l, uint32_t b)
-{
-    float bytes = (float)l->in->row_bytes, part = l->value_part[b];
-    if (!(part > 0))
-        return (struct pieces){0, 1};
-    struct pieces p = {part * bytes / (float)l->rest_bytes,
-                       (1 - part) * bytes / (bytes - (float)l->rest_bytes)};
-    return p.rest > p.row ? p : (struct pieces){0, 1};
-}
-
-/* What all of a row costs beside what was taken of it. */
-static uint32_t row_cost(const struct hri_ladder *l, uint32_t lane)
-{
-    return l->in->row_bytes - (l->taken[lane] == HRI_TAKEN_REST ? l->rest_bytes : 0);
-}
-
-/* What rests of rows of block b mend, squares [G] being sums of their squared weights: it goes, or comes back. */
-static void rests_change(struct hri_ladder *l, uint32_t b, const float *squares, float sign)
-{
-    float part = sign * l->value_part[b];
-    for (uint32_t g = 0; g < l->head->options.g; g++)
-        l->left[g] += (double)(part * l->factor[g * l->step->stride + b] * squares[g]);
-}
-
-static void rest_change(struct hri_ladder *l, uint32_t b, uint32_t lane, float sign)
-{
-    float squares[HR_GROUP_MAX];
-    for (uint32_t g = 0; g < l->head->options.g; g++) {
-        float w = l->weight[g * l->stride + lane];
-        squares[g] = w * w;
-    }
-    rests_change(l, b, squares, sign);
-}
-
-static void rests_pay(const struct hri_ladder *l, uint32_t n, struct hri_select_out *out)
-{
-    out->n_rests += n;
-    out->bytes_rests += (uint64_t)n * l->rest_bytes;
-    out->bytes += (uint64_t)n * l->rest_bytes;
-}
-
-static void rest_choose(struct hri_ladder *l, uint32_t b, uint32_t lane, struct hri_select_out *out)
-{
-    rest_change(l, b, lane, -1);
-    l->taken[lane] = HRI_TAKEN_REST;
-    rests_pay(l, 1, out);
-}
-
-/* The row is taken as a whole after all. */
-static void rest_return(struct hri_ladder *l, uint32_t b, uint32_t lane, struct hri_select_out *out)
-{
-    rest_change(l, b, lane, 1);
-    out->n_rests--;
-    out->bytes_rests -= l->rest_bytes;
-    out->bytes -= l->rest_bytes;
-}
-
-/* Below such a part of it, what is left of a block's weight is summed anew: a difference would be mostly rounding. */
-#define WEIGHT_LEFT_MIN 1e-3f
-
-/* What int8 codes leave of a row of block b that is refined, as its factor is of a sketched one: codes are off by a twelfth of their step,
- * squared, in every dimension. The output lies as near to a row's value as the row's share of it is large. */
-static float codes_factor(const struct hri_ladder *l, uint32_t b, uint32_t g, float weight)
-{
-    float k = l->head->k_step[b], v = l->head->v_step[b], others = 1 - weight * l->inverse[g];
-    return k * k * others * others * l->codes_key[g] + v * v * l->codes_value[g];
-}
-
-/* A row is refined: its weight leaves its block's, and what it left of the error goes, but for what its codes leave. */
-static void row_take(struct hri_ladder *l, uint32_t b, uint32_t row)
-{
-    struct hri_step *step = l->step;
-    uint32_t lane = l->head->sketch->first_lane[b];
-    for (uint32_t g = 0; g < l->head->options.g; g++) {
-        float *weight = l->weight + g * l->stride + lane, w = weight[row];
-        float *mass = step->weight + g * step->stride + b;
-        float factor = l->factor[g * step->stride + b];
-        l->left[g] -= (double)(factor * w * w);
-        l->drift[g] -= l->variance[g * step->stride + b] * w;
-        l->codes_left[g] += (double)(hri_smaller(codes_factor(l, b, g, w), factor) * w * w);
-        weight[row] = 0;
-        *mass = *mass - w > WEIGHT_LEFT_MIN * *mass ? *mass - w
-                                                    : hri_sum(weight, l->head->block_rows[b]);
-    }
-}
-
-static void row_choose(struct hri_ladder *l, uint32_t b, uint32_t row, struct hri_select_out *out)
-{
-    row_take(l, b, row);
-    l->taken[l->head->sketch->first_lane[b] + row] = HRI_TAKEN_ROW;
-    out->rows[out->n_rows++] = (struct hri_row_ref){b, row};
-    out->bytes += l->in->row_bytes;
-}
-
-static void part_take(struct hri_ladder *l, uint32_t item)
-{
-    uint32_t first = item % l->head->parts * l->head->part_rows;
-    uint32_t n = hri_index_item_rows(l->head, item);
-    for (uint32_t i = 0; i < n; i++)
-        row_take(l, item / l->head->parts, first + i);
-}
-
-/* The bin in which the want-th byte lies, 0 if there are not so many. */
-static uint32_t bytes_bin(const struct hri_ladder *l, uint64_t want)
-{
-    uint64_t n = 0;
-    for (uint32_t bin = HRI_BINS; bin-- > 1;) {
-        n += l->bins[bin];
-        if (n >= want)
-            return bin;
-    }
-    return 0;
-}
-
-/* Pieces in the bin at which the budget ends. */
-struct edge {
-    struct hri_ranked *rests, *rows;
-    uint32_t n_rests, n_rows;
-};
-
-/* Whether a piece of block b lies in that bin or above. Of most blocks none does. */
-static bool pieces_reach(const struct hri_ladder *l, uint32_t b, uint32_t bin)
-{
-    struct pieces p = pieces_of(l, b);
-    return l->state[b] == HRI_ROWS && hri_bin_of(hri_larger(p.rest, p.row) * l->promise[b]) >= bin;
-}
-
-/* What lies in bins above is taken; what lies in it is listed. */
-static void pieces_split(struct hri_ladder *l, uint32_t b, uint32_t bin, struct edge *edge)
-{
-    uint32_t lane = l->head->sketch->first_lane[b], end = lane + l->head->block_rows[b];
-    struct pieces p = pieces_of(l, b);
-    for (; lane < end; lane++) {
-        float rest = p.rest * l->worth[lane], row = p.row * l->worth[lane];
-        uint32_t rest_bin = hri_bin_of(rest), row_bin = hri_bin_of(row);
-        l->taken[lane] = row_bin > bin    ? HRI_TAKEN_ROW
-                         : rest_bin > bin ? HRI_TAKEN_REST
-                                          : HRI_TAKEN_NOT;
-        if (rest_bin == bin)
-            edge->rests[edge->n_rests++] = (struct hri_ranked){rest, lane};
-        if (row_bin == bin)
-            edge->rows[edge->n_rows++] = (struct hri_ranked){row, lane};
-    }
-}
-
-/* Of the edge as much as `left` bytes pay for, best first, rests before rows. */
-static void edge_take(struct hri_ladder *l, const struct edge *edge, uint64_t left)
-{
-    uint64_t n = l->rest_bytes > 0 ? left / l->rest_bytes : 0;
-    n = n < edge->n_rests ? n : edge->n_rests;
-    hri_rank_select(edge->rests, edge->n_rests, n);
-    for (uint32_t i = 0; i < n; i++)
-        l->taken[edge->rests[i].item] = HRI_TAKEN_REST;
-    left -= n * l->rest_bytes;
-    n = left / (l->in->row_bytes - l->rest_bytes);
-    n = n < edge->n_rows ? n : edge->n_rows;
-    hri_rank_select(edge->rows, edge->n_rows, n);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t lane = edge->rows[i].item, cost = row_cost(l, lane);
-        if (cost > left)
-            continue;
-        l->taken[lane] = HRI_TAKEN_ROW;
-        left -= cost;
-    }
-}
-
-/* The rows of a block of which something was marked as taken. */
-static void pieces_choose(struct hri_ladder *l, uint32_t b, struct hri_select_out *out)
-{
-    uint32_t lane = l->head->sketch->first_lane[b], rows = l->head->block_rows[b], n = 0;
-    uint32_t n_g = l->head->options.g;
-    float squares[HR_GROUP_MAX] = {0};
-    for (uint32_t i = 0; i < rows; i++) {
-        if (l->taken[lane + i] == HRI_TAKEN_ROW && out->n_rows < out->rows_max)
-            row_choose(l, b, i, out);
-        if (l->taken[lane + i] != HRI_TAKEN_REST)
-            continue;
-        n++;
-        for (uint32_t g = 0; g < n_g; g++) {
-            float w = l->weight[g * l->stride + lane + i];
-            squares[g] += w * w;
-        }
-    }
-    if (n == 0)
-        return;
-    rests_change(l, b, squares, -1);
-    rests_pay(l, n, out);
-}
-
-/* Where all rows lie in host memory: pieces of rows within the budget and in the order of the blocks: those above the bin at which it ends,
- * and of that bin as many as fit, best first. */
-static void pieces_take(struct hri_ladder *l, uint64_t want, struct hri_select_out *out)
-{
-    const struct hri_index_head *head = l->head;
-    struct edge edge = {.rests = l->ranked + l->stride, .rows = l->ranked};
-    uint64_t above = 0;
-    if (want == 0)
-        return;
-    uint32_t bin = bytes_bin(l, want);
-    bin = bin > 0 ? bin : 1;
-    for (uint32_t i = bin + 1; i < HRI_BINS; i++)
-        above += l->bins[i];
-    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
-        if (pieces_reach(l, b, bin))
-            pieces_split(l, b, bin, &edge);
-    edge_take(l, &edge, want > above ? want - above : 0);
-    for (uint32_t b = hri_ladder_next(l, 0); b < head->n_blocks; b = hri_ladder_next(l, b + 1))
-        if (pieces_reach(l, b, bin))
-            pieces_choose(l, b, out);
-}
-
-/* An item is not a part but a lane, of which the row or its rest is meant. */
-#define IS_ROW  0x80000000u
-#define IS_REST 0x40000000u
-
-/* Candidates of one part: its rows where it lies in host memory, else the whole of it. */
-static uint32_t part_list(struct hri_ladder *l, uint32_t b, uint32_t lane, uint32_t first,
-                          uint32_t n)
-{
-    const struct hri_index_head *head = l->head;
-    const struct hri_select_in *in = l->in;
-    uint32_t item = b * head->parts + first / head->part_rows;
-    uint32_t rows = hri_index_item_rows(head, item);
-    bool single = l->rows_too && by_rows(l, b, first);
-    struct pieces p = pieces_of(l, b);
-    float sum = 0;
-    for (uint32_t i = first; i < first + rows; i++) {
-        float worth = l->worth[lane + i];
-        sum += worth;
-        worth /= (float)in->row_bytes;
-        if (single && worth > 0 && p.rest > 0)
-            l->ranked[n++] = (struct hri_ranked){p.rest * worth, (lane + i) | IS_REST};
-        if (single && worth > 0)
-            l->ranked[n++] = (struct hri_ranked){p.row * worth, (lane + i) | IS_ROW};
-    }
-    if (!single && sum > 0) {
-        bool file = in->place != NULL && in->place[item] == HRI_PLACE_FILE;
-        float cost = (float)(file ? in->cell_bytes : rows * in->row_bytes);
-        l->ranked[n++] = (struct hri_ranked){sum / cost, item};
-    }
-    return n;
-}
-
-/* Candidates by worth per byte: rows of parts in host memory, whole parts elsewhere. */
-static uint32_t candidates_list(struct hri_ladder *l)
-{
-    const struct hri_index_head *head = l->head;
-    uint32_t n = 0;
-    for (uint32_t b = 0; b < head->n_blocks; b++) {
-        uint32_t lane = head->sketch->first_lane[b], rows = head->block_rows[b];
-        if (l->state[b] != HRI_ROWS)
-            continue;
-        for (uint32_t i = 0; i < rows; i += head->part_rows)
-            n = part_list(l, b, lane, i, n);
-    }
-    return n;
-}
-
-#define PASSED_OVER_MAX 64u
-
-static bool can_pay(const struct hri_ladder *l, uint32_t item, const struct hri_purse *purse,
-                    const struct hri_select_out *out)
-{
-    const struct hri_select_in *in = l->in;
-    if (item & IS_REST)
-        return purse->move_bytes >= l->rest_bytes;
-    if (item & IS_ROW)
-        return purse->move_bytes >= row_cost(l, item & ~IS_ROW) && out->n_rows < out->rows_max;
-    uint64_t bytes = (uint64_t)hri_index_item_rows(l->head, item) * in->row_bytes;
-    uint8_t place = in->place ? in->place[item] : HRI_PLACE_HOST;
-    if (place == HRI_PLACE_FRAME && bytes <= purse->reuse_bytes)
-        return true;
-    return (place == HRI_PLACE_FILE ? in->cell_bytes : bytes) <= purse->move_bytes;
-}
-
-static bool candidate_take(struct hri_ladder *l, uint32_t item, struct hri_purse *purse,
-                           struct hri_select_out *out)
-{
-    uint32_t lane = item & ~(IS_ROW | IS_REST);
-    if (item & (IS_ROW | IS_REST) && !can_pay(l, item, purse, out))
-        return false;
-    if (item & IS_REST) {
-        purse->move_bytes -= l->rest_bytes;
-        rest_choose(l, block_of_lane(l->head, lane), lane, out);
-        return true;
-    }
-    if (item & IS_ROW) {
-        uint32_t b = block_of_lane(l->head, lane);
-        purse->move_bytes -= row_cost(l, lane);
-        if (l->taken[lane] == HRI_TAKEN_REST)
-            rest_return(l, b, lane, out);
-        row_choose(l, b, lane - l->head->sketch->first_lane[b], out);
-        return true;
-    }
-    if (out->n_items == out->items_max || !hri_take_one(l->head, l->in, item, purse, out))
-        return false;
-    part_take(l, item);
-    return true;
-}
-
-/* Leaves of ranked[begin..n) what may still be taken, so that thousands of rows that nothing is left for do not hide the parts in
- * frames that have a purse of their own. Returns the new n. */
-static uint32_t candidates_keep(struct hri_ladder *l, uint32_t begin, uint32_t n,
-                                const struct hri_purse *purse, const struct hri_select_out *out)
-{
-    uint32_t kept = begin;
-    for (uint32_t i = begin; i < n; i++)
-        if (can_pay(l, l->ranked[i].item, purse, out))
-            l->ranked[kept++] = l->ranked[i];
-    return kept;
-}
-
-/* One by one, best first. */
-static void candidates_choose(struct hri_ladder *l, struct hri_purse *purse,
-                              struct hri_select_out *out)
-{
-    uint32_t n = candidates_list(l), passed_over = 0;
-    bool reached = false;
-    for (uint32_t begin = 0, end; begin < n && !reached && passed_over < PASSED_OVER_MAX;
-         begin = end) {
-        end = n - begin > 512 ? begin + 512 : n;
-        hri_rank_select(l->ranked + begin, n - begin, end - begin);
-        hri_rank_sort(l->ranked + begin, end - begin);
-        for (uint32_t i = begin; i < end && !reached && passed_over < PASSED_OVER_MAX; i++) {
-            if (candidate_take(l, l->ranked[i].item, purse, out)) {
-                reached = tolerance_reached(l);
-                continue;
-            }
-            passed_over++;
-            n = candidates_keep(l, i + 1, n, purse, out);
-            end = i + 1;
-        }
-    }
-    hri_ladder_rows_sort(out->rows, out->n_rows);
-    out->capped = l->in->tolerance > 0 && !reached && passed_over > 0;
 }
 
 static bool all_by_rows(const struct hri_ladder *l)
@@ -609,56 +249,14 @@ static bool all_by_rows(const struct hri_ladder *l)
 
 /* ---------------------------------------------------------------------------------------- select */
 
-static void bin_add(struct hri_ladder *l, float key, uint32_t bytes, float worth)
-{
-    uint32_t bin = hri_bin_of(key);
-    l->bins[bin] += bytes;
-    l->bin_sum[bin] += worth;
-}
-
-static void block_bins_fill(struct hri_ladder *l, uint32_t b)
-{
-    const float *worth = l->worth + l->head->sketch->first_lane[b];
-    struct pieces p = pieces_of(l, b);
-    uint32_t row = l->in->row_bytes, rest = p.rest > 0 ? l->rest_bytes : 0;
-    float part = p.rest > 0 ? l->value_part[b] : 0;
-    for (uint32_t i = 0; i < l->head->block_rows[b]; i++) {
-        bin_add(l, p.row * worth[i], row - rest, (1 - part) * worth[i]);
-        if (rest > 0)
-            bin_add(l, p.rest * worth[i], rest, part * worth[i]);
-    }
-}
-
-/* Sorts the pieces of rows that are looked at singly into bins, by bytes. Returns what the other rows that are read leave. */
-static double bins_fill(struct hri_ladder *l)
-{
-    double others = 0;
-    memset(l->bins, 0, HRI_BINS * sizeof *l->bins);
-    memset(l->bin_sum, 0, HRI_BINS * sizeof *l->bin_sum);
-    for (uint32_t b = hri_ladder_next(l, 0); b < l->head->n_blocks; b = hri_ladder_next(l, b + 1)) {
-        if (l->state[b] == HRI_READ || l->state[b] == HRI_LIGHT)
-            others += (double)l->block_worth[b];
-        else if (l->state[b] == HRI_ROWS)
-            block_bins_fill(l, b);
-    }
-    return others;
-}
-
 /* What refining within the budget of `want` bytes will leave at least: the worth of what is beyond it. No row of a block that together is
  * worth less than the last piece within the budget is among those; all others are looked at. */
 static double left_after(struct hri_ladder *l, uint64_t want)
 {
-    double left = bins_fill(l);
     double up = l->rest_bytes > 0 ? (double)l->in->row_bytes / l->rest_bytes : 1;
-    if (l->by_budget && singles_fill(l, (double)hri_bin_edge(bytes_bin(l, want)) / up) > 0)
-        left = bins_fill(l);
-    uint64_t n = 0;
-    for (uint32_t bin = HRI_BINS; bin-- > 0;) {
-        if (n >= want)
-            left += (double)l->bin_sum[bin];
-        n += l->bins[bin];
-    }
-    return left;
+    if (l->by_budget)
+        l->others = singles_fill(l, (double)hri_bin_edge(hri_ladder_bytes_bin(l, want)) / up);
+    return l->others + hri_ladder_bins_beyond(l, want);
 }
 
 static void begin(struct hri_ladder *l)
@@ -805,16 +403,16 @@ hr_status_t hri_ladder_select(struct hri_index_head *head, const struct hri_ladd
         worth_tell(&l, out->worth);
     for (uint32_t b = hri_ladder_next(&l, 0); b < head->n_blocks; b = hri_ladder_next(&l, b + 1))
         out->rows_sketched += head->block_rows[b];
-    bool reached = tolerance_reached(&l);
+    bool reached = hri_ladder_tolerance_reached(&l);
     if (l.by_budget) {
-        pieces_take(&l, rows_want(&l, out), out);
+        hri_ladder_pieces_take(&l, rows_want(&l, out), out);
     } else if (!reached) {
         double reuse = hri_recipe_value(&head->options.recipe, "reuse");
         struct hri_purse purse = {budget_left(&l, out),
                                   (uint64_t)(reuse * (double)in->budget_bytes)};
-        candidates_choose(&l, &purse, out);
+        hri_ladder_candidates_choose(&l, &purse, out);
         /* Or it ended the reading. */
-        out->capped |= l.codes_move && in->tolerance > 0 && !tolerance_reached(&l);
+        out->capped |= l.codes_move && in->tolerance > 0 && !hri_ladder_tolerance_reached(&l);
     }
     for (uint32_t g = 0; g < head->options.g; g++)
         out->predicted[g] = predicted(&l, g);

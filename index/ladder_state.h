@@ -1,5 +1,5 @@
-/* What a step of a head with sketches keeps between its parts: ladder_read.c reads sketches, ladder.c weighs and refines rows,
- * ladder_estimate.c sums what is left. */
+/* What a step of a head with sketches keeps between its parts: ladder_read.c reads sketches, ladder.c says what rows are worth,
+ * ladder_refine.c refines them, ladder_estimate.c sums what is left. */
 #ifndef HRI_INDEX_LADDER_STATE_H
 #define HRI_INDEX_LADDER_STATE_H
 
@@ -61,10 +61,14 @@ struct hri_ladder {
     float *
         shifted; /* [g][v_dim] by what the sketches of heavy blocks say that their values differ from the means */
     uint32_t *groups; /* [stride / 16] */
-    uint32_t *bins;   /* [HRI_BINS] */
-    float *bin_sum;   /* [HRI_BINS] */
-    uint8_t *state;   /* [blocks] enum hri_block_state */
-    uint8_t *taken;   /* [stride] enum hri_taken, of rows of blocks HRI_ROWS */
+    uint32_t *
+        bins; /* [HRI_BINS] bytes of pieces of rows of blocks HRI_ROWS, by what they remove per byte */
+    uint32_t bin_top;   /* none is above it */
+    uint64_t bin_bytes; /* all of them */
+    double others;      /* what the rows are worth of blocks that were read and are not HRI_ROWS */
+    float *bin_sum;     /* [HRI_BINS] */
+    uint8_t *state;     /* [blocks] enum hri_block_state */
+    uint8_t *taken;     /* [stride] enum hri_taken, of rows of blocks HRI_ROWS */
     float *
         value_part; /* [blocks] of what the rows of a block that was read are worth, what their rests are; 0: there are none */
     uint32_t rest_bytes;       /* 0: no rests are kept */
@@ -178,6 +182,20 @@ void hri_ladder_strays_lift(const struct hri_ladder *l, uint32_t n, const float 
 uint64_t hri_ladder_read(struct hri_ladder *l);
 /* The first bin with which bin_sum, from the lowest bin up and `sum` below all, exceeds `most`; HRI_BINS if all does not. */
 uint32_t hri_ladder_bin_below(const struct hri_ladder *l, double sum, double most);
+/* What is not refined leaves no more than the tolerance. */
+bool hri_ladder_tolerance_reached(const struct hri_ladder *l);
+/* Pieces of rows: none; those of block b, HRI_ROWS, too. */
+void hri_ladder_bins_clear(struct hri_ladder *l);
+void hri_ladder_bins_add(struct hri_ladder *l, uint32_t b);
+/* The bin in which the want-th byte lies, 0 if there are not so many. */
+uint32_t hri_ladder_bytes_bin(const struct hri_ladder *l, uint64_t want);
+/* What the pieces beyond the first `want` bytes remove, to a few percent. */
+double hri_ladder_bins_beyond(const struct hri_ladder *l, uint64_t want);
+/* Takes pieces of rows for `want` bytes, where all rows lie in host memory. */
+void hri_ladder_pieces_take(struct hri_ladder *l, uint64_t want, struct hri_select_out *out);
+/* Takes rows and parts one by one, best first, until the purse is empty or the tolerance is reached. */
+void hri_ladder_candidates_choose(struct hri_ladder *l, struct hri_purse *purse,
+                                  struct hri_select_out *out);
 /* What unread blocks leave: left[g] set to it; far and size measured. Returns the sum of the group. */
 double hri_ladder_unread(struct hri_ladder *l);
 

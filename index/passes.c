@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "index/sort.h"
 
 /* Sanitizers run before the loader could resolve such functions, and clang before 17 gives them names of its own, which callers in other
  * files do not know. */
@@ -212,6 +213,12 @@ WIDE void hri_pass_worth(const float *restrict weight, size_t stride, uint32_t g
         for (size_t i = 0; i < n; i++)
             worth[i] += factor[j] * w[i] * w[i];
     }
+}
+
+WIDE void hri_pass_bins(const float *restrict x, float factor, uint16_t *restrict bin, uint32_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        bin[i] = (uint16_t)hri_bin_of(factor * x[i]);
 }
 
 /* Of a block's rows, which are few: what is left over of a long vector would take longer than all the others. */

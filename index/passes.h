@@ -73,6 +73,9 @@ void hri_pass_value_add(const int8_t *codes, float weight, float *output, uint32
 void hri_pass_worth(const float *weight, size_t stride, uint32_t g, const float *factor,
                     float *worth, uint32_t n);
 
+/* bin[i] = hri_bin_of(factor x[i]) (index/sort.h). */
+void hri_pass_bins(const float *x, float factor, uint16_t *bin, uint32_t n);
+
 /* The largest; 0 where none is larger. */
 float hri_pass_most(const float *x, uint32_t n);
 

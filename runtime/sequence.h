@@ -164,6 +164,10 @@ struct hri_head_step {
     uint32_t estimated, n_late, n_lost; /* lost: of those late, what cannot be read */
     float late_error[HR_GROUP_MAX];
     uint64_t refined_rows;
+    uint64_t selected_ns;
+    bool selected; /* atomic: this step's choice is made */
+    bool
+        attended; /* and the estimate, rows and blocks that it takes are in part, but for late ones */
     hr_status_t status;
 };
 

@@ -6,7 +6,7 @@
  *   fetch           hits need nothing, misses start their reads
  *   attend          sink and window, the estimate of the rest, hits, then misses as they land; merged by log-sum-exp
  */
-#include "runtime/sequence.h"
+#include "runtime/step.h"
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -15,17 +15,6 @@
 
 #define PARALLEL_WORK                                                                              \
     (1u << 17) /* multiply-adds of a move below which waking workers costs more than it saves */
-
-struct step {
-    hr_sequence_t *s;
-    struct hri_layer *layer;
-    uint32_t layer_index, position;
-    uint64_t budget_bytes; /* of one kv-head, as an equal share */
-    const float *part;     /* [n_kv] of such a share, or NULL */
-    uint64_t time_ns;      /* of the current move */
-    struct hri_limits limits;
-    struct hr_attend_report *report;
-};
 
 /* Rows of a kv-head that a step multiplies with at the most: keys and values of sink and window, summaries, sketches. */
 static uint64_t rows_read(const struct step *st)
@@ -40,11 +29,16 @@ static uint64_t rows_read(const struct step *st)
            (sketched ? body : 0);
 }
 
-static void heads_run(struct step *st, hri_task_fn task)
+static void tasks_run(struct step *st, hri_task_fn task, unsigned n_tasks)
 {
     hr_sequence_t *s = st->s;
     bool parallel = s->n_kv > 1 && rows_read(st) * s->dk * s->g * s->n_kv > PARALLEL_WORK;
-    hri_pool_run(parallel ? s->runtime->pool : NULL, task, st, s->n_kv);
+    hri_pool_run(parallel ? s->runtime->pool : NULL, task, st, n_tasks);
+}
+
+static void heads_run(struct step *st, hri_task_fn task)
+{
+    tasks_run(st, task, st->s->n_kv);
 }
 
 static void move_ends(struct step *st, enum hri_stage stage)
@@ -200,161 +194,6 @@ static hr_status_t layer_select(struct step *st)
     return status;
 }
 
-/* -- fetch -- */
-
-static hr_status_t blocks_fetch(struct step *st, uint32_t head)
-{
-    hr_sequence_t *s = st->s;
-    struct hri_head_step *hs = &s->steps[head];
-    hs->fetch = (struct hri_fetch){.lane_index = st->layer_index * s->n_kv + head,
-                                   .lane = st->layer->block_lane,
-                                   .blocks = hs->address,
-                                   .n_blocks = hs->out.n_items,
-                                   .share_copies = true,
-                                   .where = hs->where,
-                                   .reads = hs->reads,
-                                   .read_block = hs->read_block};
-    hr_status_t status = hri_frames_fetch_begin(s->frames, &hs->fetch);
-    for (uint32_t i = 0; i < hs->out.n_items; i++) {
-        st->report->bytes_hit += hs->where[i] != NULL ? hs->address[i].bytes : 0;
-    }
-    return status;
-}
-
-/* Single rows of blocks are used where they lie in host memory; what is read of them is what moved. */
-static hr_status_t block_rows_find(struct step *st, uint32_t head)
-{
-    const hr_sequence_t *s = st->s;
-    struct hri_head_step *hs = &s->steps[head];
-    const unsigned char *base = NULL;
-    uint32_t last = UINT32_MAX;
-    for (uint32_t i = 0; i < hs->out.n_rows; i++) {
-        uint32_t b = hs->rows[i].block, row = hs->rows[i].row;
-        uint32_t item = b * s->parts + row / s->part_rows;
-        if (item != last) {
-            const struct hri_block_at *place = &st->layer->places[head][item];
-            base = hri_lane_peek(st->layer->block_lane, place->cell);
-            if (base == NULL) {
-                return hri_error_set(HR_ERR_INTERNAL,
-                                     "layer %u, head %u: block %u was said to be in host memory",
-                                     st->layer_index, head, b);
-            }
-            base += place->offset;
-            last = item;
-        }
-        hs->row_codes[i] = (const int8_t *)base + (size_t)(row % s->part_rows) * s->code_bytes;
-    }
-    st->report->bytes_from_host += (uint64_t)hs->out.n_rows * s->code_bytes + hs->out.bytes_rests;
-    return HR_OK;
-}
-
-static hr_status_t rows_fetch(struct step *st, uint32_t head)
-{
-    hr_sequence_t *s = st->s;
-    struct hri_head_step *hs = &s->steps[head];
-    uint32_t skip = s->row_bytes - s->code_bytes; /* keys that the device has */
-    memset(&hs->fetch, 0, sizeof hs->fetch);
-    hs->fetch.batch.reads = hs->reads;
-    for (uint32_t i = 0; i < hs->out.n_items; i++) {
-        uint32_t token = s->n_sink + hs->items[i];
-        unsigned char *dst = s->row_buffer + ((size_t)head * s->items_max + i) * s->row_bytes;
-        hs->where[i] = dst;
-        if (token >= st->layer->tail_first) {
-            memcpy(dst, hri_tail_row(s, st->layer, head, token) + skip, s->code_bytes);
-            st->report->bytes_from_host +=
-                s->code_bytes; /* selected rows count as moved wherever they happen to lie */
-            continue;
-        }
-        hs->reads[hs->fetch.batch.n_reads++] =
-            (struct hri_read){.lane = st->layer->log_lane,
-                              .cell = hri_log_cell(s, token, head),
-                              .n_cells = 1,
-                              .offset = token % HRI_LOG_ROWS * s->row_bytes + skip,
-                              .bytes = s->code_bytes,
-                              .dst = dst};
-    }
-    hs->fetch.n_misses = hs->fetch.batch.n_reads;
-    return hs->fetch.batch.n_reads > 0 ? hri_store_read_begin(s->runtime->store, &hs->fetch.batch)
-                                       : HR_OK;
-}
-
-static hr_status_t fetch_begin(struct step *st)
-{
-    hr_status_t status = HR_OK;
-    if (st->layer->indexed) {
-        hri_frames_step_begin(st->s->frames);
-    }
-    for (uint32_t h = 0; h < st->s->n_kv; h++) {
-        if (status == HR_OK) {
-            status = st->layer->indexed ? blocks_fetch(st, h) : rows_fetch(st, h);
-            if (status == HR_OK && st->s->rows_max > 0) {
-                status = block_rows_find(st, h);
-            }
-        } else {
-            memset(&st->s->steps[h].fetch, 0, sizeof st->s->steps[h].fetch);
-        }
-    }
-    return status;
-}
-
-/* Blocks that do not come stay at the level below: those that are late where a deadline was set, those that cannot be read unless the
- * caller wants all of them. Single rows have no such level. */
-static hr_status_t fetch_judge(const struct step *st, const struct hri_head_step *hs,
-                               hr_status_t status)
-{
-    bool late = status == HR_ERR_TIMEOUT, lost = status == HR_ERR_IO || status == HR_ERR_CORRUPT;
-    if (!late && !lost) {
-        return status;
-    }
-    if (st->layer->indexed && !st->limits.strict && (lost || st->limits.deadline_ns != 0)) {
-        return HR_OK;
-    }
-    char message[HRI_ERROR_BYTES_MAX];
-    hri_error_get(message, sizeof message);
-    return hri_error_set(status, "layer %u, kv-head %u, tokens %u to %u: %s", st->layer_index,
-                         (unsigned)(hs - st->s->steps), st->s->n_sink, st->layer->body_end - 1,
-                         message);
-}
-
-static uint32_t lost_count(const struct hri_head_step *hs)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < hs->fetch.batch.n_reads; i++) {
-        n += hs->reads[i].status == HR_ERR_IO || hs->reads[i].status == HR_ERR_CORRUPT;
-    }
-    return n;
-}
-
-/* Every fetch that was begun is waited for, whatever happened to the others. */
-static hr_status_t fetch_wait(struct step *st, hr_status_t status)
-{
-    hr_sequence_t *s = st->s;
-    uint64_t hard_ns = hri_now_ns() + hri_store_timeout_ns(s->runtime->store);
-    uint64_t deadline_ns =
-        st->limits.strict || st->limits.deadline_ns == 0 ? hard_ns : st->limits.deadline_ns;
-    for (uint32_t h = 0; h < s->n_kv; h++) {
-        struct hri_head_step *hs = &s->steps[h];
-        hr_status_t one = HR_OK;
-        if (st->layer->indexed) {
-            if (hs->fetch.n_blocks > 0) {
-                one = hri_frames_fetch_wait(s->frames, &hs->fetch, deadline_ns);
-            }
-            hs->n_lost = one != HR_OK ? lost_count(hs) : 0;
-        } else if (hs->fetch.batch.n_reads > 0) {
-            one = hri_store_read_wait(s->runtime->store, &hs->fetch.batch, hard_ns);
-            if (one == HR_ERR_TIMEOUT) {
-                hri_store_read_cancel(s->runtime->store, &hs->fetch.batch);
-            }
-        }
-        one = fetch_judge(st, hs, one);
-        st->report->bytes_from_host += hs->fetch.batch.bytes_from_host;
-        st->report->bytes_from_file += hs->fetch.batch.bytes_from_file;
-        st->report->ios += hs->fetch.batch.ios;
-        status = status == HR_OK ? one : status;
-    }
-    return status;
-}
-
 /* -- attend -- */
 
 /* Values as fetched, keys as the device keeps them. */
@@ -468,6 +307,10 @@ static void attend_task(void *context, unsigned head, unsigned worker)
     (void)worker;
     const struct step *st = context;
     struct hri_head_step *hs = &st->s->steps[head];
+    if (hs->attended) {
+        return;
+    }
+    hs->attended = true;
     hri_index_estimate(st->layer->heads[head], &hs->in, &hs->out, &hs->part, &hs->estimated);
     hri_index_attend_rows(st->layer->heads[head], &hs->in, &hs->out, hs->row_codes, &hs->part);
     hs->refined_rows += hs->out.n_rows;
@@ -490,6 +333,49 @@ static void attend_task(void *context, unsigned head, unsigned worker)
     }
     runs_attend(st->s, hs, &runs);
     hs->n_late = n_late;
+}
+
+/* All that a head refines are single rows, in host memory that no file's cache takes away. */
+static bool at_hand(const struct step *st, uint32_t head)
+{
+    const hr_sequence_t *s = st->s;
+    const struct hri_head_step *hs = &s->steps[head];
+    return hs->status == HR_OK && st->layer->indexed && s->rows_max > 0 &&
+           s->runtime->file_bytes == 0 && !hs->out.all && hs->out.n_items == 0;
+}
+
+/* The heads choose; those that have chosen and need no fetch are attended by threads for which no choice is left: heads are few, and not
+ * always as many as there are threads for. */
+static void select_attend_task(void *context, unsigned task, unsigned worker)
+{
+    const struct step *st = context;
+    uint32_t n_kv = st->s->n_kv, head = task % n_kv;
+    struct hri_head_step *hs = &st->s->steps[head];
+    if (task < n_kv) {
+        select_task(context, head, worker);
+        hs->selected_ns = hri_now_ns();
+        __atomic_store_n(&hs->selected, true, __ATOMIC_RELEASE);
+        return;
+    }
+    if (!__atomic_load_n(&hs->selected, __ATOMIC_ACQUIRE) || !at_hand(st, head)) {
+        return; /* later, with the others */
+    }
+    hs->status = hri_step_rows_find(st, head);
+    if (hs->status == HR_OK) {
+        attend_task(context, head, worker);
+    }
+}
+
+/* When the last head had chosen. */
+static void select_ends(struct step *st)
+{
+    uint64_t last_ns = st->time_ns;
+    for (uint32_t h = 0; h < st->s->n_kv; h++) {
+        uint64_t ns = st->s->steps[h].selected_ns;
+        last_ns = ns > last_ns ? ns : last_ns;
+    }
+    st->report->time_ns[HRI_SELECT] += last_ns - st->time_ns;
+    st->time_ns = last_ns;
 }
 
 /* What has landed since; what never will stays at its lower level. */
@@ -622,69 +508,22 @@ static hr_status_t whole_heads(struct step *st)
                : hri_attend_body(s, st->layer, s->whole, st->report);
 }
 
-/* -- the report -- */
-
-/* Rows that the selector chose after it had read their sketches; late ones stay there. */
-static uint64_t refined_sketched(const struct step *st, uint32_t head)
+static bool all_attended(const struct step *st)
 {
-    const struct hri_head_step *hs = &st->s->steps[head];
-    uint64_t n = hs->out.n_rows;
-    for (uint32_t i = 0; hs->out.rows_sketched > 0 && i < hs->out.n_items; i++) {
-        n += hri_index_item_rows(st->layer->heads[head], hs->items[i]);
+    bool all = true;
+    for (uint32_t h = 0; h < st->s->n_kv; h++) {
+        all &= st->s->steps[h].attended;
     }
-    for (uint32_t i = 0; hs->out.rows_sketched > 0 && i < hs->n_late; i++) {
-        n -= hri_index_item_rows(st->layer->heads[head], hs->late[i]);
-    }
-    return n < hs->out.rows_sketched ? n : hs->out.rows_sketched;
+    return all;
 }
 
-static void report_fill(struct step *st)
+static bool any_late(const struct step *st)
 {
-    const hr_sequence_t *s = st->s;
-    const struct hri_layer *l = st->layer;
-    struct hr_attend_report *r = st->report;
-    uint32_t body = hri_body_tokens(s, l), near = st->position + 1 - body;
-    unsigned level = l->indexed && s->recipe.selector->codec == HRI_CODEC_I8 ? 2 : 3;
-    r->rows_device = (uint64_t)near * s->n_kv;
-    r->bytes_by_level[3] += r->rows_device * s->row_bytes;
-    r->rows_by_level[3] += r->rows_device;
-    r->body_bytes = (uint64_t)body * s->n_kv * s->row_bytes;
-    double sum = 0.0, late = 0.0;
-    for (uint32_t h = 0; l->heads != NULL && h < s->n_kv; h++) {
-        const struct hri_head_step *hs = &s->steps[h];
-        r->rows_by_level[level] += hs->refined_rows;
-        r->bytes_by_level[level] += hs->refined_rows * s->code_bytes;
-        r->bytes_selected += hs->out.bytes;
-        r->rows_visited += hs->out.rows_visited;
-        r->rows_rests += hs->out.n_rests;
-        r->bytes_rests += hs->out.bytes_rests;
-        r->bytes_from_host += hs->out.bytes_sketched_host;
-        if (l->indexed) {
-            r->blocks_total += hri_index_items(l->heads[h]);
-            r->blocks_hit += hs->fetch.n_hits;
-            r->blocks_fetched += hs->fetch.n_misses - hs->n_late;
-            r->blocks_estimated += hs->estimated;
-            r->blocks_late += hs->n_late;
-            r->blocks_lost += hs->n_lost;
-            uint64_t estimated = hs->estimated + hs->n_late > 0 ? body - hs->refined_rows : 0;
-            uint64_t sketched = hs->out.rows_sketched - refined_sketched(st, h);
-            r->rows_by_level[0] += estimated - sketched;
-            r->rows_by_level[1] += sketched;
-            r->bytes_by_level[0] += hs->out.bytes_summaries > 0
-                                        ? hs->out.bytes_summaries
-                                        : hri_index_summary_bytes(l->heads[h]);
-            r->bytes_by_level[1] += hs->out.bytes_sketched;
-        }
-        for (uint32_t g = 0; g < s->g; g++) {
-            sum += hs->out.predicted[g];
-            late += hs->late_error[g];
-            r->predicted_error_max = hs->out.predicted[g] > r->predicted_error_max
-                                         ? hs->out.predicted[g]
-                                         : r->predicted_error_max;
-        }
+    bool any = false;
+    for (uint32_t h = 0; h < st->s->n_kv; h++) {
+        any |= st->s->steps[h].n_late > 0;
     }
-    r->predicted_error = sum / s->n_q;
-    r->late_error = late / s->n_q;
+    return any;
 }
 
 hr_status_t hri_query_in_window(const struct hri_layer *l, uint32_t layer_index, uint32_t position)
@@ -720,6 +559,7 @@ static hr_status_t step_begin(struct step *st, const float *q)
         s->steps[h].refined_rows = 0;
         s->steps[h].estimated = 0;
         s->steps[h].n_late = 0;
+        s->steps[h].selected = s->steps[h].attended = false;
         s->steps[h].n_lost = 0;
         memset(s->steps[h].late_error, 0, sizeof s->steps[h].late_error);
         memset(&s->steps[h].fetch, 0, sizeof s->steps[h].fetch);
@@ -739,8 +579,10 @@ static hr_status_t select_move(struct step *st)
     }
     if (st->layer->heads != NULL && hri_index_selects_layers(&s->recipe)) {
         status = layer_select(st);
+        move_ends(st, HRI_SELECT);
     } else {
-        heads_run(st, select_task);
+        tasks_run(st, select_attend_task, 2 * s->n_kv);
+        select_ends(st);
     }
     st->layer->early_tokens = 0; /* used, or of another token */
     for (uint32_t h = 0; h < s->n_kv && status == HR_OK; h++) {
@@ -770,31 +612,31 @@ hr_status_t hri_step(hr_sequence_t *s, uint32_t layer_index, const float *q, uin
     if (status != HR_OK) {
         return status;
     }
-    move_ends(&st, HRI_SELECT);
-
     if (st.layer->heads != NULL) {
         status = whole_heads(&st);
         if (status != HR_OK) {
             return status;
         }
         move_ends(&st, HRI_ATTEND);
-        status = fetch_begin(&st);
+        status = hri_step_fetch_begin(&st);
         move_ends(&st, HRI_FETCH);
-        if (st.layer->indexed && status == HR_OK) {
+        if (st.layer->indexed && status == HR_OK && !all_attended(&st)) {
             heads_run(&st, attend_task);
             move_ends(&st, HRI_ATTEND);
         }
-        status = fetch_wait(&st, status);
+        status = hri_step_fetch_wait(&st, status);
         move_ends(&st, HRI_FETCH);
         if (status != HR_OK) {
             return status;
         }
-        heads_run(&st, st.layer->indexed ? land_task : rows_task);
+        if (!st.layer->indexed || any_late(&st)) {
+            heads_run(&st, st.layer->indexed ? land_task : rows_task);
+        }
     }
     for (uint32_t h = 0; h < s->n_kv; h++) {
         hri_partial_finish(&s->steps[h].part, s->g, s->dv, out + (size_t)h * s->g * s->dv, NULL);
     }
     move_ends(&st, HRI_ATTEND);
-    report_fill(&st);
+    hri_step_report(&st);
     return HR_OK;
 }

@@ -6,6 +6,7 @@
 #include "base/half.h"
 #include "base/rng.h"
 #include "index/passes.h"
+#include "index/sort.h"
 
 #define LENGTH_MAX 300
 
@@ -132,6 +133,16 @@ static void worth(const struct arrays *a, uint32_t n)
     }
 }
 
+static void bins(const struct arrays *a, uint32_t n)
+{
+    uint16_t bin[LENGTH_MAX + 1];
+    bin[n] = 7;
+    hri_pass_bins(a->out, 1.5f, bin, n);
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(bin[i], hri_bin_of(1.5f * a->out[i]));
+    assert_int_equal(bin[n], 7);
+}
+
 /* Four levels a byte, the nearest one. */
 static void quarters(const struct arrays *a, uint32_t n)
 {
@@ -194,6 +205,7 @@ static void test_all_lengths(void **state)
         split(&a, n);
         quarters(&a, n);
         scale(&a, n);
+        bins(&a, n);
         if (3 * n <= LENGTH_MAX)
             worth(&a, n);
     }
