@@ -25,7 +25,8 @@
 struct engine_bench {
     const struct hrb_options *options;
     unsigned tokens, decode_tokens;
-    bool prefill, file; /* file: most of the cache lies in the file tier, else all of it in host memory */
+    bool prefill,
+        file; /* file: most of the cache lies in the file tier, else all of it in host memory */
     char text_path[512];
     char threads[16];
     double ours_tps, peer_tps;
