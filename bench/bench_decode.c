@@ -351,6 +351,7 @@ static int report(struct decode *d, const struct hrb_pair *pair, struct hrb_resu
     result->spread = pair->spread;
     result->rounds = pair->rounds;
     result->unit = "ms";
+    result->bytes = d->report.bytes_from_host + d->report.bytes_from_file;
     result->limit_is = d->subject.file
                            ? "full attention by the same kernels over the same rows in memory"
                            : "full attention by the same kernels over the same rows";
