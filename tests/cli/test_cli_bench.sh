@@ -20,7 +20,7 @@ number '$1 == 2' b.json benchmarks#
 for key in name value limit ratio goal unit; do
     check "no $key" "$JSON_GET" b.json "benchmarks.0.$key"
 done
-number '$1 > 0 && $2 > 0 && $3 > 0 && $4 == 0.9' b.json benchmarks.0.value benchmarks.0.limit benchmarks.0.ratio benchmarks.0.goal
+number '$1 > 0 && $2 > 0 && $3 > 0 && $4 == 0.95' b.json benchmarks.0.value benchmarks.0.limit benchmarks.0.ratio benchmarks.0.goal
 check "not skipped" test "$(json b.json benchmarks.1.skipped)" = "needs --model FILE"
 has "$out" "needs --model FILE"
 
