@@ -153,6 +153,10 @@ static int parse_shares(const char *command, const struct cli_option *o, const c
         if (n >= sizeof word || !parse_share(word, &shares->share[shares->n]))
             return cli_usage_error(command, "--%s '%s': '%.*s' is not %s", o->name, text, (int)n,
                                    rest, share_text);
+        for (size_t i = 0; i < shares->n; i++)
+            if (shares->share[i] == shares->share[shares->n])
+                return cli_usage_error(command, "--%s '%s': '%s' is there twice", o->name, text,
+                                       word);
         memcpy(shares->text[shares->n++], word, sizeof word);
         rest += n;
     } while (*rest++ == ',');
@@ -174,6 +178,18 @@ static bool goes_on_argument(const char *before, const char *piece, size_t n)
             takes = hr_recipe_describe(i, &info) == HR_OK && info.takes_argument;
     }
     return takes && before[n_name] == ':' && !strchr(before, ';') && piece[0] != '@';
+}
+
+/* Results go by these names. */
+static int names_differ(const char *command, const struct cli_option *o, const char *text)
+{
+    const struct cli_names *names = o->value;
+    for (size_t i = 0; i < names->n; i++)
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(names->name[i], names->name[j]) == 0)
+                return cli_usage_error(command, "--%s '%s': '%s' is there twice", o->name, text,
+                                       names->name[i]);
+    return -1;
 }
 
 /* "quest:page=32,sink=4,full": a piece with a '=' but no ':' goes on with the recipe before it. */
@@ -203,7 +219,7 @@ static int parse_names(const char *command, const struct cli_option *o, const ch
         names->n += !goes_on;
         rest += n;
     } while (*rest++ == ',');
-    return -1;
+    return names_differ(command, o, text);
 }
 
 static bool is_choice(const char *text, const char *choices)

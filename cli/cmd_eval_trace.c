@@ -82,13 +82,38 @@ static int dump_check(const char *path)
     return code;
 }
 
+/* The file that a path leads to, which need not be there yet; the caller's, NULL: not to be told. */
+static char *leads_to(const char *path)
+{
+    char *real = realpath(path, NULL), *whole = NULL;
+    if (real)
+        return real;
+    const char *slash = strrchr(path, '/');
+    char *copy = strdup(path), *folder = copy ? realpath(dirname(copy), NULL) : NULL;
+    if (folder && asprintf(&whole, "%s/%s", folder, slash ? slash + 1 : path) < 0)
+        whole = NULL;
+    free(copy);
+    free(folder);
+    return whole;
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    bool is_output = strcmp(a, "-") == 0 || strcmp(b, "-") == 0;
+    char *one = leads_to(a), *other = leads_to(b);
+    bool same = strcmp(a, b) == 0 || (!is_output && one && other && strcmp(one, other) == 0);
+    free(one);
+    free(other);
+    return same;
+}
+
 /* Two outputs into one file would leave the last. */
 static int same_files_check(const struct cli_trace_options *o)
 {
     const char *path[] = {o->json, o->csv, o->html};
     for (size_t i = 0; i < 3; i++)
         for (size_t j = 0; j < i; j++)
-            if (path[i] && path[j] && strcmp(path[i], path[j]) == 0)
+            if (path[i] && path[j] && same_file(path[i], path[j]))
                 return cli_usage_error(command.name,
                                        "--json, --csv and --html must differ; '%s' is named twice",
                                        path[i]);

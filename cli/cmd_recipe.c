@@ -154,8 +154,7 @@ static void print_recipe(FILE *file, size_t index)
         snprintf(range, sizeof range, "%.10g to %.10g", p.min, p.max);
         fprintf(file, "  %-15s %10.6g  %-20s ", p.name, p.value_default, range);
         print_wrapped(file, 51, p.meaning);
-        if (*p.source)
-            fprintf(file, "%51s(%s)\n", "", p.source);
+        fprintf(file, "%51s(%s)\n", "", p.source);
     }
 }
 

@@ -13,7 +13,7 @@
 #include "cli/trace.h"
 
 #define CLI_TRACE_LARGE_ERROR 0.005 /* predictions are also judged where the error matters */
-#define CLI_TRACE_RECIPE_MAX  192
+#define CLI_TRACE_RECIPE_MAX  512   /* a name of a list and the settings for all */
 
 struct cli_trace_options {
     struct cli_operands folders;

@@ -1,5 +1,6 @@
 /* What makes recipes comparable on traces: the same settings where they have them, and a trace's line of a table of head
  * gates. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,46 +40,51 @@ static bool find_param(size_t recipe, const struct hr_recipe_info *info, const c
     return false;
 }
 
-/* The text behind "key=" in a recipe, or NULL. */
-static const char *said(const char *recipe, const char *key)
+/* Whether a recipe's text sets this parameter. */
+static bool says(const char *recipe, const char *key, bool argued)
 {
     size_t n = strlen(key);
-    for (const char *at = strchr(recipe, ':'); at; at = strchr(at + 1, ',')) {
-        if (strncmp(at + 1, key, n) == 0 && at[1 + n] == '=')
-            return at + 2 + n;
+    const char *at = strchr(recipe, argued ? ';' : ':');
+    for (; at; at = strchr(at + 1, ',')) {
+        const char *word = at + 1 + strspn(at + 1, " \t");
+        if (strncmp(word, key, n) == 0 && word[n + strspn(word + n, " \t")] == '=')
+            return true;
     }
-    return NULL;
+    return false;
 }
 
-static uint32_t value_of(size_t recipe, const struct hr_recipe_info *info, const char *text,
-                         const char *key)
+/* What parts the parameters from what stands before them; a list of them goes on with a comma. */
+static const char *separator(const char *text, bool argued)
 {
-    struct hr_recipe_param param;
-    const char *value = said(text, key);
-    if (value)
-        return (uint32_t)strtoul(value, NULL, 10);
-    return find_param(recipe, info, key, &param) ? (uint32_t)param.value_default : 0;
+    if (strchr(text, argued ? ';' : ':'))
+        return ",";
+    return !argued ? ":" : strchr(text, ':') ? ";" : ":;";
+}
+
+static uint32_t value_of(const char *recipe, const char *key)
+{
+    double value = 0;
+    return hr_recipe_value(recipe, key, &value) == HR_OK ? (uint32_t)value : 0;
 }
 
 void cli_trace_equalise(const char *recipe, struct cli_trace_item *item)
 {
     struct hr_recipe_info info;
     struct hr_recipe_param param;
-    size_t index, at;
-    at = (size_t)snprintf(item->used, sizeof item->used, "%s", recipe);
+    size_t index, at, room = sizeof item->used;
+    at = (size_t)snprintf(item->used, room, "%s", recipe);
     if (!find_recipe(recipe, &index, &info))
         return;
-    /* What follows the colon is then passed on as it stands; the parameters keep their defaults. */
-    bool closed = info.takes_argument;
-    for (size_t i = 0; i < SETTINGS && !closed; i++) {
-        if (!find_param(index, &info, settings[i].key, &param) || said(recipe, settings[i].key))
+    bool argued = info.takes_argument;
+    for (size_t i = 0; i < SETTINGS && at < room; i++) {
+        if (!find_param(index, &info, settings[i].key, &param) ||
+            says(recipe, settings[i].key, argued))
             continue;
-        at += (size_t)snprintf(item->used + at, sizeof item->used - at, "%c%s=%s",
-                               strchr(item->used, ':') ? ',' : ':', settings[i].key,
-                               settings[i].value);
+        at += (size_t)snprintf(item->used + at, room - at, "%s%s=%s", separator(item->used, argued),
+                               settings[i].key, settings[i].value);
     }
-    item->sink = value_of(index, &info, item->used, "sink");
-    item->window = value_of(index, &info, item->used, "window");
+    item->sink = value_of(item->used, "sink");
+    item->window = value_of(item->used, "window");
 }
 
 bool cli_trace_needs_gates(const char *recipe)

@@ -5,25 +5,33 @@
 #include "index/index.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #define NAME_BYTES_MAX 64
 
-/* Levenshtein distance, for "did you mean". Words longer than the table are simply far away. */
+static int lower(char c)
+{
+    return c >= 'A' && c <= 'Z' ? c + ('a' - 'A') : c;
+}
+
+/* Levenshtein distance, for "did you mean", letters' case aside; a word that the other begins with is near. Words longer than the table are
+ * simply far away. */
 static unsigned edit_distance(const char *a, const char *b)
 {
     unsigned row[NAME_BYTES_MAX + 1];
     size_t na = strlen(a), nb = strlen(b);
     if (na > NAME_BYTES_MAX || nb > NAME_BYTES_MAX)
         return NAME_BYTES_MAX;
+    if (na > 1 && na < nb && strncasecmp(a, b, na) == 0)
+        return 1;
     for (unsigned j = 0; j <= nb; j++)
         row[j] = j;
     for (unsigned i = 1; i <= na; i++) {
         unsigned diagonal = row[0];
         row[0] = i;
         for (unsigned j = 1; j <= nb; j++) {
-            unsigned above = row[j], best = diagonal + (a[i - 1] != b[j - 1]);
+            unsigned above = row[j], best = diagonal + (lower(a[i - 1]) != lower(b[j - 1]));
             if (above + 1 < best)
                 best = above + 1;
             if (row[j - 1] + 1 < best)
@@ -93,33 +101,65 @@ bool hri_param_counts(const struct hri_param *p)
     return p->max > 1 && strcmp(p->name, "alpha") != 0 && strcmp(p->name, "reuse") != 0;
 }
 
-static hr_status_t set_param(struct hri_recipe *recipe, char *item)
+/* A number, or a share with a percent sign. */
+static bool value_parse(char *text, double *value_out)
 {
+    size_t n = strlen(text);
+    bool percent = n > 0 && text[n - 1] == '%';
+    if (percent)
+        text[n - 1] = '\0';
+    bool ok = hr_parse_real(text, value_out) == HR_OK;
+    if (percent)
+        text[n - 1] = '%';
+    *value_out = ok && percent ? *value_out / 100 : *value_out;
+    return ok;
+}
+
+/* given: bits of the parameters that the text has named. */
+static hr_status_t set_param(struct hri_recipe *recipe, char *item, uint32_t *given)
+{
+    const char *name = recipe->selector->name;
     char *equals = strchr(item, '=');
     if (!equals)
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: '%s' is not key=value",
-                             recipe->selector->name, item);
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: '%s' is not key=value", name, item);
     *equals = '\0';
     int i = find_param(recipe->selector, item);
     if (i < 0)
         return unknown_param(recipe->selector, item);
     const struct hri_param *p = &recipe->selector->params[i];
-    const char *text = equals + 1;
-    char *end;
-    double value = strtod(text, &end);
-    bool percent = *end == '%' && end[1] == '\0';
-    if (percent)
-        value /= 100;
-    if (end == text || (*end && !percent) || !isfinite(value))
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is '%s', which is not a number",
-                             recipe->selector->name, p->name, text);
+    if (*given >> i & 1)
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is there twice", name, p->name);
+    *given |= UINT32_C(1) << i;
+    double value = 0;
+    if (!value_parse(equals + 1, &value))
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is '%s', which is not a number", name,
+                             p->name, equals + 1);
     if (value < p->min || value > p->max)
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, allowed is %g to %g",
-                             recipe->selector->name, p->name, value, p->min, p->max);
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %.15g, allowed is %.15g to %.15g",
+                             name, p->name, value, p->min, p->max);
     if (hri_param_counts(p) && value != floor(value))
-        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %g, it must be a whole number",
-                             recipe->selector->name, p->name, value);
+        return hri_error_set(HR_ERR_INVALID, "recipe %s: %s is %.15g, it must be a whole number",
+                             name, p->name, value);
     recipe->values[i] = value;
+    return HR_OK;
+}
+
+/* All of "key=value,key=value". */
+static hr_status_t set_params(struct hri_recipe *recipe, const char *text)
+{
+    const char *cursor = text;
+    uint32_t given = 0;
+    while (cursor) {
+        char item[HRI_PARSE_ITEM_BYTES_MAX], why[HRI_ERROR_BYTES_MAX];
+        hr_status_t status = hri_parse_list_next(&cursor, item);
+        if (status != HR_OK) {
+            hri_error_get(why, sizeof why);
+            return hri_error_set(status, "recipe %s: %s", recipe->selector->name, why);
+        }
+        status = set_param(recipe, item, &given);
+        if (status != HR_OK)
+            return status;
+    }
     return HR_OK;
 }
 
@@ -161,14 +201,9 @@ hr_status_t hri_recipe_parse(const char *text, struct hri_recipe *recipe_out)
         if (status != HR_OK)
             return status;
     }
-    while (cursor) {
-        char item[HRI_PARSE_ITEM_BYTES_MAX];
-        hr_status_t status = hri_parse_list_next(&cursor, item);
-        if (status == HR_OK)
-            status = set_param(&recipe, item);
-        if (status != HR_OK)
-            return status;
-    }
+    hr_status_t status = set_params(&recipe, cursor);
+    if (status != HR_OK)
+        return status;
     *recipe_out = recipe;
     return HR_OK;
 }

@@ -47,13 +47,14 @@ hr_status_t hr_recipe_param(size_t index, uint32_t param, struct hr_recipe_param
                              param);
     }
     const struct hri_param *p = &selector->params[param];
-    *param_out = (struct hr_recipe_param){.name = p->name,
-                                          .meaning = p->meaning,
-                                          .source = p->source,
-                                          .value_default = p->value_default,
-                                          .min = p->min,
-                                          .max = p->max,
-                                          .whole = hri_param_counts(p)};
+    *param_out =
+        (struct hr_recipe_param){.name = p->name,
+                                 .meaning = p->meaning,
+                                 .source = *p->source ? p->source : "ours, docs/recipes.md",
+                                 .value_default = p->value_default,
+                                 .min = p->min,
+                                 .max = p->max,
+                                 .whole = hri_param_counts(p)};
     return HR_OK;
 }
 
@@ -233,6 +234,13 @@ static hr_status_t recipe_join(const struct recipe_file *f, char *recipe_out, si
     if (status == HR_OK && (at >= sizeof text || at >= recipe_bytes)) {
         status = hri_error_set(HR_ERR_INVALID, "%s: the recipe is longer than %zu bytes", f->path,
                                recipe_bytes - 1);
+    }
+    /* Each line was fine by itself; together they may not be (block and page are one parameter). */
+    char message[HRI_ERROR_BYTES_MAX];
+    struct hri_recipe parsed;
+    if (status == HR_OK && (status = hri_recipe_parse(text, &parsed)) != HR_OK) {
+        hri_error_get(message, sizeof message);
+        status = hri_error_set(status, "%s: %s", f->path, message);
     }
     if (status == HR_OK) {
         memcpy(recipe_out, text, at + 1);

@@ -616,10 +616,14 @@ static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o,
     s->serial = o->seed & 0xffffffffu;
     rt->n_sequences++;
     hr_status_t status = hri_recipe_parse(recipe, &s->recipe);
+    int n = snprintf(s->recipe_text, sizeof s->recipe_text, "%s", recipe);
+    if (status == HR_OK && n >= (int)sizeof s->recipe_text) {
+        status = hri_error_set(HR_ERR_INVALID, "the recipe has %d bytes; at most %zu are possible",
+                               n, sizeof s->recipe_text - 1);
+    }
     if (status != HR_OK) {
         goto err;
     }
-    snprintf(s->recipe_text, sizeof s->recipe_text, "%s", recipe);
     shape_fill(s, o);
     status = rt->gpu != NULL ? hri_device_supports(s) : HR_OK;
     if (status != HR_OK) {

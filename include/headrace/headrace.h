@@ -518,7 +518,7 @@ struct hr_recipe_info {
     int drafts; /* what it gives is a proposal, to be verified exactly; "tokens" says how many at a time */
 };
 struct hr_recipe_param {
-    const char *name, *meaning, *source; /* source: who proposed it, "" where that is plain */
+    const char *name, *meaning, *source; /* source: who proposed it, or where docs say why */
     double value_default, min, max;
     int whole; /* takes whole numbers only */
 };

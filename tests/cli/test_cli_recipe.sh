@@ -15,6 +15,9 @@ run recipe show quest; expect 0
 has "$out" "consecutive tokens per block"
 has "$out" "4 to 64"
 has "$out" "arXiv 2406.10774"
+# every parameter of every recipe says what it means and where it is from
+run recipe list --json - ; expect 0
+check "a parameter without a source" sh -c "! grep -qE '\"(source|meaning)\":[[:space:]]*\"\"' '$out'"
 run recipe show duoattention --json -; expect 0
 check "needs_gates in JSON" grep -q '"needs_gates":[[:space:]]*true' "$out"
 fails 2 "headrace recipe show: recipe 'qest' is not known; the nearest is 'quest'" recipe show qest
@@ -42,6 +45,8 @@ bad_file ":2: recipe quest has no parameter 'pge'; the nearest is 'page'" 'recip
 bad_file ":1: recipe quest: page is 99, allowed is 4 to 64" 'page = 99\nrecipe = quest\n'
 bad_file ":1: recipe 'qest' is not known; the nearest is 'quest'" 'recipe = qest\n'
 bad_file ":1: 'quest:page=4' has parameters; they have lines of their own" 'recipe = quest:page=4\n'
+bad_file ": recipe quest: page is there twice" 'page = 8\nrecipe = quest\nblock = 8\n'
+bad_file ": recipe faiss: nprobe is '2;nprobe=3', which is not a number" 'recipe = faiss\nargument = Flat;nprobe=2\nnprobe = 3\n'
 bad_file ":2: page is '4,sink=3', which has a comma" 'recipe = quest\npage = 4,sink=3\n'
 run run --recipe @none.recipe; expect 1
 has "$err" "none.recipe"

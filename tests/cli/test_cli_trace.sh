@@ -33,6 +33,12 @@ fails 2 "headrace eval trace: no trace folder is named" eval trace
 fails 2 "headrace eval trace: --tier 'disk' is not one of: host file" eval trace x --tier disk
 fails 2 "headrace eval trace: only one of --json, --csv and --html can be '-'" eval trace x --json - --html -
 fails 2 "headrace eval trace: --json, --csv and --html must differ; 'out' is named twice" eval trace x --json out --csv out
+mkdir same && ln -s same link
+fails 2 "headrace eval trace: --json, --csv and --html must differ; './out' is named twice" eval trace x --json out --html ./out
+fails 2 "headrace eval trace: --json, --csv and --html must differ; 'link/out' is named twice" eval trace x --csv same/out --html link/out
+fails 2 "headrace eval trace: --recipes 'quest,full,quest': 'quest' is there twice" eval trace x --recipes quest,full,quest
+fails 2 "headrace eval trace: --moved '1%,0.01': '0.01' is there twice" eval trace x --moved 1%,0.01
+fails 2 "headrace eval trace: recipe quest: page is there twice" eval trace x --recipes quest:page=8,block=8
 fails 1 "headrace: cannot make the folder '/nonexistent/x': No such file or directory" eval trace x --dump /nonexistent/x
 fails 2 "headrace eval trace: recipe 'qest' is not known; the nearest is 'quest'" eval trace x --recipes qest
 fails 1 "headrace: cannot read 'x/meta.json': No such file or directory" eval trace x
@@ -93,6 +99,15 @@ run eval trace traces/tiny_l1 --recipes quest:window=128,sink=8,headrace:reuse=1
 check "settings" test "$(json used.json results.0.recipe_used) $(json used.json results.1.recipe_used)" = \
     "quest:window=128,sink=8,decode_segment=256,dense=0 headrace:reuse=1,sink=4,window=64,decode_segment=256,dense=0"
 number '$1 == 136' used.json results.0.near_rows_min
+# a recipe with an argument is compared with the same settings, a number is a number however it is written
+run eval trace traces/tiny_l1 --recipes 'faiss:Flat,quest:window=1e2' --moved 4% --json used.json --quiet; expect 0
+check "settings of faiss" test "$(json used.json results.0.recipe_used) $(json used.json results.1.recipe_used)" = \
+    "faiss:Flat;sink=4,window=64,decode_segment=256,dense=0 quest:window=1e2,sink=4,decode_segment=256,dense=0"
+number '$1 == 68 && $2 == 104' used.json results.0.near_rows_min results.1.near_rows_min
+# as long a recipe as a list may have
+long=headrace:segment=$(printf %050d 8192),block=$(printf %050d 32),sketch=$(printf %050d 2),iterations=$(printf %040d 3)
+run eval trace traces/tiny_l1 --recipes "$long" --moved 4% --json used.json --quiet; expect 0
+check "settings of a long recipe" test "$(json used.json results.0.recipe_used)" = "$long,sink=4,window=64,decode_segment=256,reuse=0,dense=0"
 # names that clash, in two folders
 mkdir other && cp -r traces/tiny_l1 other/
 fails 1 "headrace: 'traces/tiny_l1' and 'other/tiny_l1' have the same name; results go by it" eval trace traces/tiny_l1 other/tiny_l1

@@ -71,9 +71,10 @@ static void test_parameters(void **state)
     assert_int_equal(hri_recipe_parse("retroinfer:estimate=50%", &recipe), HR_OK);
     assert_true(hri_recipe_value(&recipe, "estimate") == 0.5);
     assert_true(hri_recipe_value(&recipe, "nothing") == 0);
-    /* The last of two wins. */
-    assert_int_equal(hri_recipe_parse("quest:page=32,block=8", &recipe), HR_OK);
-    assert_true(hri_recipe_value(&recipe, "page") == 8);
+    assert_int_equal(hri_recipe_parse("tokenselect:reuse_cosine=-1", &recipe), HR_OK);
+    assert_true(hri_recipe_value(&recipe, "reuse_cosine") == -1);
+    assert_int_equal(hri_recipe_parse("quest:page=1.6e1", &recipe), HR_OK);
+    assert_true(hri_recipe_value(&recipe, "page") == 16);
 }
 
 static void test_errors(void **state)
@@ -102,8 +103,26 @@ static void test_errors(void **state)
     struct hri_recipe fractions;
     assert_int_equal(hri_recipe_parse("headrace:reuse=0.5", &fractions), HR_OK);
     assert_int_equal(hri_recipe_parse("infinigen:alpha=3.5", &fractions), HR_OK);
-    expect_error("headrace:sink=1,,window=2", HR_ERR_INVALID, "");
-    expect_error("headrace:", HR_ERR_INVALID, "");
+    expect_error("headrace:sink=1,,window=2", HR_ERR_INVALID,
+                 "recipe headrace: a list has an empty item");
+    expect_error("headrace:", HR_ERR_INVALID, "recipe headrace: a list has an empty item");
+    /* Two values for one parameter, under one name or under both of it. */
+    expect_error("quest:page=32,page=32", HR_ERR_INVALID, "recipe quest: page is there twice");
+    expect_error("quest:block=8,sink=4,page=8", HR_ERR_INVALID, "page is there twice");
+    expect_error("faiss:Flat;nprobe=4,nprobe=8", HR_ERR_INVALID, "nprobe is there twice");
+    /* Nearest in spite of letters' case, or as the beginning of a name. */
+    expect_error("QUEST", HR_ERR_NOTFOUND, "nearest is 'quest'");
+    expect_error("razor", HR_ERR_NOTFOUND, "nearest is 'razorattention'");
+    expect_error("duo", HR_ERR_NOTFOUND, "nearest is 'duoattention'");
+    expect_error("task_kv", HR_ERR_NOTFOUND, "nearest is 'task-kv'");
+    expect_error("quest:Page=8", HR_ERR_NOTFOUND, "nearest is 'page'");
+    /* Numbers as people write them, not as C does; ranges in full. */
+    expect_error("quest:page=0x10", HR_ERR_INVALID, "page is '0x10', which is not a number");
+    expect_error("quest:page=inf", HR_ERR_INVALID, "not a number");
+    expect_error("quest:page=%", HR_ERR_INVALID, "page is '%', which is not a number");
+    expect_error("quest:page=1e400", HR_ERR_INVALID, "not a number");
+    expect_error("faiss:Flat;nprobe=1e12", HR_ERR_INVALID,
+                 "nprobe is 1000000000000, allowed is 0 to 1048576");
     char longest[400];
     memset(longest, 'a', sizeof longest - 1);
     longest[sizeof longest - 1] = '\0';

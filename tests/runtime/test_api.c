@@ -93,6 +93,12 @@ SPOIL(tolerance, o->tolerance = 1.5)
 SPOIL(recipe, o->recipe = "headrase")
 SPOIL(key, o->recipe = "quest:pagee=3")
 SPOIL(value, o->recipe = "quest:page=-3")
+SPOIL(twice, o->recipe = "quest:page=8,block=8")
+#define ZEROS "00000000000000000000000000000000000000000000"
+SPOIL(recipe_long, o->recipe = "headrace:sink=" ZEROS "4,window=" ZEROS "64,segment=" ZEROS
+                               "8192,decode_segment=" ZEROS "512,dense=" ZEROS "0,block=" ZEROS
+                               "32,sketch=" ZEROS "2,iterations=" ZEROS "3,reuse=" ZEROS
+                               "1,share=" ZEROS "2,rests=" ZEROS "1")
 
 static void test_sequence_options(void **state)
 {
@@ -117,6 +123,8 @@ static void test_sequence_options(void **state)
         {HR_ERR_NOTFOUND, "headrace", spoil_recipe},
         {HR_ERR_NOTFOUND, "page", spoil_key},
         {HR_ERR_INVALID, "page", spoil_value},
+        {HR_ERR_INVALID, "page is there twice", spoil_twice},
+        {HR_ERR_INVALID, "at most 511 are possible", spoil_recipe_long},
     };
     hr_runtime_t *rt = runtime_make(16u << 20, 16u << 20, NULL, 0, HR_IO_AUTO);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
