@@ -103,12 +103,38 @@ static bool parse_share(const char *text, double *share_out)
     return true;
 }
 
+bool cli_budget_parse(const char *text, double *budget_out)
+{
+    static const char tokens[] = "tokens";
+    char number[32];
+    uint64_t n = 0;
+    size_t digits = strspn(text, "0123456789");
+    const char *unit = text + digits + strspn(text + digits, " ");
+    if (strcmp(unit, tokens) == 0 || strcmp(unit, "token") == 0) {
+        snprintf(number, sizeof number, "%.*s", (int)digits, text);
+        if (hr_parse_count(number, 1, HR_TOKENS_MAX, &n) != HR_OK)
+            return false;
+        *budget_out = -(double)n;
+        return true;
+    }
+    if (parse_share(text, budget_out))
+        return true;
+    bool is_size = strpbrk(text, "bBkKmMgG") != NULL; /* a number alone could be anything */
+    if (!is_size || hr_parse_bytes(text, &n) != HR_OK || n < 2 || n > UINT64_C(1) << 50)
+        return false;
+    *budget_out = (double)n;
+    return true;
+}
+
 static int bad_value(const char *command, const struct cli_option *o, const char *text,
                      const char *what)
 {
     return cli_usage_error(command, "--%s '%s' is not %s", o->name, text, what);
 }
 
+static const char budget_text[] =
+    "a share of more than 0 and at most 100%, such as 1% or 0.01, nor a "
+    "size with its unit, such as 64KiB, nor tokens, such as 82tokens";
 static const char share_text[] = "a share of more than 0 and at most 100%, such as 1% or 0.01";
 
 static int parse_number(const char *command, const struct cli_option *o, const char *text)
@@ -150,9 +176,9 @@ static int parse_shares(const char *command, const struct cli_option *o, const c
             return cli_usage_error(command, "--%s '%s' has more than %d shares", o->name, text,
                                    CLI_LIST_MAX);
         snprintf(word, sizeof word, "%.*s", (int)n, rest);
-        if (n >= sizeof word || !parse_share(word, &shares->share[shares->n]))
+        if (n >= sizeof word || !cli_budget_parse(word, &shares->share[shares->n]))
             return cli_usage_error(command, "--%s '%s': '%.*s' is not %s", o->name, text, (int)n,
-                                   rest, share_text);
+                                   rest, budget_text);
         for (size_t i = 0; i < shares->n; i++)
             if (shares->share[i] == shares->share[shares->n])
                 return cli_usage_error(command, "--%s '%s': '%s' is there twice", o->name, text,
@@ -249,6 +275,8 @@ static int parse_value(const char *command, const struct cli_option *o, const ch
         return -1;
     case CLI_SHARE:
         return parse_share(text, o->value) ? -1 : bad_value(command, o, text, share_text);
+    case CLI_BUDGET:
+        return cli_budget_parse(text, o->value) ? -1 : bad_value(command, o, text, budget_text);
     case CLI_FRACTION:
         if (hr_parse_fraction(text, o->value) != HR_OK)
             return bad_value(command, o, text, "a share from 0 to 1, such as 0.02 or 2%");
@@ -282,6 +310,7 @@ static void default_text(const struct cli_option *o, char *text, size_t text_byt
             snprintf(text, text_bytes, " [%s]",
                      hr_format_bytes(*(uint64_t *)o->value, number, sizeof number));
         break;
+    case CLI_BUDGET:
     case CLI_SHARE:
         if (*(double *)o->value > 0)
             snprintf(text, text_bytes, " [%g%%]", 100 * *(double *)o->value);

@@ -22,7 +22,8 @@ enum cli_kind {
     CLI_FRACTION, /* double: 0 to 1 */
     CLI_COUNT,    /* uint64_t between min and max */
     CLI_REAL,     /* double between min and max */
-    CLI_SHARES,   /* struct cli_shares: comma-separated CLI_SHAREs */
+    CLI_BUDGET,   /* double, see cli_budget_parse */
+    CLI_SHARES,   /* struct cli_shares: comma-separated CLI_BUDGETs */
     CLI_NAMES,    /* struct cli_names: comma-separated recipes, such as quest:page=32,sink=4,full */
     CLI_CHOICE,   /* const char *, one of the words in `choices` */
 };
@@ -30,7 +31,7 @@ enum cli_kind {
 #define CLI_LIST_MAX 32
 struct cli_shares {
     size_t n;
-    double share[CLI_LIST_MAX];
+    double share[CLI_LIST_MAX];  /* a budget: see cli_budget_parse */
     char text[CLI_LIST_MAX][16]; /* as given */
 };
 struct cli_names {
@@ -101,5 +102,9 @@ int cli_usage_error(const char *command, const char *format, ...)
 /* The word of the list (separated by spaces) that is nearest to text, copied to nearest, or ""
  * if none is near. */
 const char *cli_nearest(const char *text, const char *words, char *nearest, size_t nearest_bytes);
+
+/* What a step may move: "1%" or "0.01" of the body is itself, "64KiB" of each kv-head is the number of bytes, above 1, and "82tokens" as many
+ * below 0. False: it is none of them. */
+bool cli_budget_parse(const char *text, double *budget_out);
 
 #endif

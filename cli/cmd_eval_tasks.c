@@ -56,8 +56,10 @@ static int parse(int argc, char **argv, struct cli_tasks_options *o)
         CLI_HEADING("What to compare:"),
         CLI_OPTION("recipes", CLI_NAMES, &o->recipes, "A,B", cli_recipe_help()),
         CLI_HEAD_GATES_OPTION(o->recipe),
-        CLI_OPTION("moved", CLI_SHARES, &o->moved, "S,T",
-                   "budgets: bytes a step may select, as shares of the body's exact bytes"),
+        CLI_OPTION(
+            "moved", CLI_SHARES, &o->moved, "S,T",
+            "budgets: what a step may select, as shares of the body's exact bytes, or for each "
+            "kv-head as bytes, such as 64KiB, or exact rows, such as 82tokens"),
         CLI_OPTION("tolerance", CLI_FRACTION, &o->recipe.tolerance, "X",
                    "stop earlier, when the predicted error is below X; 0: spend the budget"),
         CLI_WORD("dtype", &o->recipe.dtype, "TYPE", CLI_DTYPES,

@@ -82,8 +82,9 @@ static cJSON *item_json(const struct cli_eval_item *item, bool true_error)
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "recipe", item->recipe);
     cJSON_AddStringToObject(json, "moved", item->moved_text);
-    cJSON_AddNumberToObject(json, "moved_fraction",
-                            item->moved); /* the budget: it names the result, as the recipe does */
+    cli_json_real(
+        json, "moved_fraction",
+        cli_budget_share(item->moved)); /* the budget: it names the result, as the recipe does */
     cJSON_AddNumberToObject(json, "selected_fraction", selected_fraction(item));
     cJSON_AddNumberToObject(json, "fetched_fraction", fetched_fraction(item));
     cJSON_AddNumberToObject(json, "device_fraction", device_fraction(item));

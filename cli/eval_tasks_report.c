@@ -209,7 +209,7 @@ static cJSON *figure_json(const struct cli_tasks_eval *eval, size_t task, size_t
     cJSON_AddStringToObject(json, "task", eval->tasks[task]->name);
     cJSON_AddStringToObject(json, "recipe", eval->items[item].recipe);
     cJSON_AddStringToObject(json, "moved", eval->items[item].moved_text);
-    cJSON_AddNumberToObject(json, "moved_fraction", eval->items[item].moved);
+    cli_json_real(json, "moved_fraction", cli_budget_share(eval->items[item].moved));
     cli_json_u64(json, "answers", f->answers);
     cli_json_real(json, "score", per_answer(f, f->score));
     cli_json_real(json, "score_dense", per_answer(f, f->score_dense));

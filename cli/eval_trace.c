@@ -69,7 +69,7 @@ static hr_status_t open_sequence(struct pass *p)
     options.rope = m->rope_layout == HR_ROPE_NONE ? NULL : &rope;
     options.tokens_max = tokens_needed(m);
     options.recipe = p->item->used;
-    options.moved = p->options->moved.share[p->item->moved];
+    cli_budget_apply(p->options->moved.share[p->item->moved], &options);
     options.tolerance = p->options->tolerance;
     options.seed = p->options->seed;
     options.keep_tokens = 1;

@@ -89,6 +89,8 @@ struct cli_trace_figures {
     double error_mean, error_p50, error_p95, error_max;
     double device_fraction, moved_fraction, fetched_fraction, selected_fraction;
     double predicted_mean, within_2x, within_2x_large, mass_recall;
+    double budget_fraction; /* of the body's bytes: what steps might move */
+    double capped_fraction; /* of kv-heads and steps: the budget ended them above the tolerance */
     double rows_by_level[HR_LEVELS], bytes_by_level[HR_LEVELS]; /* of a step */
     double near_rows_min, near_rows_max, body_rows;             /* of a kv-head */
     double visited_fraction,
@@ -100,9 +102,9 @@ bool cli_trace_figures(const struct cli_trace_eval *eval, size_t trace, size_t r
                        struct cli_trace_figures *figures_out);
 
 /* It moved more than its budget: such a figure must not stand beside others without a mark. */
-static inline bool cli_trace_is_over(const struct cli_trace_figures *figures, double budget)
+static inline bool cli_trace_is_over(const struct cli_trace_figures *figures)
 {
-    return figures->moved_fraction > 1.1 * budget;
+    return figures->moved_fraction > 1.1 * figures->budget_fraction;
 }
 
 /* Recipes that have figures, best first: by the mean error over all traces at the largest budget. */

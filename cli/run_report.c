@@ -1,4 +1,5 @@
 /* What a run has to tell at its end, for people and for programs. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -30,9 +31,11 @@ static void print_recipe_line(FILE *file, const struct cli_run *run)
 {
     const struct cli_recipe *recipe = &run->recipe;
     char share[32];
-    fprintf(file, "%-10s %s, %s of the body moved per step", "recipe",
+    bool is_share = isfinite(cli_budget_share(recipe->moved));
+    fprintf(file, "%-10s %s, %s of %s moved per step", "recipe",
             hr_sequence_recipe(run->cache.sequence),
-            cli_format_share(recipe->moved, share, sizeof share));
+            cli_format_budget(recipe->moved, share, sizeof share),
+            is_share ? "the body" : "each kv-head");
     if (recipe->tolerance > 0)
         fprintf(file, " at most, until the predicted error is below %g", recipe->tolerance);
     fprintf(file, "\n");
@@ -154,7 +157,11 @@ static void add_request(cJSON *json, const struct cli_run *run)
 {
     const struct cli_recipe *o = &run->recipe;
     cJSON_AddStringToObject(json, "recipe", hr_sequence_recipe(run->cache.sequence));
-    cJSON_AddNumberToObject(json, "moved", o->moved);
+    char budget[32];
+    if (isfinite(cli_budget_share(o->moved)))
+        cJSON_AddNumberToObject(json, "moved", o->moved);
+    else
+        cJSON_AddStringToObject(json, "moved", cli_format_budget(o->moved, budget, sizeof budget));
     cJSON_AddNumberToObject(json, "tolerance", o->tolerance);
     cJSON_AddStringToObject(json, "dtype", o->dtype);
     cJSON_AddNumberToObject(json, "deadline_ms", run->options->deadline_ms);

@@ -1,5 +1,6 @@
 #include "cli/setup.h"
 
+#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,6 +95,38 @@ cJSON *cli_model_json(const struct cli_model *model)
     return json;
 }
 
+/* -------------------------------------------------------------------------------------- budgets */
+
+double cli_budget_bytes(double budget, uint64_t body_bytes, uint32_t row_bytes)
+{
+    return budget < 0 ? -budget * row_bytes : budget > 1 ? budget : budget * (double)body_bytes;
+}
+
+void cli_budget_apply(double budget, struct hr_sequence_options *options)
+{
+    size_t row_bytes = (options->k_dim + options->v_dim) * hr_dtype_bytes(options->dtype);
+    if (budget > 0 && budget <= 1)
+        options->moved = budget;
+    else
+        options->moved_bytes = (uint64_t)cli_budget_bytes(budget, 0, (uint32_t)row_bytes);
+}
+
+double cli_budget_share(double budget)
+{
+    return budget > 0 && budget <= 1 ? budget : NAN;
+}
+
+char *cli_format_budget(double budget, char *text, size_t text_bytes)
+{
+    if (budget < 0)
+        snprintf(text, text_bytes, "%.0f tokens", -budget);
+    else if (budget > 1)
+        hr_format_bytes((uint64_t)budget, text, text_bytes);
+    else
+        cli_format_share(budget, text, text_bytes);
+    return text;
+}
+
 /* --------------------------------------------------------------------------------------- caches */
 
 static hr_dtype_t dtype_of(const char *name)
@@ -138,9 +171,9 @@ static int open_cache(const struct cli_model *model,
     hr_sequence_options_init(&options);
     hre_model_sequence_options(model->model, &options);
     options.recipe = recipe->name;
-    options.moved = recipe->moved;
     options.tolerance = recipe->tolerance;
     options.dtype = dtype_of(recipe->dtype);
+    cli_budget_apply(recipe->moved, &options);
     options.seed = recipe->seed;
     options.head_gates = recipe->head_gates;
     options.keep_tokens = recipe->keep_tokens;

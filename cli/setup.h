@@ -29,11 +29,18 @@ void cli_model_close(struct cli_model *model);
 void cli_model_print(FILE *file, const struct cli_model *model);
 cJSON *cli_model_json(const struct cli_model *model);
 
+/* Budgets as cli_budget_parse gives them. */
+void cli_budget_apply(double budget, struct hr_sequence_options *options);
+double cli_budget_bytes(double budget, uint64_t body_bytes,
+                        uint32_t row_bytes); /* of a kv-head and step */
+double cli_budget_share(double budget);      /* NaN where it is none */
+char *cli_format_budget(double budget, char *text, size_t text_bytes);
+
 /* How a text is attended. */
 struct cli_recipe {
     const char *name;
-    const char *dtype; /* "f32", "f16", "bf16": how rows are kept exactly */
-    double moved, tolerance;
+    const char *dtype;       /* "f32", "f16", "bf16": how rows are kept exactly */
+    double moved, tolerance; /* moved: a budget as cli_budget_parse gives it */
     uint64_t seed;
     const char *head_gates_path; /* table of gates, or NULL */
     float *head_gates;           /* [n_layers][n_kv_heads] read from it, or NULL */

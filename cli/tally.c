@@ -103,6 +103,10 @@ static void print_errors(FILE *file, const struct hr_attend_report *sum, uint64_
     if (sum->true_error >= 0)
         fprintf(file, "; true %.4f, largest %.4f", sum->true_error / steps, sum->true_error_max);
     fprintf(file, "\n");
+    if (sum->heads_capped)
+        fprintf(file,
+                "  %-10s %.1f kv-heads of all layers: the budget ended them above the tolerance\n",
+                "capped", (double)sum->heads_capped / steps);
 }
 
 static void print_times(FILE *file, const struct cli_tally *t)
@@ -186,6 +190,7 @@ static void add_report_json(cJSON *json, const struct hr_attend_report *sum, dou
         {"bytes_rests", sum->bytes_rests},
         {"body_bytes", sum->body_bytes},
         {"ios", sum->ios},
+        {"heads_capped", sum->heads_capped},
     };
     add_levels(json, sum, n);
     for (unsigned i = 0; i < sizeof counts / sizeof counts[0]; i++)

@@ -4,13 +4,14 @@
 #include <string.h>
 
 #include "cli/eval_trace.h"
+#include "cli/setup.h"
 
 /* Sums over the head-steps of one item or of several. */
 struct sums {
     float *error; /* all of them, for quantiles */
-    double error_sum, predicted, recall, within, within_large;
+    double error_sum, predicted, recall, within, within_large, budget_bytes;
     uint64_t n, large, held_bytes, body_bytes, attend_ns, index_ns, steps, body_rows;
-    uint64_t host_index_bytes, head_rows;
+    uint64_t host_index_bytes, head_rows, kv_steps;
     uint64_t near_min, near_max;
     struct hr_attend_report report;
 };
@@ -60,16 +61,21 @@ static void add_report(struct hr_attend_report *sum, const struct hr_attend_repo
     sum->bytes_hit += r->bytes_hit;
     sum->bytes_selected += r->bytes_selected;
     sum->rows_visited += r->rows_visited;
+    sum->heads_capped += r->heads_capped;
 }
 
-static void add_item(struct sums *s, const struct cli_trace_item *item)
+static void add_item(struct sums *s, const struct cli_trace_item *item, double budget)
 {
+    uint64_t heads = (uint64_t)item->n_queries * item->n_kv_heads;
+    s->budget_bytes +=
+        (double)heads * cli_budget_bytes(budget, item->body_bytes / heads, item->head_dim * 4);
     add_head_steps(s, item);
     add_report(&s->report, &item->sum);
     s->near_min =
         s->steps == 0 || item->near_rows_min < s->near_min ? item->near_rows_min : s->near_min;
     s->near_max = item->near_rows_max > s->near_max ? item->near_rows_max : s->near_max;
     s->steps += item->n_queries;
+    s->kv_steps += heads;
     s->held_bytes += item->held_bytes;
     s->body_bytes += item->body_bytes;
     s->body_rows += item->body_bytes / ((uint64_t)item->n_kv_heads * item->head_dim * 4);
@@ -103,6 +109,7 @@ static void bytes_figures(const struct sums *s, struct cli_trace_figures *f)
     f->ns_per_step = (double)s->attend_ns / steps;
     f->index_seconds = (double)s->index_ns * 1e-9;
     f->host_index_fraction = share(s->host_index_bytes, s->body_bytes);
+    f->capped_fraction = share(r->heads_capped, s->kv_steps);
     f->visited_fraction = share(r->rows_visited, s->head_rows);
     for (unsigned i = 0; i < HR_STAGES; i++)
         f->stage_ns[i] = (double)r->time_ns[i] / steps;
@@ -141,11 +148,15 @@ bool cli_trace_figures(const struct cli_trace_eval *eval, size_t trace, size_t r
     for (size_t i = first; i < end; i++) {
         const struct cli_trace_item *item = cli_trace_item_at(eval, i, recipe, moved);
         if (item->done)
-            add_item(&s, item);
+            add_item(&s, item, eval->options->moved.share[moved]);
     }
     memset(figures_out, 0, sizeof *figures_out);
     error_figures(&s, figures_out);
     bytes_figures(&s, figures_out);
+    double budget = cli_budget_share(eval->options->moved.share[moved]);
+    figures_out->budget_fraction = isfinite(budget)   ? budget
+                                   : s.body_bytes > 0 ? s.budget_bytes / (double)s.body_bytes
+                                                      : 0;
     free(s.error);
     return true;
 }

@@ -75,17 +75,16 @@ static double best_error(const struct cli_trace_page *page, size_t trace, size_t
     for (size_t i = 0; i < page->n; i++) {
         struct cli_trace_figures f;
         if (cli_trace_figures(page->eval, trace, page->order[i], moved, &f) &&
-            !cli_trace_is_over(&f, page->eval->options->moved.share[moved]) &&
-            f.error_mean > CLI_TRACE_EXACT && f.error_mean < best)
+            !cli_trace_is_over(&f) && f.error_mean > CLI_TRACE_EXACT && f.error_mean < best)
             best = f.error_mean;
     }
     return best;
 }
 
 static void error_cells(const struct cli_trace_page *page, const struct cli_trace_figures *f,
-                        double budget, double best)
+                        double best)
 {
-    bool is_over = cli_trace_is_over(f, budget);
+    bool is_over = cli_trace_is_over(f);
     bool is_best = !is_over && f->error_mean <= best && f->error_mean > CLI_TRACE_EXACT;
     char text[32];
     fprintf(page->file, "<td class=\"first\">%s%.4f%s</td><td class=\"dim\">%.4f",
@@ -119,7 +118,7 @@ static void error_table(const struct cli_trace_page *page, size_t trace)
                 fprintf(page->file, "<td>%s</td>",
                         there ? cli_format_share(f.device_fraction, text, sizeof text) : "");
             if (there)
-                error_cells(page, &f, o->moved.share[j], best_error(page, trace, j));
+                error_cells(page, &f, best_error(page, trace, j));
             else
                 fprintf(page->file, "<td class=\"first\"></td><td></td>");
         }
@@ -131,7 +130,7 @@ static void error_table(const struct cli_trace_page *page, size_t trace)
 static void detail_row(const struct cli_trace_page *page, size_t rank, size_t moved)
 {
     struct cli_trace_figures f;
-    char a[32], b[32], c[32], d[32], e[32], h[32], t[32];
+    char a[32], b[32], c[32], d[32], e[32], h[32], t[32], k[32];
     if (!cli_trace_figures(page->eval, SIZE_MAX, page->order[rank], moved, &f))
         return;
     recipe_cell(page, rank);
@@ -151,12 +150,16 @@ static void detail_row(const struct cli_trace_page *page, size_t rank, size_t mo
                 cli_format_share(f.within_2x_large, e, sizeof e));
     else
         fprintf(page->file, "<td class=\"dim\">none</td><td></td><td></td>");
+    if (page->eval->options->tolerance > 0)
+        fprintf(page->file, "<td>%s</td>",
+                f.predicted_mean > 0 ? cli_format_share(f.capped_fraction, k, sizeof k) : "");
     fprintf(page->file, "<td class=\"first\">%s</td></tr>\n",
             cli_format_ns((uint64_t)f.ns_per_step, t, sizeof t));
 }
 
 static void detail_table(const struct cli_trace_page *page)
 {
+    const bool tolerant = page->eval->options->tolerance > 0;
     fprintf(
         page->file,
         "<h2>All figures</h2>\n<p><i>Host index</i>: what is held in host memory to search in, "
@@ -168,12 +171,17 @@ static void detail_table(const struct cli_trace_page *page)
         "rows were refined. <i>In 2x</i>: query heads and queries whose predicted error is within "
         "a "
         "factor of two of the true one; the second column counts those with a true error above %g "
-        "only.</p>\n<div class=\"scroll\"><table><tr><th>recipe</th><th>budget</th>"
+        "only.%s</p>\n<div class=\"scroll\"><table><tr><th>recipe</th><th>budget</th>"
         "<th class=\"first\">device</th><th>host index</th><th>moved</th><th>fetched</th><th "
         "class=\"first\">recall</th>"
-        "<th class=\"first\">error</th><th>predicted</th><th>in 2x</th><th>of large</th>"
+        "<th class=\"first\">error</th><th>predicted</th><th>in 2x</th><th>of large</th>%s"
         "<th class=\"first\">a step</th></tr>\n",
-        CLI_TRACE_LARGE_ERROR);
+        CLI_TRACE_LARGE_ERROR,
+        tolerant
+            ? " <i>Capped</i>: kv-heads and steps where the budget was spent before the predicted "
+              "error was below the tolerance."
+            : "",
+        tolerant ? "<th>capped</th>" : "");
     for (size_t i = 0; i < page->n; i++)
         for (size_t j = 0; j < page->eval->options->moved.n; j++)
             detail_row(page, i, j);

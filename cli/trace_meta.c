@@ -148,7 +148,9 @@ static bool take_rope(const cJSON *object, struct cli_trace_meta *meta, char *wh
 {
     char text[40];
     const cJSON *rope = cJSON_GetObjectItemCaseSensitive(object, "rope");
-    if (!rope || cJSON_IsNull(rope))
+    if (!rope || !member(object, "rope", why)) /* there at all, and once */
+        return !rope;
+    if (cJSON_IsNull(rope))
         return true;
     if (!cJSON_IsObject(rope))
         return refuse(why, "has a rope that is not an object");

@@ -84,7 +84,7 @@ static void print_errors(FILE *file, const struct cli_trace_eval *eval, size_t t
             named |= there;
             if (there)
                 fprintf(file, "   %6.4f %7.4f%s", f.error_mean, f.error_p95,
-                        cli_trace_is_over(&f, o->moved.share[j]) ? "*" : " ");
+                        cli_trace_is_over(&f) ? "*" : " ");
             else if (named)
                 fprintf(file, "   %6s %7s ", "-", "-");
         }
@@ -99,9 +99,10 @@ static void print_details(FILE *file, const struct cli_trace_eval *eval, const s
     const struct cli_trace_options *o = eval->options;
     int width = name_width(o);
     struct cli_trace_figures f;
-    char host[32], moved[32], fetched[32], recall[32], within[32], large[32], time[32];
-    fprintf(file, "%-*s %7s %10s %8s %8s %8s %10s %8s %8s %10s\n", width, "recipe", "budget",
-            "host index", "moved", "fetched", "recall", "predicted", "in 2x", "large", "a step");
+    char host[32], moved[32], fetched[32], recall[32], within[32], large[32], time[32], capped[32];
+    fprintf(file, "%-*s %7s %10s %8s %8s %8s %10s %8s %8s%s %10s\n", width, "recipe", "budget",
+            "host index", "moved", "fetched", "recall", "predicted", "in 2x", "large",
+            o->tolerance > 0 ? "   capped" : "", "a step");
     for (size_t i = 0; i < n; i++) {
         for (size_t j = 0; j < o->moved.n; j++) {
             if (!cli_trace_figures(eval, SIZE_MAX, order[i], j, &f))
@@ -121,6 +122,10 @@ static void print_details(FILE *file, const struct cli_trace_eval *eval, const s
                 fprintf(file, "%10.4f %8s %8s", f.predicted_mean, within, large);
             else
                 fprintf(file, "%10s %8s %8s", "-", "-", "-");
+            if (o->tolerance > 0)
+                fprintf(file, " %8s",
+                        predicts ? cli_format_share(f.capped_fraction, capped, sizeof capped)
+                                 : "-");
             fprintf(file, " %10s\n", cli_format_ns((uint64_t)f.ns_per_step, time, sizeof time));
         }
     }
@@ -160,6 +165,11 @@ void cli_trace_print(FILE *file, const struct cli_trace_eval *eval)
         "error is within a factor of two of\n"
         "the true one; large: the same where that is above %g\n",
         CLI_TRACE_LARGE_ERROR);
+    if (eval->options->tolerance > 0)
+        fprintf(file,
+                "capped: kv-heads and steps where the budget was spent before the predicted error "
+                "was below %g\n",
+                eval->options->tolerance);
 }
 
 /* ----------------------------------------------------------------------------------------- JSON */
@@ -194,6 +204,7 @@ static const struct {
     {"predicted_within_2x", offsetof(struct cli_trace_figures, within_2x)},
     {"predicted_within_2x_large", offsetof(struct cli_trace_figures, within_2x_large)},
     {"mass_recall", offsetof(struct cli_trace_figures, mass_recall)},
+    {"capped_fraction", offsetof(struct cli_trace_figures, capped_fraction)},
     {"near_rows_min", offsetof(struct cli_trace_figures, near_rows_min)},
     {"near_rows_max", offsetof(struct cli_trace_figures, near_rows_max)},
     {"body_rows", offsetof(struct cli_trace_figures, body_rows)},
@@ -221,7 +232,7 @@ static cJSON *result_json(const struct cli_trace_eval *eval, size_t trace, size_
     cJSON_AddStringToObject(json, "recipe", o->recipes.name[recipe]);
     cJSON_AddStringToObject(json, "recipe_used", cli_trace_item_at(eval, any, recipe, moved)->used);
     cJSON_AddStringToObject(json, "moved", o->moved.text[moved]);
-    cJSON_AddNumberToObject(json, "moved_budget", o->moved.share[moved]);
+    cli_json_real(json, "moved_budget", f->budget_fraction);
     cli_json_u64(json, "steps", f->steps);
     cli_json_u64(json, "head_steps", f->head_steps);
     cli_json_u64(json, "head_steps_large", f->large_steps);

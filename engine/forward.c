@@ -176,6 +176,7 @@ void hre_report_add(struct hr_attend_report *sum, const struct hr_attend_report 
     sum->body_bytes += r->body_bytes;
     sum->ios += r->ios;
     sum->rows_visited += r->rows_visited;
+    sum->heads_capped += r->heads_capped;
     sum->rows_rests += r->rows_rests;
     sum->bytes_rests += r->bytes_rests;
     sum->predicted_error += r->predicted_error;

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -420,6 +421,51 @@ static void asked_fill(const hr_sequence_t *s, const struct hri_layer *l, bool e
     }
 }
 
+#define SQUARES_MAX 1e18f /* of a vector of them the squares' sum still is a float */
+
+/* Whether all of x is at most this large; NaN never is. */
+static bool all_within(const float *x, size_t n, float limit)
+{
+    uint32_t bits, most, found = 0;
+    memcpy(&most, &limit, sizeof most);
+    for (size_t i = 0; i < n; i++) { /* the bits of floats without signs are in their order */
+        memcpy(&bits, x + i, sizeof bits);
+        found |= (bits & 0x7fffffffu) > most;
+    }
+    return found == 0;
+}
+
+/* Queries or rows may be so large that squares of them, of which estimates are made, overflow. Attention itself bears more. */
+static hr_status_t exact_instead(hr_sequence_t *s, struct hri_layer *l, uint32_t layer,
+                                 const float *q, uint32_t position, float *out,
+                                 struct hr_attend_report *report)
+{
+    hr_status_t status = hri_attend_exact(s, l, q, 1, position, out, report);
+    if (status == HR_OK && !all_within(out, (size_t)s->n_q * s->dv, FLT_MAX)) {
+        status =
+            hri_error_set(HR_ERR_NONFINITE,
+                          "layer %u: the output of token %u is not finite: its query or rows are "
+                          "too large",
+                          layer, position);
+    }
+    for (uint32_t h = 0; h < s->n_kv; h++) {
+        struct hri_select_out *chosen = &s->steps[h].out;
+        memset(chosen->predicted, 0, sizeof chosen->predicted);
+        chosen->all = true;
+    }
+    report->predicted_error = report->predicted_error_max = report->late_error = 0;
+    report->heads_capped = 0;
+    return status;
+}
+
+/* Whether a step's output is one of numbers, made of estimates that could be made. */
+static bool is_sound(const hr_sequence_t *s, const float *q, const float *out)
+{
+    bool estimates = s->recipe.selector->codec == HRI_CODEC_I8;
+    return all_within(out, (size_t)s->n_q * s->dv, FLT_MAX) &&
+           (!estimates || all_within(q, (size_t)s->n_q * s->dk, SQUARES_MAX));
+}
+
 static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr_tensor *q,
                                struct hr_tensor *out, uint32_t row, uint32_t position,
                                const struct hr_attend_options *options,
@@ -445,6 +491,9 @@ static hr_status_t recipe_pass(hr_sequence_t *s, uint32_t layer, const struct hr
                             const struct hri_limits *, float *, struct hr_attend_report *) =
             s->part != NULL && l->indexed ? hri_device_step : hri_step;
         status = step(s, layer, qf, position, &limits, of, report);
+    }
+    if (status == HR_OK && !is_sound(s, qf, of)) {
+        status = exact_instead(s, l, layer, qf, position, of, report);
     }
     if (status == HR_OK && check) {
         struct hr_attend_report unseen = {0};

@@ -679,6 +679,18 @@ static void report_head(struct hri_device_token *t, uint32_t h, uint32_t body)
     }
 }
 
+/* The device says what it predicts, not why it ended: above a tolerance only the budget ends it. */
+static bool is_capped(const struct hri_device_token *t, uint32_t h)
+{
+    const hr_sequence_t *s = t->s;
+    double sum = 0;
+    for (uint32_t g = 0; g < s->g; g++) {
+        double predicted = t->out->predicted[h * s->g + g];
+        sum += predicted * predicted;
+    }
+    return s->tolerance > 0 && sum > s->g * s->tolerance * s->tolerance;
+}
+
 void hri_device_report(struct hri_device_token *t)
 {
     hr_sequence_t *s = t->s;
@@ -694,6 +706,7 @@ void hri_device_report(struct hri_device_token *t)
     r->blocks_lost += t->n_lost;
     for (uint32_t h = 0; h < s->n_kv; h++) {
         report_head(t, h, body);
+        r->heads_capped += is_capped(t, h);
         if (s->share.part != NULL) {
             memcpy(hri_share_worth_set(&s->share, t->layer_index, h),
                    t->out->worth + (size_t)h * HRI_WORTH_BINS,

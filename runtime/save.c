@@ -70,7 +70,7 @@ void hri_saved_meta_fill(const hr_sequence_t *s, struct hri_saved_meta *m)
     for (uint32_t i = 0; i < s->n_layers; i++) {
         m->keep_tokens |= s->layers[i].block_tokens != NULL;
     }
-    m->moved = s->moved;
+    m->moved = s->moved_bytes > 0 ? (double)s->moved_bytes : s->moved;
     m->tolerance = s->tolerance;
     m->seed = s->serial;
     memcpy(m->values, s->recipe.values, sizeof m->values);

@@ -144,6 +144,10 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
     s->tokens_max = o->tokens_max;
     double draft = param_or(&s->recipe, "draft", 0);
     s->moved = draft > 0 ? draft : o->moved;
+    s->moved_bytes = draft > 0 ? 0 : o->moved_bytes;
+    if (s->moved_bytes > 0) {
+        s->moved = fmin(1, (double)s->moved_bytes / ((double)s->tokens_max * s->row_bytes));
+    }
     s->tolerance = o->tolerance;
     const struct hri_recipe *r = &s->recipe;
     bool blocks = r->selector->unit == HRI_UNIT_BLOCKS;

@@ -187,6 +187,7 @@ struct hr_sequence {
     uint32_t parts,
         part_rows; /* a block is stored in parts (index/index.h); with their numbers as items */
     double moved, tolerance;
+    uint64_t moved_bytes; /* not 0: the budget; moved is then its share of the longest text */
     struct hri_layer *layers;
     struct hri_frames *frames; /* NULL where the recipe has no blocks, or they are on a device: */
     struct hri_device_part *part; /* what is there (device_part.h), or NULL */
@@ -243,6 +244,10 @@ static inline uint32_t hri_body_tokens(const hr_sequence_t *s, const struct hri_
 /* Bytes that a step may select of each kv-head, as an equal share. */
 static inline uint64_t hri_step_budget(const hr_sequence_t *s, const struct hri_layer *l)
 {
+    uint64_t body = (uint64_t)hri_body_tokens(s, l) * s->row_bytes;
+    if (s->moved_bytes > 0) {
+        return s->moved_bytes < body ? s->moved_bytes : body;
+    }
     return (uint64_t)(s->moved * (double)hri_body_tokens(s, l) * s->row_bytes);
 }
 /* What a query of head h is multiplied by; log_n: ln of the tokens that it sees. */

@@ -35,6 +35,7 @@ void hri_step_report(struct step *st)
         r->rows_rests += hs->out.n_rests;
         r->bytes_rests += hs->out.bytes_rests;
         r->bytes_from_host += hs->out.bytes_sketched_host;
+        r->heads_capped += hs->out.capped;
         if (l->indexed) {
             r->blocks_total += hri_index_items(l->heads[h]);
             r->blocks_hit += hs->fetch.n_hits;

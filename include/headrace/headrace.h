@@ -167,6 +167,8 @@ struct hr_sequence_options {
                                 (everything), 0 streams (sink and window); NULL: none; copied */
     int keep_tokens; /* remember which tokens each block holds, for refined_out of an attend: 4 bytes
                         a row of working memory */
+    uint64_t
+        moved_bytes; /* not 0: the budget of each kv-head and step in bytes, however long the text; moved is passed over */
 };
 HR_API void hr_sequence_options_init(struct hr_sequence_options *options);
 /* HR_ERR_INVALID (the message names the field), HR_ERR_BUDGET (the message names the tier and the least it needs).
@@ -231,6 +233,8 @@ struct hr_attend_report {
         rows_rests; /* rows at level 1 of whose values the rest was taken (recipe headrace, "rests") */
     uint64_t bytes_rests;  /* what that moved: of bytes_from_host and bytes_selected */
     uint64_t rows_visited; /* keys or codes compared by recipes that walk an index in host memory */
+    uint64_t
+        heads_capped; /* with a tolerance: kv-heads where the budget was spent before the predicted error was below it */
     double predicted_error; /* relative error of the output, mean over query heads; 0 when exact */
     double predicted_error_max;
     double

@@ -1,5 +1,6 @@
 #!/bin/sh
 # `headrace recipe`, recipe files, and tables of head gates: what they show, and what is wrong with them.
+# shellcheck disable=SC2016 # conditions in quotes are for awk
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 cd "$work" || exit 1
@@ -50,6 +51,15 @@ bad_file ": recipe faiss: nprobe is '2;nprobe=3', which is not a number" 'recipe
 bad_file ":2: page is '4,sink=3', which has a comma" 'recipe = quest\npage = 4,sink=3\n'
 run run --recipe @none.recipe; expect 1
 has "$err" "none.recipe"
+
+# -- budgets that are no shares
+run run --tokens-context 2048 --keys 2 --recipe quest:page=4 --moved 16tokens --json tokens.json; expect 0
+check "moved in tokens" test "$(json tokens.json moved)" = "16 tokens"
+run run --tokens-context 2048 --keys 2 --recipe quest:page=4 --moved 4KiB --json bytes.json; expect 0
+check "moved in bytes" test "$(json bytes.json moved)" = "4 KiB"
+has "$out" "quest:page=4, 4 KiB of each kv-head moved per step"
+number '$1 == 8192' bytes.json step_mean.bytes_selected # two layers of one kv-head
+check "16 rows of 64 + 64 bf16 numbers are 4 KiB" test "$(json tokens.json step_mean.bytes_selected)" = "$(json bytes.json step_mean.bytes_selected)"
 
 # -- tables of gates: tiny has 4 layers of 1 kv-head
 gates() { # gates CODE TEXT: runs duoattention with this table

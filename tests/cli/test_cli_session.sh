@@ -28,6 +28,9 @@ check "k07 is not answered by v22" test "$(json j.json text)" = v22
 number '$1 == 3' j.json prefill.tokens
 run run --open s --recipe full --prompt "k07" --tokens 1 --json j.json; expect 0
 check "another recipe" test "$(json j.json recipe) $(json j.json text)" = "full v22"
+run run --file text.txt --tokens 1 --moved 24tokens --save budget; expect 0
+run run --open budget --tokens 2 --json j.json; expect 0
+check "the budget is not the saved one" test "$(json j.json moved)" = "24 tokens"
 
 # forks
 run run --open s --fork 3 --tokens 5 --temperature 1 --quiet; expect 0

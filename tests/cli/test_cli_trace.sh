@@ -81,7 +81,7 @@ has "$out" "all traces"
 check "full is not marked" sh -c "grep '^full ' '$out' | head -n 1 | grep -q '[*].*[*]'"
 check "a recipe within its budget is marked" sh -c "! grep '^headrace .*[*]' '$out'"
 check "CSV rows" test "$(wc -l < c.csv)" = 25
-check "CSV columns" test "$(awk -F, 'NF != 27' c.csv | wc -l)" = 0
+check "CSV columns" test "$(awk -F, 'NF != 28' c.csv | wc -l)" = 0
 has c.html "</svg>"
 has c.html "</html>"
 check "the page wants something from elsewhere" sh -c '! grep -E "(src|href)=|@import|<script" c.html'
@@ -108,6 +108,25 @@ number '$1 == 68 && $2 == 104' used.json results.0.near_rows_min results.1.near_
 long=headrace:segment=$(printf %050d 8192),block=$(printf %050d 32),sketch=$(printf %050d 2),iterations=$(printf %040d 3)
 run eval trace traces/tiny_l1 --recipes "$long" --moved 4% --json used.json --quiet; expect 0
 check "settings of a long recipe" test "$(json used.json results.0.recipe_used)" = "$long,sink=4,window=64,decode_segment=256,reuse=0,dense=0"
+# budgets of each kv-head in rows and bytes: 40 rows of 64 + 64 numbers in bf16 are 10 KiB
+run eval trace traces/tiny_l1 --recipes headrace,exact-topk --moved 40tokens,10KiB,4% --json budget.json --quiet; expect 0
+check "what was given" test "$(json budget.json results.0.moved) $(json budget.json results.1.moved)" = "40tokens 10KiB"
+number '$1 == $2 && $3 == $4 && $1 > 0' budget.json results.0.error_mean results.1.error_mean results.3.moved_fraction results.4.moved_fraction
+number '$1 == $2 && $1 > 0.02 && $1 < 0.03 && $3 == 0.04 && $4 <= $1' budget.json results.0.moved_budget results.1.moved_budget \
+    results.2.moved_budget results.3.moved_fraction
+fails 2 "headrace eval trace: --moved '82': '82' is not a share of more than 0 and at most 100%, such as 1% or 0.01, nor a size with its \
+unit, such as 64KiB, nor tokens, such as 82tokens" eval trace x --moved 82
+for budget in 0tokens 1.5tokens tokens -1tokens 0KiB 1B 99999999999tokens 9EiB 1e3KiB; do
+    run eval trace x --moved $budget; expect 2
+    has "$err" "--moved '$budget': '$budget' is not a share of more than 0"
+done
+# a tolerance that the budget does not reach is told, one that it reaches as well
+run eval trace traces/tiny_l1 --recipes headrace,quest --moved 0.1% --tolerance 0.001 --json cap.json --html cap.html --quiet; expect 0
+number '$1 > 0.1 && $2 == 0' cap.json results.0.capped_fraction results.1.capped_fraction
+has "$out" "capped: kv-heads and steps where the budget was spent before the predicted error was below 0.001"
+has cap.html "<th>capped</th>"
+run eval trace traces/tiny_l1 --recipes headrace --moved 100% --tolerance 0.5 --json cap.json --quiet; expect 0
+number '$1 == 0' cap.json results.0.capped_fraction
 # names that clash, in two folders
 mkdir other && cp -r traces/tiny_l1 other/
 fails 1 "headrace: 'traces/tiny_l1' and 'other/tiny_l1' have the same name; results go by it" eval trace traces/tiny_l1 other/tiny_l1
@@ -204,6 +223,7 @@ broken positions-text "'bad/meta.json' has q_positions that is not a list"
 broken rope-layout "'bad/meta.json' has rope.layout \"spiral\"; it must be \"half\" or \"interleaved\""
 broken rope-base "'bad/meta.json' has rope.base 0.5; it must be a number above 1"
 broken rope-list "'bad/meta.json' has a rope that is not an object"
+broken twice-rope "'bad/meta.json' has rope twice"
 broken not-json "'bad/meta.json' is not JSON: offset 551"
 broken after-json "'bad/meta.json' is not JSON: offset 558"
 broken json-list "'bad/meta.json' is not a JSON object"

@@ -148,6 +148,7 @@ BREAKS = {
     "rope-layout": meta_break(rope={"base": 1e4, "layout": "spiral"}),
     "rope-base": meta_break(rope={"base": 0.5, "layout": "half"}),
     "rope-list": meta_break(rope=[1]),
+    "twice-rope": text_break(lambda b: b[:-1] + b', "rope": {"base": 10000.0, "layout": "half"}' * 2 + b"}"),
     "not-json": text_break(lambda b: b[:-5]),
     "after-json": text_break(lambda b: b + b" x"),
     "json-list": text_break(lambda b: b"[1, 2]"),

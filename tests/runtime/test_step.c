@@ -568,6 +568,117 @@ static void test_tolerance_set_later(void **state)
     text_free(&t);
 }
 
+/* One step after a prompt, with the options as they are. */
+static void one_step(const struct hr_sequence_options *o, struct text *t,
+                     struct hr_attend_report *report, float *out)
+{
+    hr_runtime_t *rt = runtime_make(32u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+    hr_sequence_t *seq = NULL;
+    if (hr_sequence_create(rt, o, &seq) != HR_OK) {
+        fail_msg("%s: %s", o->recipe, hr_last_error());
+    }
+    append(seq, t, &shape, 0, 0, TOKENS);
+    attend(seq, t, &shape, 0, TOKENS - 64, 64, out, NULL);
+    attend(seq, t, &shape, 0, TOKENS - 1, 1, out, report);
+    hr_sequence_destroy(seq);
+    assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+}
+
+/* A step that ends for want of budget says so, one that its tolerance ended does not, nor one without. */
+static void test_capped_steps_say_so(void **state)
+{
+    (void)state;
+    const char *recipes[] = {"headrace", "headrace:sketch=0", "headrace:sketch=1,sketch_host=1"};
+    const struct {
+        double moved, tolerance;
+        uint64_t capped;
+    } want[] = {{0.001, 0.005, KV}, {1, 0.3, 0}, {0.001, 0, 0}};
+    struct text t;
+    float *out = malloc((size_t)64 * HEADS * D * sizeof(float));
+    assert_non_null(out);
+    text_make(&t, &shape, TOKENS, 12);
+    for (size_t i = 0; i < 3; i++) {
+        for (size_t j = 0; j < 3; j++) {
+            struct hr_sequence_options o;
+            struct hr_attend_report report;
+            options_for(&shape, TOKENS, recipes[i], want[j].moved, &o);
+            o.tolerance = want[j].tolerance;
+            one_step(&o, &t, &report, out);
+            if (report.heads_capped != want[j].capped) {
+                fail_msg("%s at %g, tolerance %g: %d heads capped, predicted %g", recipes[i],
+                         want[j].moved, want[j].tolerance, (int)report.heads_capped,
+                         report.predicted_error);
+            }
+        }
+    }
+    text_free(&t);
+    free(out);
+}
+
+/* A budget in bytes is the share that it is of the body, and the same bytes in a longer text. */
+static void test_budget_in_bytes(void **state)
+{
+    (void)state;
+    const char *recipes[] = {"headrace", "headrace:sketch=0", "quest", "retroinfer", "exact-topk"};
+    const uint32_t row_bytes = 2 * D * 2;
+    struct text t;
+    float *out = malloc((size_t)64 * HEADS * D * sizeof(float));
+    assert_non_null(out);
+    text_make(&t, &shape, TOKENS, 13);
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        struct hr_sequence_options o;
+        struct hr_attend_report bytes, share, large;
+        options_for(&shape, TOKENS, recipes[i], 0.5, &o);
+        o.moved_bytes = 100 * row_bytes;
+        one_step(&o, &t, &bytes, out);
+        assert_true(bytes.bytes_selected <= (uint64_t)KV * 100 * row_bytes);
+        assert_true(bytes.bytes_selected > (uint64_t)KV * 30 * row_bytes);
+        o.moved_bytes = 0;
+        o.moved = 100.0 * row_bytes * KV / (double)bytes.body_bytes * (1 + 1e-9);
+        one_step(&o, &t, &share, out);
+        assert_int_equal(bytes.bytes_selected, share.bytes_selected);
+        assert_true(bytes.true_error == share.true_error);
+        o.moved_bytes = UINT64_MAX; /* all there is */
+        one_step(&o, &t, &large, out);
+        assert_true(large.bytes_selected <= large.body_bytes);
+        assert_true(large.true_error <= bytes.true_error);
+    }
+    text_free(&t);
+    free(out);
+}
+
+/* Finite queries of which squares overflow: estimates cannot be made, the output is that of exact attention. */
+static void test_queries_too_large_for_estimates(void **state)
+{
+    (void)state;
+    const char *recipes[] = {"headrace", "headrace:sketch=0", "headrace:sketch=1,sketch_host=1"};
+    struct text t;
+    float *out = malloc((size_t)64 * HEADS * D * sizeof(float));
+    assert_non_null(out);
+    text_make(&t, &shape, TOKENS, 14);
+    for (size_t j = 0; j < (size_t)HEADS * D; j++) {
+        t.q[(size_t)(TOKENS - 1) * HEADS * D + j] *= 1e25f;
+    }
+    for (size_t i = 0; i < 3; i++) {
+        struct hr_sequence_options o;
+        struct hr_attend_report report;
+        options_for(&shape, TOKENS, recipes[i], 0.01, &o);
+        hr_runtime_t *rt = runtime_make(32u << 20, 64u << 20, NULL, 0, HR_IO_AUTO);
+        hr_sequence_t *seq = sequence_make(rt, &shape, TOKENS, recipes[i], 0.01);
+        append(seq, &t, &shape, 0, 0, TOKENS);
+        attend(seq, &t, &shape, 0, TOKENS - 65, 64, out, NULL);
+        attend(seq, &t, &shape, 0, TOKENS - 1, 1, out, &report);
+        for (size_t j = 0; j < (size_t)HEADS * D; j++) {
+            assert_true(isfinite(out[j]));
+        }
+        assert_true(report.true_error < 1e-4 && report.predicted_error == 0);
+        hr_sequence_destroy(seq);
+        assert_int_equal(hr_runtime_destroy(rt), HR_OK);
+    }
+    text_free(&t);
+    free(out);
+}
+
 static void test_batch_of_ragged_lengths(void **state)
 {
     (void)state;
@@ -619,6 +730,9 @@ int main(void)
         cmocka_unit_test(test_edges),
         cmocka_unit_test(test_tolerance),
         cmocka_unit_test(test_tolerance_set_later),
+        cmocka_unit_test(test_capped_steps_say_so),
+        cmocka_unit_test(test_budget_in_bytes),
+        cmocka_unit_test(test_queries_too_large_for_estimates),
         cmocka_unit_test(test_batch_of_ragged_lengths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
