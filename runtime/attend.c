@@ -1,5 +1,6 @@
 /* Attention calls of the public API, and exact attention over streamed rows (many queries, or one). */
 #include "runtime/device_part.h"
+#include "runtime/device_rows.h"
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -160,6 +161,38 @@ static void partials_lay(struct hri_partial *parts, uint32_t n, uint32_t vectors
     }
 }
 
+/* What a GPU attends of a query's rows: [first, end). */
+struct there {
+    uint32_t end;
+    const float *out, *lse; /* [n_kv][G][dv], [n_kv][G], or NULL: nothing */
+};
+
+/* One query token: the GPU and the host attend what each of them has, at the same time. */
+static hr_status_t one_attend(struct exact *e, uint32_t first, uint32_t end, struct there *there,
+                              struct hr_attend_report *report)
+{
+    hr_sequence_t *s = e->s;
+    uint32_t split = first;
+    hr_status_t status = HR_OK;
+    bool asked = hri_held_begin(s, e->layer, e->q, first, end, report, &split);
+    if (split < end) {
+        status = hri_stream_heads(s, e->layer, split, end, NULL, HRI_STREAM_PAGES, exact_visit, e,
+                                  report);
+    }
+    if (!asked) {
+        return status;
+    }
+    char message[HRI_ERROR_BYTES_MAX];
+    hri_error_get(message, sizeof message); /* of the host's part */
+    if (hri_held_end(s, e->layer, &there->out, &there->lse) == HR_OK) {
+        there->end = split;
+        return status == HR_OK ? HR_OK : hri_error_set(status, "%s", message);
+    }
+    return status == HR_OK ? hri_stream_heads(s, e->layer, first, split, NULL, HRI_STREAM_PAGES,
+                                              exact_visit, e, report)
+                           : hri_error_set(status, "%s", message);
+}
+
 hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const float *q, uint32_t nq,
                              uint32_t position, float *out, struct hr_attend_report *report)
 {
@@ -189,8 +222,9 @@ hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const fl
     uint32_t first =
         layer->sliding != 0 && position + 1 > layer->sliding ? position + 1 - layer->sliding : 0;
     uint32_t end = position + nq;
-    hr_status_t status = hri_stream_heads(s, layer, first, end, NULL,
-                                          nq == 1 ? HRI_STREAM_PAGES : 0, exact_visit, &e, report);
+    struct there there = {.end = first};
+    hr_status_t status = nq == 1 ? one_attend(&e, first, end, &there, report)
+                                 : hri_stream_rows(s, layer, first, end, exact_visit, &e, report);
     if (status != HR_OK) {
         return status;
     }
@@ -200,8 +234,13 @@ hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const fl
         for (uint32_t i = 1; i < per_head; i++) {
             hri_partial_merge(part, part + i, e.vectors, s->dv);
         }
+        if (there.out != NULL) {
+            hri_partial_add(part, s->g, s->dv, there.lse + (size_t)h * s->g,
+                            there.out + (size_t)h * s->g * s->dv);
+        }
         hri_partial_finish(part, e.vectors, s->dv, out + (size_t)h * e.vectors * s->dv, NULL);
     }
+    report->rows_device += (uint64_t)(there.end - first) * s->n_kv;
     report->rows_by_level[3] += (uint64_t)(end - first) * s->n_kv;
     report->bytes_by_level[3] += (uint64_t)(end - first) * s->n_kv * s->row_bytes;
     return HR_OK;
@@ -349,6 +388,9 @@ static hr_status_t exact_many(hr_sequence_t *s, struct hri_layer *l, const struc
         if (status != HR_OK) {
             return status;
         }
+    }
+    if (nq != 1) {
+        hri_held_follow(s, l);
     }
     report->time_ns[HRI_ATTEND] += hri_now_ns() - t0;
     return l->exact ? HR_OK : hri_settle(s, l, s->segment, false);

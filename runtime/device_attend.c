@@ -1,6 +1,7 @@
 /* Exact attention of queries that are on a GPU already (a model that runs there): the layer's rows stream past from wherever the
  * host has them, a part of the caller's memory at a time. */
 #include "runtime/device_part.h"
+#include "runtime/device_rows.h"
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -367,6 +368,9 @@ hr_status_t hr_sequence_attend_device(hr_sequence_t *s, uint32_t layer,
         struct hr_tensor q =
             hr_tensor_make((float *)(uintptr_t)o->q_host, HR_DTYPE_F32, o->n_tokens, s->n_q, s->dk);
         status = hr_sequence_observe(s, layer, &q);
+    }
+    if (status == HR_OK) {
+        hri_held_follow(s, l);
     }
     hri_device_range_end(s->runtime->gpu);
     report.time_ns[HRI_ATTEND] += hri_now_ns() - began_ns;

@@ -170,36 +170,26 @@ static void host_carve(struct hri_device_part *p, const hr_sequence_t *s,
 
 /* -- creation -- */
 
-hr_status_t hri_device_supports(const hr_sequence_t *s)
+const char *hri_device_lacks(const hr_sequence_t *s)
 {
-    const char *name = hri_device_ops(s->runtime->gpu)->name;
-    if (s->recipe.selector->unit == HRI_UNIT_ALL || s->recipe.selector->unit == HRI_UNIT_NONE) {
-        return HR_OK; /* rows stream past the host */
+    if (s->recipe.selector->unit == HRI_UNIT_ALL) {
+        return s->dtype == HR_DTYPE_F32             ? "rows in f32 are attended"
+               : s->dk % 16 != 0 || s->dv % 16 != 0 ? "rows of such dimensions are attended"
+                                                    : NULL;
     }
     if (!hri_index_viewable(&s->recipe)) {
-        return hri_error_set(HR_ERR_UNSUPPORTED,
-                             "device %s: recipe %s has no steps there yet; \"headrace\", \"full\" "
-                             "and \"window\" have, or use the device \"cpu\"",
-                             name, s->recipe_text);
+        return "this recipe's steps run";
     }
     if (hri_recipe_value(&s->recipe, "sketch_host") > 0) {
-        return hri_error_set(
-            HR_ERR_UNSUPPORTED,
-            "device %s: recipe %s: sketches in host memory (sketch_host=1) are not "
-            "read there yet; leave it out, or use the device \"cpu\"",
-            name, s->recipe_text);
+        return "steps with sketches in host memory (sketch_host=1) run";
     }
     if (s->dtype == HR_DTYPE_F32) {
-        return hri_error_set(HR_ERR_UNSUPPORTED, "device %s: rows are kept in f16 or bf16, not f32",
-                             name);
+        return "steps over rows in f32 run";
     }
     if (s->dk % 16 != 0 || s->dv % 16 != 0) {
-        return hri_error_set(
-            HR_ERR_UNSUPPORTED,
-            "device %s: k_dim %u, v_dim %u: head dimensions must be multiples of 16", name, s->dk,
-            s->dv);
+        return "steps of head dimensions that are no multiples of 16 run";
     }
-    return HR_OK;
+    return NULL;
 }
 
 uint32_t hri_device_layers(const hr_sequence_t *s)
@@ -354,9 +344,8 @@ static hr_status_t device_fill(hr_sequence_t *s, struct hri_device_part *p)
 
 hr_status_t hri_device_attach(hr_sequence_t *s)
 {
-    hr_status_t status = hri_device_supports(s);
-    if (status != HR_OK || hri_device_layers(s) == 0) {
-        return status;
+    if (hri_device_layers(s) == 0) {
+        return HR_OK;
     }
     struct hri_alloc *a = &s->runtime->alloc;
     struct hri_device_part *p = hri_calloc(a, 1, sizeof *p);
@@ -381,7 +370,7 @@ hr_status_t hri_device_attach(hr_sequence_t *s)
     if (p->layers == NULL) {
         return hri_alloc_status();
     }
-    status = tier_create(s, p, all.used);
+    hr_status_t status = tier_create(s, p, all.used);
     if (status == HR_OK) {
         status = hri_device_alloc(p->device, "windows and summaries", all.used, &p->memory);
     }

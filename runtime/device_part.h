@@ -163,8 +163,8 @@ struct hri_device_part {
     struct hri_read *reads;
 };
 
-/* HR_ERR_UNSUPPORTED: a recipe, dtype or head dimension that has no kernels yet (the message says what has). */
-hr_status_t hri_device_supports(const hr_sequence_t *s);
+/* What of the sequence stays on the host for want of kernels, as a text that "on the host" completes; NULL: nothing does. */
+const char *hri_device_lacks(const hr_sequence_t *s);
 /* Layers with blocks. */
 uint32_t hri_device_layers(const hr_sequence_t *s);
 /* Memory, frames and graphs; takes the place of hri_frames_attach. HR_ERR_BUDGET (the least it needs), HR_ERR_NOMEM, HR_ERR_DEVICE. */

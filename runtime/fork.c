@@ -1,7 +1,7 @@
 /* Forks: a second sequence with the same tokens. Cells of the log and of blocks are shared for good (offload/store_lane.c); an index with
  * its tables of places until one of the two groups or drops rows; the tail until one of them writes to its own. Copied are the sink and
  * the query statistics: what is copied does not grow with the text. */
-#include "runtime/sequence.h"
+#include "runtime/device_rows.h"
 
 #include "base/error.h"
 #include <string.h>
@@ -319,6 +319,7 @@ static hr_sequence_t *shell_of(const hr_sequence_t *s)
     f->layers = NULL;
     f->frames = NULL;
     f->part = NULL;
+    f->held = NULL;
     f->steps = NULL;
     memset(&f->share, 0, sizeof f->share);
     f->whole = NULL;
@@ -370,6 +371,9 @@ hr_status_t hr_sequence_fork(hr_sequence_t *s, hr_sequence_t **fork_out)
     }
     if (status == HR_OK && f->recipe.selector->unit == HRI_UNIT_BLOCKS) {
         status = hri_frames_attach(f);
+    }
+    if (status == HR_OK) {
+        status = hri_held_attach(f);
     }
     if (status != HR_OK) {
         status = hri_status_with_hint(f, status);

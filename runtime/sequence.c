@@ -1,5 +1,6 @@
 /* A sequence: checks of its options, how its part of the device budget is dealt out, creation and destruction. */
 #include "runtime/device_part.h"
+#include "runtime/device_rows.h"
 
 #include "base/error.h"
 #include <inttypes.h>
@@ -152,6 +153,7 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
     const struct hri_recipe *r = &s->recipe;
     bool blocks = r->selector->unit == HRI_UNIT_BLOCKS;
     bool all = r->selector->unit == HRI_UNIT_ALL;
+    s->steps_on_gpu = s->runtime->gpu != NULL && blocks && hri_device_lacks(s) == NULL;
     s->n_sink = all ? 0 : (uint32_t)param_or(r, "sink", 4);
     s->n_window = all ? 0 : (uint32_t)param_or(r, "window", 64);
     s->segment = all ? 0 : (uint32_t)param_or(r, "segment", 8192);
@@ -174,7 +176,7 @@ static void shape_fill(hr_sequence_t *s, const struct hr_sequence_options *o)
         uint32_t segments = s->tokens_max / s->decode_segment + 2;
         s->blocks_max = hri_index_blocks_bound(r, s->dk, s->dv, s->tokens_max, segments);
         /* A device with memory of its own refines parts alone. */
-        bool rows = hri_index_takes_rows(r) && s->runtime->gpu == NULL;
+        bool rows = hri_index_takes_rows(r) && !s->steps_on_gpu;
         /* Parts cost whole pages, so about three budgets' worth is more than a step can choose; blocks may be small. Where
          * everything is in host memory, rows are chosen and no parts. */
         uint64_t items =
@@ -515,11 +517,22 @@ hr_status_t hri_steps_create(hr_sequence_t *s)
     return HR_OK;
 }
 
+/* Steps need what they need; exact rows of other sequences have what nobody else wanted. */
+static hr_status_t device_attach(hr_sequence_t *s)
+{
+    hr_status_t status = hri_device_attach(s);
+    if (status == HR_ERR_BUDGET && hri_held_give_way(s->runtime)) {
+        hri_device_detach(s);
+        status = hri_device_attach(s);
+    }
+    return status;
+}
+
 /* Frames take what the budget leaves, up to FRAME_STEPS tokens' worth; one layer's fetch is the least that works. */
 hr_status_t hri_frames_attach(hr_sequence_t *s)
 {
-    if (s->runtime->gpu != NULL) {
-        return hri_device_attach(s);
+    if (s->steps_on_gpu) {
+        return device_attach(s);
     }
     struct hri_alloc *device = &s->runtime->device;
     uint32_t n_lanes = s->n_layers * s->n_kv;
@@ -537,8 +550,10 @@ hr_status_t hri_frames_attach(hr_sequence_t *s)
         .device = device,
         .store = s->runtime->store,
     };
-    uint64_t live = device->live_bytes,
-             left = device->cap_bytes > live ? device->cap_bytes - live : 0;
+    uint64_t live = device->live_bytes, cap = device->cap_bytes;
+    uint64_t left = cap > live ? cap - live : 0;
+    /* On a machine with a GPU these steps and their frames are the host's, whose working memory has no budget. */
+    left = s->runtime->gpu != NULL ? UINT64_MAX : left;
     uint64_t fixed = hri_frames_bytes(&fo);
     fo.n_frames = 1024;
     uint64_t each = (hri_frames_bytes(&fo) - fixed) / 1024 + 1;
@@ -609,6 +624,16 @@ static hr_status_t head_gates_copy(hr_sequence_t *s, const struct hr_sequence_op
     return HR_OK;
 }
 
+static void lacks_say(const hr_sequence_t *s)
+{
+    const char *lacks = hri_device_lacks(s);
+    if (lacks != NULL) {
+        hri_log_info(&s->runtime->log,
+                     "device %s, recipe %s: %s on the host, from host memory and file",
+                     hri_device_ops(s->runtime->gpu)->name, s->recipe_text, lacks);
+    }
+}
+
 static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o, const char *recipe,
                           hr_sequence_t **sequence_out)
 {
@@ -629,9 +654,8 @@ static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o,
         goto err;
     }
     shape_fill(s, o);
-    status = rt->gpu != NULL ? hri_device_supports(s) : HR_OK;
-    if (status != HR_OK) {
-        goto err;
+    if (rt->gpu != NULL) {
+        lacks_say(s);
     }
     status = head_gates_copy(s, o);
     if (status != HR_OK) {
@@ -655,6 +679,9 @@ static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o,
     }
     if (status == HR_OK && s->recipe.selector->unit == HRI_UNIT_BLOCKS) {
         status = hri_frames_attach(s);
+    }
+    if (status == HR_OK) {
+        status = hri_held_attach(s);
     }
     if (status != HR_OK) {
         status = hri_status_with_hint(s, status);
@@ -719,6 +746,7 @@ void hr_sequence_destroy(hr_sequence_t *s)
     struct hr_runtime *rt = s->runtime;
     hri_frames_destroy(s->frames);
     hri_device_detach(s);
+    hri_held_detach(s);
     for (uint32_t h = 0; s->steps != NULL && h < s->n_kv; h++) {
         step_destroy(s, &s->steps[h]);
     }
@@ -793,6 +821,8 @@ hr_status_t hr_sequence_stats_get(const hr_sequence_t *s, struct hr_sequence_sta
     if (s->part != NULL) {
         st.frame_bytes = (uint64_t)s->part->n_frames * s->part->frame_bytes * hri_device_layers(s);
     }
+    st.device_row_bytes = hri_held_bytes(s);
+    st.layers_on_gpu = s->part != NULL ? hri_device_layers(s) : 0;
     st.index_ns = s->index_ns;
     *out = st;
     return HR_OK;

@@ -37,6 +37,7 @@ enum hri_stage { HRI_APPEND, HRI_STORE, HRI_INDEX, HRI_SELECT, HRI_FETCH, HRI_AT
 
 /* Grown on demand, never shrunk: steady state does not allocate. */
 struct hri_device_part;
+struct hri_device_rows;
 
 struct hri_scratch {
     struct hri_alloc *alloc;
@@ -68,6 +69,7 @@ struct hr_runtime {
     uint64_t host_bytes, file_bytes;
     struct hri_device *gpu; /* a device with memory of its own, or NULL: the CPU is the device */
     bool host_pinned;       /* it reads the host tier in place */
+    struct hri_device_rows *holders; /* sequences with exact rows there (device_rows.h) */
     struct hri_scratch stream, queries, tiles, rows, group;
     bool disk_given_up; /* and what it was reading to is forgotten */
     void *(*user_alloc)(void *, size_t, size_t);
@@ -191,6 +193,8 @@ struct hr_sequence {
     struct hri_layer *layers;
     struct hri_frames *frames; /* NULL where the recipe has no blocks, or they are on a device: */
     struct hri_device_part *part; /* what is there (device_part.h), or NULL */
+    bool steps_on_gpu;            /* else the recipe's steps run on the host */
+    struct hri_device_rows *held; /* exact rows there (device_rows.h), or NULL */
     struct hri_head_step *steps;  /* [n_kv] */
     uint32_t items_max, rows_max;
     uint64_t body_rows; /* summed over layers and kv-heads */
@@ -286,6 +290,8 @@ hr_status_t hri_attend_exact(hr_sequence_t *s, struct hri_layer *layer, const fl
 /* Exact attention of a step's query over the body, for the kv-heads with only[head]; adds to the parts of s->steps. */
 hr_status_t hri_attend_body(hr_sequence_t *s, struct hri_layer *layer, const uint8_t *only,
                             struct hr_attend_report *report);
+/* Device memory that a graph of the sequence's tokens needs (step_graph.c). */
+uint64_t hri_step_graph_bytes(const hr_sequence_t *s);
 /* Logits of the body's rows for one query token, into s->row_scores. */
 hr_status_t hri_score_body(hr_sequence_t *s, struct hri_layer *layer);
 

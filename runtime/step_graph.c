@@ -28,11 +28,18 @@ static void buffers_carve(const hr_sequence_t *s, struct hri_device_carve *c,
         b.q = hri_device_carve(c, (size_t)s->n_q * s->dk, sizeof(float));
         b.k = hri_device_carve(c, (size_t)s->n_kv * s->dk, sizeof(float));
         b.v = hri_device_carve(c, (size_t)s->n_kv * s->dv, sizeof(float));
-        b.out = s->part->layers[i].out.out;
+        b.out = s->part != NULL ? s->part->layers[i].out.out : NULL;
         if (buffers != NULL) {
             buffers[i] = b;
         }
     }
+}
+
+uint64_t hri_step_graph_bytes(const hr_sequence_t *s)
+{
+    struct hri_device_carve c = {0};
+    buffers_carve(s, &c, NULL);
+    return c.used;
 }
 
 static hr_status_t supported(const hr_sequence_t *s)

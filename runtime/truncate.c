@@ -4,6 +4,7 @@
  * Segments that reach beyond the window's beginning are undone: their rows wait in the log to be grouped anew, and those of the window are
  * back in the tail. */
 #include "runtime/device_part.h"
+#include "runtime/device_rows.h"
 
 #include "base/error.h"
 #include <string.h>
@@ -200,6 +201,7 @@ hr_status_t hr_sequence_truncate(hr_sequence_t *s, uint32_t n_tokens)
     }
     if (status == HR_OK) {
         hri_device_cut(s);
+        hri_held_cut(s);
     }
     return status;
 }

@@ -90,7 +90,7 @@ typedef enum hr_io_mode { HR_IO_AUTO, HR_IO_URING, HR_IO_URING_PLAIN, HR_IO_THRE
 struct hr_runtime_options {
     size_t struct_size;
     uint64_t
-        device_bytes; /* budget of the device tier: windows, summaries, frames. Default 256 MiB */
+        device_bytes; /* budget of the device tier: windows, summaries, frames, a GPU's exact rows. Default 256 MiB */
     uint64_t host_bytes; /* budget of the host tier. Default 1 GiB */
     const char *
         file_dir; /* folder for the file tier, NULL: no file tier, host memory is then the only copy */
@@ -110,9 +110,12 @@ struct hr_runtime_options {
     void (*free)(void *context, void *pointer);
     void *alloc_context;
     /* Where the device tier is and steps run: NULL or "cpu", "cuda" (the first GPU), "cuda:1", ... On a GPU device_bytes is its
-     * memory, host_bytes is pinned where that is allowed, and the recipe "headrace" runs its steps there;
-     * exact attention and indexing stay on the CPU. What is not there yet is refused by hr_sequence_create (HR_ERR_UNSUPPORTED). A
-     * GPU that fails ends all its steps with HR_ERR_DEVICE; exact attention, hr_sequence_save and the rest go on. */
+     * memory, host_bytes is pinned where that is allowed, and the recipe "headrace" runs its steps there. What such steps leave of
+     * device_bytes is for exact rows: a query that attends all rows of a layer ("full", sliding windows, dense layers, checks) attends
+     * there what fits, and the host attends the rest at the same time. Steps of other recipes, and all of rows in f32 or of head dimensions
+     * that are no multiples of 16, run on the host from host memory and file, which an HR_LOG_INFO line says; what they keep instead
+     * of the device tier is working memory then. A GPU that fails ends all its steps with HR_ERR_DEVICE; exact attention,
+     * hr_sequence_save and the rest go on from the host. */
     const char *device;
     /* Threads of the caller's instead of the runtime's own, for programs that have some busy between the calls: calls fn(fn_context, task,
      * worker) once for every task below n_tasks, worker below n_threads and no two at once with the same, and returns when all are
@@ -219,7 +222,7 @@ struct hr_attend_report {
     uint64_t
         rows_by_level[HR_LEVELS]; /* rows of the body known at each level, summed over kv-heads */
     uint64_t bytes_by_level[HR_LEVELS]; /* bytes read by the attention at each level */
-    uint64_t rows_device;               /* sink and window rows (exact) */
+    uint64_t rows_device; /* exact rows on the device: sink and window; in a GPU's memory */
     uint64_t blocks_total, blocks_hit, blocks_fetched, blocks_estimated;
     uint64_t blocks_late; /* chosen, but not here in time: they stayed at their sketch or summary */
     uint64_t blocks_lost; /* of them, what cannot be read */
@@ -499,6 +502,9 @@ struct hr_sequence_stats {
     uint64_t index_ns; /* time spent grouping, so far */
     uint64_t
         host_index_bytes; /* of an index in host memory, beside the tier's: graphs, hash tables, rests, sketches with sketch_host=1 */
+    uint64_t
+        device_row_bytes; /* room for exact rows in a GPU's memory, of layers that attend all of them */
+    uint32_t layers_on_gpu; /* layers whose steps by the recipe run on a GPU */
 };
 HR_API hr_status_t hr_runtime_stats_get(const hr_runtime_t *runtime,
                                         struct hr_runtime_stats *stats_out);

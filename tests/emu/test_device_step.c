@@ -583,6 +583,20 @@ static void test_lost(void **state)
     assert_int_equal(rmdir(dir), 0);
 }
 
+/* Created, with one line about it. */
+static void stays_on_host(const struct bed *b, const struct plan *p, const char *line)
+{
+    hr_sequence_t *seq = NULL;
+    struct hr_sequence_stats st = {.struct_size = sizeof st};
+    log_lines = 0;
+    assert_ok(sequence_open(b, p, &seq));
+    assert_int_equal(log_lines, 1);
+    assert_non_null(strstr(log_text, line));
+    assert_ok(hr_sequence_stats_get(seq, &st));
+    assert_int_equal(st.layers_on_gpu, 0);
+    hr_sequence_destroy(seq);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -605,20 +619,22 @@ static void test_refused(void **state)
     const char *recipes[] = {"quest", "retroinfer", "exact-topk"};
     for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
         p.recipe = recipes[i];
-        assert_fails(sequence_open(&b, &p, &seq), HR_ERR_UNSUPPORTED, "has no steps there yet");
+        stays_on_host(&b, &p, "this recipe's steps run on the host");
     }
     p.recipe = RECIPE;
     b.shape.dtype = HR_DTYPE_F32;
-    assert_fails(sequence_open(&b, &p, &seq), HR_ERR_UNSUPPORTED, "not f32");
+    stays_on_host(&b, &p, "f32 run on the host");
     b.shape.dtype = HR_DTYPE_BF16;
     b.shape.dk = 72;
-    assert_fails(sequence_open(&b, &p, &seq), HR_ERR_UNSUPPORTED, "multiples of 16");
+    stays_on_host(&b, &p, "no multiples of 16 run on the host");
     b.shape.dk = D;
-    for (size_t i = 0; i < 2; i++) {
-        p.recipe = i == 0 ? "full" : "window";
-        assert_ok(sequence_open(&b, &p, &seq));
-        hr_sequence_destroy(seq);
-    }
+    p.recipe = "headrace:sketch_host=1";
+    stays_on_host(&b, &p, "(sketch_host=1) run on the host");
+    p.recipe = "full";
+    log_lines = 0;
+    assert_ok(sequence_open(&b, &p, &seq));
+    assert_int_equal(log_lines, 0);
+    hr_sequence_destroy(seq);
     assert_ok(hr_runtime_destroy(b.rt));
 }
 
