@@ -60,6 +60,18 @@ static void print_cache_line(FILE *file, const struct cli_run *run,
     fprintf(file, "\n");
 }
 
+/* What of the sequence is on the GPU: its steps, exact rows. */
+static void print_gpu_line(FILE *file, const struct cli_run *run, const struct hr_sequence_stats *s)
+{
+    char bytes[32];
+    if (!run->model.info->device)
+        return;
+    fprintf(file, "%-10s steps of %u of %u layers by the recipe there", "gpu", s->layers_on_gpu,
+            run->model.info->n_layers);
+    fprintf(file, "; room for %s of exact rows; the rest is the host's\n",
+            hr_format_bytes(s->device_row_bytes, bytes, sizeof bytes));
+}
+
 static void print_dense_line(FILE *file, const struct cli_run *run)
 {
     const struct cli_dense *d = &run->dense;
@@ -131,6 +143,7 @@ void cli_run_report(const struct cli_run *run)
     print_session_line(file, run);
     if (hr_sequence_stats_get(run->cache.sequence, &sequence) == HR_OK)
         print_cache_line(file, run, &sequence);
+    print_gpu_line(file, run, &sequence);
     if (hr_runtime_stats_get(run->cache.runtime, &runtime) == HR_OK) {
         fputc('\n', file);
         cli_tiers_print(file, &runtime);
@@ -204,6 +217,10 @@ static void add_cache(cJSON *json, const struct cli_run *run)
     cli_json_u64(cache, "sketch_bytes", s.sketch_bytes);
     cli_json_u64(cache, "window_bytes", s.window_bytes);
     cli_json_u64(cache, "frame_bytes", s.frame_bytes);
+    if (run->model.info->device) {
+        cli_json_u64(cache, "device_row_bytes", s.device_row_bytes);
+        cli_json_u64(cache, "layers_on_gpu", s.layers_on_gpu);
+    }
     cli_json_u64(cache, "host_bytes", s.host_bytes);
     cli_json_u64(cache, "file_bytes", s.file_bytes);
     cJSON_AddNumberToObject(

@@ -249,7 +249,7 @@ int cli_cache_open_dense(const struct cli_model *model, const struct cli_place *
     options.file_dir = NULL;
     options.file_bytes = 0;
     options.host_bytes = exact_bytes + exact_bytes / 4 + (64u << 20);
-    /* On a GPU rows only stream past: the prompt's attention is all that there is. */
+    /* A GPU's memory is not for checks: what these bytes hold is attended there, the rest here. */
     options.device_bytes = (model->info->device ? 0 : exact_bytes) + (64u << 20);
     return open_cache(model, &options, &recipe, tokens_max, NULL, cache_out);
 }

@@ -61,7 +61,7 @@ static void print_levels(FILE *file, const struct hr_attend_report *sum, uint64_
                 cli_format_share(ratio((double)sum->bytes_by_level[i], (double)sum->body_bytes),
                                  share, sizeof share));
         if (i == HR_LEVELS - 1 && sum->rows_device)
-            fprintf(file, "   %s of them in sink and window",
+            fprintf(file, "   %s of them on the device",
                     count_text(per(sum->rows_device, n), rows));
         fputc('\n', file);
     }

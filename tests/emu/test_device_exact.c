@@ -465,6 +465,69 @@ static void test_give_way(void **state)
     bed_free(&b);
 }
 
+/* Every recipe, also with next to no device memory and with rows in the file: the CPU's output, but for those that have steps there, whose
+ * own tests compare them (emu_device_step). */
+static void recipe_run(const char *name, bool little, bool file)
+{
+    struct setup t = {
+        .recipe = name, .pages = little ? 0 : ALL, .no_room = little, .file = file, .shape = plain};
+    struct bed b;
+    float gates[2 * KV] = {1, 0, 0, 1};
+    struct hr_sequence_options so;
+    t.shape.n_layers = 2;
+    t.shape.rope = HR_ROPE_HALF;
+    b.t = t;
+    b.n = 0;
+    b.rt = runtime_open(device_emu_ops()->name, little ? 4096 : 64u << 20, file);
+    b.cpu = runtime_open("cpu", 64u << 20, file);
+    options_for(&t.shape, TOKENS, name, 0.3, &so);
+    so.head_gates = gates;
+    if (little && strncmp(name, "headrace", 8) == 0) { /* its steps need room */
+        assert_fails(hr_sequence_create(b.rt, &so, &b.there), HR_ERR_BUDGET, "it needs at least");
+        assert_ok(hr_runtime_destroy(b.rt));
+        assert_ok(hr_runtime_destroy(b.cpu));
+        return;
+    }
+    assert_ok(hr_sequence_create(b.rt, &so, &b.there));
+    assert_ok(hr_sequence_create(b.cpu, &so, &b.here));
+    struct random r = {.state = 78};
+    b.k = malloc(sizeof(float) * TOKENS * KV * DK);
+    b.v = malloc(sizeof(float) * TOKENS * KV * DV);
+    b.q = malloc(sizeof(float) * TOKENS * HEADS * DK);
+    assert_true(b.k && b.v && b.q);
+    rows_make(&r, &t.shape, TOKENS, b.k, b.v);
+    queries_make(&r, &t.shape, TOKENS, b.q);
+    naive_init(&b.naive, &t.shape, TOKENS);
+    append(&b, 380);
+    for (uint32_t i = 0; i < 3; i++) {
+        append(&b, 1);
+        for (uint32_t layer = 0; layer < 2; layer++) {
+            float there[HEADS * DV], here[HEADS * DV];
+            assert_ok(queries_attend(b.there, &t.shape, layer, HR_ATTEND_RECIPE, b.q, b.n - 1, 1,
+                                     there, NULL));
+            assert_ok(queries_attend(b.here, &t.shape, layer, HR_ATTEND_RECIPE, b.q, b.n - 1, 1,
+                                     here, NULL));
+            const double off = apart(there, here, HEADS * DV);
+            if (b.there->part == NULL && !(off <= TOLERANCE))
+                fail_msg("%s, layer %u: off by %g", name, layer, off);
+            if (b.there->part == NULL && !b.there->layers[layer].exact)
+                assert_memory_equal(there, here, sizeof there);
+        }
+    }
+    bed_free(&b);
+}
+
+static void test_every_recipe(void **state)
+{
+    (void)state;
+    for (size_t i = 0; hr_recipe_name(i) != NULL; i++) {
+        if (recipe_is_plain(i)) {
+            recipe_run(hr_recipe_name(i), i % 2 == 0, i % 3 == 0);
+            recipe_run(hr_recipe_name(i), i % 2 != 0, i % 3 == 1);
+        }
+    }
+}
+
 /* Rows in f32 and of odd widths stay with the host. */
 static void test_host_only(void **state)
 {
@@ -516,8 +579,8 @@ int main(void)
     }
 #define TEST(name) cmocka_unit_test_setup(name, calm)
     const struct CMUnitTest tests[] = {
-        TEST(test_budgets),  TEST(test_kinds),     TEST(test_windows),    TEST(test_file),
-        TEST(test_recipes),  TEST(test_truncate),  TEST(test_copies),     TEST(test_lost),
-        TEST(test_give_way), TEST(test_host_only), TEST(test_allocations)};
+        TEST(test_budgets), TEST(test_kinds),        TEST(test_windows),   TEST(test_file),
+        TEST(test_recipes), TEST(test_every_recipe), TEST(test_truncate),  TEST(test_copies),
+        TEST(test_lost),    TEST(test_give_way),     TEST(test_host_only), TEST(test_allocations)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

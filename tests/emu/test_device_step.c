@@ -568,8 +568,8 @@ static void test_lost(void **state)
     assert_int_equal(log_lines, 1);
     assert_int_equal(attend_with(&b, b.seq, 1, NULL, out, NULL), HR_ERR_DEVICE);
     assert_int_equal(log_lines, 1);
-    assert_ok(attend_with(&b, b.seq, 0, &options, out, NULL));
-    assert_memory_equal(exact, out, sizeof out);
+    assert_ok(attend_with(&b, b.seq, 0, &options, out, NULL)); /* there before, now here */
+    assert_true(apart(out, exact, HEADS * D) <= 5e-4);
     append(&b, 5);
     assert_ok(hr_sequence_save(b.seq, home, NULL));
     hr_sequence_t *fork = NULL;

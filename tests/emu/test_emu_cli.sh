@@ -20,6 +20,40 @@ for recipe in full headrace:window=64; do
     number '$1 == 0' gpu.json decode.graph_tokens # the tiny model has layers with windows
 done
 
+# exact rows lie in the GPU's memory as far as device_bytes goes: all, some, none; the answers are the CPU's
+# shellcheck disable=SC2086
+run $made --recipe full --json cpu.json; expect 0
+for bytes in 80KiB 1KiB; do
+    # shellcheck disable=SC2086
+    run $made --recipe full --device cuda --device-bytes $bytes --json gpu.json; expect 0
+    check "full, $bytes: another text" test "$(json gpu.json text)" = "$(json cpu.json text)"
+    has "$out" "gpu        steps of 0 of 4 layers by the recipe there; room for"
+    if test $bytes = 80KiB; then
+        number '$1 == 3 * 16384' gpu.json cache.device_row_bytes # of eight pages
+    else
+        number '$1 == 0' gpu.json cache.device_row_bytes
+    fi
+    number '$1 <= $2' gpu.json tiers.device.bytes_peak tiers.device.bytes_cap
+done
+
+# recipes without steps there: the model runs there, the steps here
+for recipe in quest:dense=1,window=32 retroinfer:window=32 window:window=32 shadowkv; do
+    # shellcheck disable=SC2086
+    run $made --recipe $recipe --json cpu.json; expect 0
+    # shellcheck disable=SC2086
+    run $made --recipe $recipe --device cuda --device-bytes 1MiB --json gpu.json; expect 0
+    check "$recipe: another text" test "$(json gpu.json text)" = "$(json cpu.json text)"
+    number '$1 == 0' gpu.json cache.layers_on_gpu
+done
+# shellcheck disable=SC2086
+run $made --dtype f32 --device cuda --json gpu.json; expect 0
+has "$out" "gpu        steps of 0 of "
+# shellcheck disable=SC2086
+run $made --recipe headrace:window=64 --device cuda --check-dense --deadline-ms 500 --json gpu.json; expect 0
+number '$1 > 0 && $2 > 0' gpu.json cache.layers_on_gpu dense.tokens
+# shellcheck disable=SC2086
+run $made --recipe headrace:window=64 --device cuda --strict-exact --json gpu.json; expect 0
+
 # a session goes on there and here
 run run --prompt "k05 v09 f01 k07 v22 f03 f05 f07 k05" --tokens 2 --recipe full --device cuda --save s --json a.json; expect 0
 run run --open s --prompt "k07" --tokens 1 --quiet --device cuda --json b.json; expect 0
