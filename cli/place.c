@@ -1,5 +1,6 @@
 #include "cli/place.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "cli/out.h"
@@ -19,9 +20,13 @@ int cli_place_check(const char *command, const struct cli_place *place)
 
 void cli_place_log(void *context, hr_log_level_t level, const char *line)
 {
+    static _Thread_local char
+        last[512]; /* a GPU that is lost is lost to the model and to the cache */
     (void)context;
-    if (level <= HR_LOG_WARN && !cli_out_is_quiet())
-        cli_warn("%s", line);
+    if (level > HR_LOG_WARN || cli_out_is_quiet() || strncmp(line, last, sizeof last - 1) == 0)
+        return;
+    snprintf(last, sizeof last, "%s", line);
+    cli_warn("%s", line);
 }
 
 static hr_io_mode_t io_mode_of(const char *name)

@@ -135,6 +135,7 @@ struct hre_device_rows hre_device_rows_for(const struct hre_device *d, uint32_t 
 /* Whether this pass is a token that goes as one graph; makes it if need be. */
 hr_status_t hre_device_graph_ready(struct hre_session *session, const struct hre_pass *pass,
                                    bool *ready_out);
+/* HR_ERR_UNSUPPORTED: nothing was done, and the graph is gone (its rows made room for others): layer by layer, then. */
 hr_status_t hre_device_graph_run(struct hre_session *session, struct hre_pass *pass);
 /* Tokens' ids and angles to the device. */
 hr_status_t hre_device_tokens_put(struct hre_session *session, const struct hre_pass *pass);

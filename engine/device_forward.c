@@ -195,7 +195,10 @@ hr_status_t hre_device_forward(struct hre_session *s, struct hre_pass *pass)
 
     if (status == HR_OK) {
         hri_device_range_begin(d->device, pass->decode ? "model token" : "model prompt");
-        status = graph ? hre_device_graph_run(s, pass) : run_layers(s, pass);
+        status = graph ? hre_device_graph_run(s, pass) : HR_ERR_UNSUPPORTED;
+        if (status == HR_ERR_UNSUPPORTED) {
+            status = run_layers(s, pass);
+        }
         hri_device_range_end(d->device);
     }
     if (status != HR_OK) {

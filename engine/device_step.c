@@ -88,6 +88,15 @@ hr_status_t hre_device_graph_run(struct hre_session *s, struct hre_pass *pass)
         status = hr_step_graph_run(s->graphs[pass->first_sequence].graph, &report);
     }
     pass->times.attend_ns += hre_now_ns() - begin;
+    if (status == HR_ERR_UNSUPPORTED) {
+        struct hre_device_graph *g = &s->graphs[pass->first_sequence];
+
+        hri_log_info(&d->log, "tokens go through the GPU layer by layer from now on: %s",
+                     hr_last_error());
+        hr_step_graph_destroy(g->graph);
+        *g = (struct hre_device_graph){.refused = true};
+        return status;
+    }
     if (status != HR_OK) {
         return hre_fail_library(status, "a token");
     }

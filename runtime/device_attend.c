@@ -1,5 +1,5 @@
 /* Exact attention of queries that are on a GPU already (a model that runs there): the layer's rows stream past from wherever the
- * host has them, a part of the caller's memory at a time. */
+ * host has them, a part of the caller's memory at a time; what the GPU holds of them (device_rows.h) is read where it is. */
 #include "runtime/device_part.h"
 #include "runtime/device_rows.h"
 
@@ -141,6 +141,25 @@ static hr_status_t launch(struct pass *p, int last)
     p->args.first = 0;
     p->args.rows_first += p->filled;
     p->filled = 0;
+    return hri_device_check(p->device, error, "attending a prompt");
+}
+
+/* Rows that lie there already: *end_out is then where they end. */
+static hr_status_t held_launch(struct pass *p, struct hri_layer *layer, uint32_t end,
+                               struct hr_attend_report *report, uint32_t *end_out)
+{
+    struct hri_cuda_prefill_args args = p->args;
+    args.rows = hri_held_prompt(p->s, layer, end, report, end_out, &args.head_stride_bytes);
+    if (args.rows == NULL) {
+        return HR_OK;
+    }
+    args.n_rows = *end_out;
+    args.last = *end_out == end;
+    int error = hri_device_ops(p->device)->launch->prefill(&args, p->heads, p->stream);
+    hri_held_read(p->s, p->stream);
+    p->args.first = 0;
+    p->args.rows_first = *end_out;
+    report->rows_device += (uint64_t)*end_out * p->s->n_kv;
     return hri_device_check(p->device, error, "attending a prompt");
 }
 
@@ -296,11 +315,15 @@ static hr_status_t attend(hr_sequence_t *s, struct hri_layer *layer,
     const float *q = o->q + (size_t)at * s->n_q * s->dk;
     hr_status_t status = scale(&p, layer, q, n, position);
     status = status == HR_OK ? jobs_make(&p) : status;
+    uint32_t held = first;
     if (status == HR_OK) {
-        status = hri_stream_rows(s, layer, first, end, visit, &p, report);
+        status = held_launch(&p, layer, end, report, &held);
     }
-    status = status == HR_OK ? p.status : status;
-    status = status == HR_OK ? launch(&p, 1) : status;
+    if (status == HR_OK && held < end) {
+        status = hri_stream_rows(s, layer, held, end, visit, &p, report);
+        status = status == HR_OK ? p.status : status;
+        status = status == HR_OK ? launch(&p, 1) : status;
+    }
     if (status == HR_OK) {
         report->rows_by_level[3] += (uint64_t)(end - first) * s->n_kv;
         report->bytes_by_level[3] += (uint64_t)(end - first) * s->n_kv * s->row_bytes;

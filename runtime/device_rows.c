@@ -3,6 +3,8 @@
 
 #include "base/error.h"
 #include <inttypes.h>
+#include <math.h>
+#include <sched.h>
 #include <string.h>
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
@@ -197,7 +199,9 @@ static hr_status_t create(hr_sequence_t *s)
     if (r->layers == NULL || r->ins == NULL || r->outs == NULL) {
         return hri_alloc_status();
     }
-    r->given_up = memory_create(r) != HR_OK;
+    r->given_up = memory_create(r) != HR_OK ||
+                  hri_device_check(r->device, hri_device_ops(r->device)->event_create(&r->event),
+                                   "an event") != HR_OK;
     return HR_OK;
 }
 
@@ -248,6 +252,9 @@ void hri_held_detach(hr_sequence_t *s)
     rows_free(r);
     hri_device_free(r->device, &r->memory);
     hri_device_buffer_destroy(r->device, &r->host);
+    if (r->event != NULL) {
+        hri_device_ops(r->device)->event_destroy(r->event);
+    }
     hri_free(a, r->layers);
     hri_free(a, r->ins);
     hri_free(a, r->outs);
@@ -395,11 +402,12 @@ static struct hri_held_layer *held_layer(hr_sequence_t *s, const struct hri_laye
     return r->layers[i].capacity > 0 ? &r->layers[i] : NULL;
 }
 
-static hr_status_t attend_launch(struct hri_device_rows *r, struct hri_held_layer *d)
+static int attend_launch(const struct hri_device_rows *r, const struct hri_held_layer *d,
+                         const float *q)
 {
     const hr_sequence_t *s = r->s;
     const struct hri_cuda_attend_args a = {
-        .q = d->in.q,
+        .q = q,
         .dtype = s->dtype,
         .soft_cap = s->soft_cap,
         .runs = {{.rows = d->memory.base,
@@ -412,9 +420,7 @@ static hr_status_t attend_launch(struct hri_device_rows *r, struct hri_held_laye
         .lse = d->out.lse,
         .work = r->work,
         .arrived = r->arrived};
-    return hri_device_check(r->device,
-                            r->launch->attend(&a, r->heads, hri_device_stream(r->device)),
-                            "exact attention");
+    return r->launch->attend(&a, r->heads, hri_device_stream(r->device));
 }
 
 /* Input there, the newest row to its place, attention, output back. */
@@ -430,7 +436,9 @@ static hr_status_t queue(struct hri_device_rows *r, uint32_t i, bool with_row)
             r->device, (unsigned char *)d->memory.base + (size_t)in->near[2] * s->row_bytes,
             (size_t)d->capacity * s->row_bytes, d->in.row, s->row_bytes, s->row_bytes, s->n_kv);
     }
-    status = status == HR_OK ? attend_launch(r, d) : status;
+    if (status == HR_OK) {
+        status = hri_device_check(r->device, attend_launch(r, d, d->in.q), "exact attention");
+    }
     return status == HR_OK ? hri_device_copy(r->device, out->out, d->out.out,
                                              (size_t)((unsigned char *)out->q -
                                                       (unsigned char *)(void *)out->out))
@@ -487,6 +495,40 @@ hr_status_t hri_held_end(hr_sequence_t *s, struct hri_layer *l, const float **ou
     return HR_OK;
 }
 
+const void *hri_held_prompt(hr_sequence_t *s, struct hri_layer *l, uint32_t end,
+                            struct hr_attend_report *report, uint32_t *end_out, size_t *stride_out)
+{
+    struct hri_device_rows *r = s->held;
+    struct hri_held_layer *d = r != NULL && !r->given_up ? &r->layers[l - s->layers] : NULL;
+    if (d == NULL || d->capacity == 0 || is_window(s, l)) {
+        return NULL;
+    }
+    const uint32_t stop = min_u32(end, d->capacity);
+    if (stop == 0 || !sync(r, l, 0, stop, report)) {
+        return NULL;
+    }
+    *end_out = stop;
+    *stride_out = (size_t)d->capacity * s->row_bytes;
+    return d->memory.base;
+}
+
+void hri_held_read(hr_sequence_t *s, void *stream)
+{
+    struct hri_device_rows *r = s->held;
+    int error = hri_device_ops(r->device)->event_record(r->event, stream);
+    r->is_read = hri_device_check(r->device, error, "an event") == HR_OK;
+}
+
+/* Before rows that were there are replaced. */
+static void readers_wait(struct hri_device_rows *r)
+{
+    const struct hri_device_ops *ops = hri_device_ops(r->device);
+    while (r->is_read && ops->fault(ops->event_query(r->event)) == HRI_DEVICE_NOT_READY) {
+        sched_yield();
+    }
+    r->is_read = false;
+}
+
 void hri_held_follow(hr_sequence_t *s, struct hri_layer *l)
 {
     struct hri_device_rows *r = s->held;
@@ -502,9 +544,95 @@ void hri_held_follow(hr_sequence_t *s, struct hri_layer *l)
 
 void hri_held_cut(hr_sequence_t *s)
 {
-    for (uint32_t i = 0; s->held != NULL && s->held->layers != NULL && i < s->n_layers; i++) {
+    if (s->held == NULL || s->held->layers == NULL) {
+        return;
+    }
+    readers_wait(s->held);
+    for (uint32_t i = 0; i < s->n_layers; i++) {
         struct hri_held_layer *d = &s->held->layers[i];
         d->end = min_u32(d->end, s->layers[i].n_tokens);
         d->first = min_u32(d->first, d->end);
     }
+}
+
+/* -- a token as a graph -- */
+
+bool hri_held_whole(const hr_sequence_t *s, uint32_t i)
+{
+    const struct hri_device_rows *r = s->held;
+    return r != NULL && !r->given_up && r->layers[i].capacity >= rows_wanted(s, &s->layers[i]);
+}
+
+hr_status_t hri_held_token_begin(hr_sequence_t *s, uint32_t i, uint32_t position,
+                                 struct hr_attend_report *report)
+{
+    struct hri_layer *l = &s->layers[i];
+    const uint32_t first =
+        l->sliding != 0 && position + 1 > l->sliding ? position + 1 - l->sliding : 0;
+    if (!hri_held_whole(s, i) || !sync(s->held, l, first, position, report)) {
+        return hri_error_set(HR_ERR_UNSUPPORTED, "layer %u: its rows are no longer on the GPU", i);
+    }
+    struct hri_held_layer *d = &s->held->layers[i];
+    const struct hri_held_in *in = &s->held->ins[i];
+    const float log_n = logf((float)(position + 1));
+    in->near[0] = position + 1 - first;
+    in->near[1] = first % d->capacity;
+    in->near[2] = position % d->capacity;
+    for (uint32_t h = 0; h < s->n_q; h++) {
+        in->scale[h] = hri_query_factor(s, l, h, log_n);
+    }
+    if (position + 1 - d->first > d->capacity) {
+        d->first = position + 1 - d->capacity; /* the new row takes that one's place */
+    }
+    return HR_OK;
+}
+
+int hri_held_launch(const hr_sequence_t *s, uint32_t i, const float *q, const float *k,
+                    const float *v)
+{
+    const struct hri_device_rows *r = s->held;
+    const struct hri_held_layer *d = &r->layers[i];
+    void *stream = hri_device_stream(r->device);
+    struct hri_cuda_append_args a = {.k = k,
+                                     .v = v,
+                                     .k_token_stride = (int64_t)s->n_kv * s->dk,
+                                     .k_head_stride = s->dk,
+                                     .v_token_stride = (int64_t)s->n_kv * s->dv,
+                                     .v_head_stride = s->dv,
+                                     .from = HR_DTYPE_F32,
+                                     .to = s->dtype,
+                                     .tail = d->memory.base,
+                                     .capacity = d->capacity,
+                                     .length = d->in.near + 2,
+                                     .bad = r->bad};
+    int error = r->launch->scale(q, d->in.scale, s->n_q, s->dk, d->out.q, stream);
+    error = error == 0 ? r->launch->append(&a, r->heads, 1, stream) : error;
+    a.tail = d->out.row; /* where the host finds it */
+    a.capacity = 1;
+    error = error == 0 ? r->launch->append(&a, r->heads, 1, stream) : error;
+    return error == 0 ? attend_launch(r, d, d->out.q) : error;
+}
+
+void hri_held_token_end(hr_sequence_t *s, uint32_t i, uint32_t position,
+                        struct hr_attend_report *report)
+{
+    const uint64_t rows = (uint64_t)s->held->ins[i].near[0] * s->n_kv;
+    range_set(&s->held->layers[i], position + 1);
+    report->rows_device += rows;
+    report->rows_by_level[3] += rows;
+    report->bytes_by_level[3] += rows * s->row_bytes;
+}
+
+hr_status_t hri_held_put(hr_sequence_t *s)
+{
+    struct hri_device_rows *r = s->held;
+    return hri_device_copy(r->device, r->layers[0].in.near, r->ins[0].near,
+                           s->n_layers * r->ins[0].bytes);
+}
+
+hr_status_t hri_held_take(hr_sequence_t *s)
+{
+    struct hri_device_rows *r = s->held;
+    return hri_device_copy(r->device, r->outs[0].out, r->layers[0].out.out,
+                           s->n_layers * r->outs[0].bytes);
 }

@@ -55,6 +55,8 @@ struct hri_device_rows {
     struct hri_held_in *ins; /* [n_layers] on the host, one after the other */
     struct hri_held_out *outs;
     struct hri_held_layer *layers; /* [n_layers] */
+    void *event;                   /* after what was last launched on a caller's stream */
+    bool is_read;                  /* and may still read rows */
     bool given_up;                 /* after a failure: the host attends everything */
 };
 
@@ -73,8 +75,28 @@ bool hri_held_begin(hr_sequence_t *s, struct hri_layer *layer, const float *q, u
  * these rows itself; the device is not asked again. */
 hr_status_t hri_held_end(hr_sequence_t *s, struct hri_layer *layer, const float **out,
                          const float **lse);
+/* Rows of tokens [0, *end_out) for queries of a prompt whose rows end at `end`: [H] times *stride_out bytes apart, once they are all there.
+ * NULL: none are, or the layer sees a window. What was launched on `stream` to read them is told by hri_held_read. */
+const void *hri_held_prompt(hr_sequence_t *s, struct hri_layer *layer, uint32_t end,
+                            struct hr_attend_report *report, uint32_t *end_out, size_t *stride_out);
+void hri_held_read(hr_sequence_t *s, void *stream);
 /* After a prompt: brings what fits of the layer's rows, so that the next token need not. */
 void hri_held_follow(hr_sequence_t *s, struct hri_layer *layer);
+/* -- for step_graph.c: a token of a layer whose rows are all there -- */
+bool hri_held_whole(const hr_sequence_t *s, uint32_t layer_index);
+/* Brings the rows before the token, and fills what its launches read. HR_ERR_UNSUPPORTED: the layer's rows have given way. */
+hr_status_t hri_held_token_begin(hr_sequence_t *s, uint32_t layer_index, uint32_t position,
+                                 struct hr_attend_report *report);
+/* All launches of a layer whose q, k and v [n_q][dk], [H][dk], [H][dv] are on the device. Returns the error. */
+int hri_held_launch(const hr_sequence_t *s, uint32_t layer_index, const float *q, const float *k,
+                    const float *v);
+/* The host has the token's row, too. */
+void hri_held_token_end(hr_sequence_t *s, uint32_t layer_index, uint32_t position,
+                        struct hr_attend_report *report);
+/* Inputs of all layers there, outputs of all back, on the stream. */
+hr_status_t hri_held_put(hr_sequence_t *s);
+hr_status_t hri_held_take(hr_sequence_t *s);
+
 /* After a truncate: what is gone on the host is gone there. */
 void hri_held_cut(hr_sequence_t *s);
 /* Bytes of rows on the device. */

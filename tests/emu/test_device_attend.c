@@ -6,6 +6,7 @@
 
 #include "base/half.h"
 #include "runtime/device_part.h"
+#include "runtime/device_rows.h"
 
 #include <math.h>
 
@@ -23,6 +24,7 @@ struct setup {
     uint32_t sliding;
     float soft_cap, log_n;
     bool file, least; /* rows in the file; the least work */
+    uint32_t pages;   /* of rows that the device holds, 0: all stream past */
 };
 
 static hr_sequence_t *sequence_open(hr_runtime_t *rt, const struct shape *shape,
@@ -72,6 +74,10 @@ static void run(const struct setup *t)
     hr_runtime_t *cpu = runtime_open("cpu", false),
                  *rt = runtime_open(device_emu_ops()->name, t->file);
     hr_sequence_t *here = sequence_open(cpu, &shape, t), *there = sequence_open(rt, &shape, t);
+    if (t->pages == 0)
+        hri_held_give_way(rt);
+    else if (there->held->layers[0].capacity > t->pages * HRI_LOG_ROWS)
+        there->held->layers[0].capacity = t->pages * HRI_LOG_ROWS;
     assert_ok(rows_append(here, &shape, 0, k, v, 0, TOKENS));
     assert_ok(rows_append(there, &shape, 0, k, v, 0, TOKENS));
     if (t->file)
@@ -107,10 +113,11 @@ static void run(const struct setup *t)
     const uint64_t copies = device_emu_counts().copies;
     assert_ok(hr_sequence_attend_device(there, 0, &a, &report));
     /* Pages in pinned memory are brought by one launch, those of the tail by one copy per head. */
-    if (!t->file && !t->least && t->sliding == 0)
+    if (!t->file && !t->least && t->sliding == 0 && t->pages == 0)
         assert_true(device_emu_counts().copies - copies <= 12);
     device_emu_read(got, a.out, t->n * out_row * hr_dtype_bytes(t->out_dtype));
     assert_true((report.bytes_from_file > 0) == t->file);
+    assert_true((report.rows_device > 0) == (t->pages > 0));
     if (!t->least) /* else in several passes */
         assert_int_equal(report.rows_by_level[3], expected.rows_by_level[3]);
     const double tolerance =
@@ -151,6 +158,28 @@ static void test_equal(void **state)
     run(&(struct setup){.dtype = HR_DTYPE_F16, .recipe = "full", .n = 90, .soft_cap = 2});
     run(&(struct setup){.dtype = HR_DTYPE_BF16, .recipe = "full", .n = 100, .sliding = 16});
     run(&(struct setup){.dtype = HR_DTYPE_F16, .recipe = "full", .n = 40, .sliding = 300});
+}
+
+/* What the device holds of the rows is read there: some pages, all of them; also once more, when nothing is to be brought. */
+static void test_held(void **state)
+{
+    (void)state;
+    run(&(struct setup){.dtype = HR_DTYPE_BF16, .recipe = "full", .n = 1, .pages = 99});
+    run(&(struct setup){
+        .dtype = HR_DTYPE_F16, .recipe = "full", .n = 65, .log_n = 0.1f, .pages = 3});
+    run(&(struct setup){
+        .dtype = HR_DTYPE_F16, .recipe = "full", .n = 90, .soft_cap = 2, .pages = 99});
+    run(&(struct setup){.dtype = HR_DTYPE_BF16,
+                        .out_dtype = HR_DTYPE_BF16,
+                        .recipe = "full",
+                        .n = 130,
+                        .pages = 10}); /* the last one ends within the queries' rows */
+    run(&(struct setup){
+        .dtype = HR_DTYPE_BF16, .recipe = "full", .n = 5, .least = true, .pages = 5});
+    run(&(struct setup){
+        .dtype = HR_DTYPE_BF16, .recipe = "full", .n = 5, .least = true, .pages = 99});
+    run(&(struct setup){
+        .dtype = HR_DTYPE_BF16, .recipe = "full", .n = 70, .file = true, .pages = 4});
 }
 
 static void test_little_work(void **state)
@@ -208,7 +237,7 @@ int main(void)
         printf("skipped: no CUDA device\n");
         return 77;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_equal),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_equal), cmocka_unit_test(test_held),
                                        cmocka_unit_test(test_little_work),
                                        cmocka_unit_test(test_file), cmocka_unit_test(test_misuse)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,6 +3,7 @@
 #include "tests/emu/device_runtime.h"
 
 #include "runtime/device_part.h"
+#include "runtime/device_rows.h"
 
 #include <math.h>
 
@@ -227,6 +228,111 @@ static void test_between(void **state)
     text_free(&t);
 }
 
+/* -- layers that attend everything, from rows on the device -- */
+
+static hr_sequence_t *exact_open(hr_runtime_t *rt, const char *recipe, uint32_t sliding)
+{
+    struct hr_sequence_options so;
+    struct shape with_window = shape;
+    hr_sequence_t *s = NULL;
+    with_window.sliding = sliding; /* of layer 0 */
+    options_for(&with_window, TOKENS, recipe, 0.15, &so);
+    assert_ok(hr_sequence_create(rt, &so, &s));
+    return s;
+}
+
+static void layer_attend(hr_sequence_t *s, const struct text *t, uint32_t token, uint32_t layer,
+                         float *out)
+{
+    struct hr_tensor q =
+        hr_tensor_make((float *)(uintptr_t)query_of(t, token, layer), HR_DTYPE_F32, 1, HEADS, D);
+    struct hr_tensor to = hr_tensor_make(out, HR_DTYPE_F32, 1, HEADS, D);
+    assert_ok(hr_sequence_attend(s, layer, &q, NULL, &to, NULL, NULL));
+}
+
+/* Tokens [first, end) by the graph and layer by layer; a twin on the CPU for layers that attend everything. */
+static void exact_tokens(hr_step_graph_t *g, hr_sequence_t *s, hr_sequence_t *twin,
+                         hr_sequence_t *cpu, const struct text *t, uint32_t first, uint32_t end)
+{
+    for (uint32_t n = first; n < end; n++) {
+        struct hr_attend_report report;
+        token_put(g, t, n);
+        assert_ok(hr_step_graph_run(g, &report));
+        assert_true(report.rows_device > 0);
+        append_all(cpu, t, n, 1);
+        for (uint32_t i = 0; i < LAYERS; i++) {
+            struct hr_step_buffers b;
+            float got[HEADS * D], out[HEADS * D], here[HEADS * D];
+            assert_int_equal(hr_sequence_length(s, i), n + 1);
+            assert_ok(hr_sequence_settle(twin, i));
+            assert_ok(rows_append(twin, &shape, i, t->k, t->v, n, 1));
+            layer_attend(twin, t, n, i, out);
+            assert_ok(hr_step_graph_buffers(g, i, &b));
+            device_emu_read(got, b.out, sizeof got);
+            if (s->layers[i].exact) {
+                layer_attend(cpu, t, n, i, here);
+                assert_true(apart(got, here, HEADS * D) <= 5e-4);
+                assert_true(apart(got, out, HEADS * D) <= 1e-6);
+            } else if (n % 32 != 4) { /* as above */
+                assert_memory_equal(got, out, sizeof got);
+            }
+        }
+    }
+}
+
+static void exact_equal(const char *recipe, uint32_t sliding, bool file)
+{
+    struct text t;
+    text_make(&t);
+    hr_runtime_t *rt = runtime_open(device_emu_ops()->name, file),
+                 *cpu = runtime_open("cpu", false);
+    hr_sequence_t *s = exact_open(rt, recipe, sliding), *twin = exact_open(rt, recipe, sliding),
+                  *here = exact_open(cpu, recipe, sliding);
+    hr_sequence_t *all[] = {s, twin, here};
+    struct hr_step_graph_options o;
+    hr_step_graph_t *g = NULL;
+    hr_step_graph_options_init(&o);
+    assert_ok(hr_step_graph_create(s, &o, &g));
+    if (strncmp(recipe, "full", 4) == 0)
+        exact_tokens(g, s, twin, here, &t, 0, 2); /* from nothing */
+    const uint32_t begun = hr_sequence_length(s, 0);
+    for (int i = 0; i < 3; i++)
+        append_all(all[i], &t, begun, 190 - begun);
+    exact_tokens(g, s, twin, here, &t, 190, 199);
+    /* A token that is refused leaves nothing, also of a window whose oldest row it replaced; and after a cut. */
+    struct hr_step_buffers b;
+    token_put(g, &t, 199);
+    assert_ok(hr_step_graph_buffers(g, 1, &b));
+    put(b.k, (float[]){NAN}, 1);
+    assert_fails(hr_step_graph_run(g, NULL), HR_ERR_NONFINITE, "is not finite");
+    exact_tokens(g, s, twin, here, &t, 199, 201);
+    for (int i = 0; i < 3; i++)
+        assert_ok(hr_sequence_truncate(all[i], 195));
+    exact_tokens(g, s, twin, here, &t, 195, 200);
+    /* Rows that made room: the graph says so, and the token goes layer by layer. */
+    assert_true(hri_held_give_way(rt));
+    token_put(g, &t, 200);
+    assert_fails(hr_step_graph_run(g, NULL), HR_ERR_UNSUPPORTED, "no longer on the GPU");
+    for (uint32_t i = 0; i < LAYERS; i++)
+        assert_int_equal(hr_sequence_length(s, i), 200);
+    hr_step_graph_destroy(g);
+    for (int i = 0; i < 3; i++)
+        hr_sequence_destroy(all[i]);
+    assert_ok(hr_runtime_destroy(rt));
+    assert_ok(hr_runtime_destroy(cpu));
+    text_free(&t);
+}
+
+static void test_exact(void **state)
+{
+    (void)state;
+    exact_equal("full", 0, false);
+    exact_equal("full", 64, false);
+    exact_equal("full", 50, true);
+    exact_equal(RECIPE ",dense=1", 0, false);
+    exact_equal(RECIPE ",dense=2", 50, true);
+}
+
 static void test_misuse(void **state)
 {
     (void)state;
@@ -239,11 +345,12 @@ static void test_misuse(void **state)
     hr_runtime_t *cpu = runtime_open("cpu", false),
                  *rt = runtime_open(device_emu_ops()->name, false);
     hr_sequence_t *on_cpu = sequence_open(cpu, RECIPE), *s = sequence_open(rt, RECIPE),
-                  *full = sequence_open(rt, "full"), *dense = sequence_open(rt, RECIPE ",dense=1");
+                  *full = sequence_open(rt, "full"), *window = sequence_open(rt, "window");
     assert_fails(hr_step_graph_create(NULL, &o, &g), HR_ERR_INVALID, "no sequence");
     assert_fails(hr_step_graph_create(on_cpu, &o, &g), HR_ERR_UNSUPPORTED, "not run on a GPU");
-    assert_fails(hr_step_graph_create(full, &o, &g), HR_ERR_UNSUPPORTED, "not run on a GPU");
-    assert_fails(hr_step_graph_create(dense, &o, &g), HR_ERR_UNSUPPORTED, "attend everything");
+    assert_fails(hr_step_graph_create(window, &o, &g), HR_ERR_UNSUPPORTED, "not run on a GPU");
+    assert_true(hri_held_give_way(rt));
+    assert_fails(hr_step_graph_create(full, &o, &g), HR_ERR_UNSUPPORTED, "not all on a GPU");
     o.struct_size = 3;
     assert_fails(hr_step_graph_create(s, &o, &g), HR_ERR_VERSION, "struct_size 3");
     hr_step_graph_options_init(&o);
@@ -278,7 +385,7 @@ static void test_misuse(void **state)
     hr_step_graph_destroy(NULL);
     hr_sequence_destroy(s);
     hr_sequence_destroy(full);
-    hr_sequence_destroy(dense);
+    hr_sequence_destroy(window);
     hr_sequence_destroy(on_cpu);
     assert_ok(hr_runtime_destroy(rt));
     assert_ok(hr_runtime_destroy(cpu));
@@ -299,6 +406,6 @@ int main(void)
         return 77;
     }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_equal), cmocka_unit_test(test_between),
-                                       cmocka_unit_test(test_misuse)};
+                                       cmocka_unit_test(test_exact), cmocka_unit_test(test_misuse)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
