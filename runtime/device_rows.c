@@ -277,6 +277,26 @@ bool hri_held_give_way(hr_runtime_t *rt)
     return any;
 }
 
+hr_status_t hri_held_attach_steps(hr_sequence_t *s)
+{
+    hr_status_t status = hri_device_attach(s);
+    if (status == HR_ERR_BUDGET && hri_held_give_way(s->runtime)) {
+        hri_device_detach(s);
+        status = hri_device_attach(s);
+    }
+    return status;
+}
+
+void hri_held_say_lacks(const hr_sequence_t *s)
+{
+    const char *lacks = hri_device_lacks(s);
+    if (lacks != NULL) {
+        hri_log_info(&s->runtime->log,
+                     "device %s, recipe %s: %s on the host, from host memory and file",
+                     hri_device_ops(s->runtime->gpu)->name, s->recipe_text, lacks);
+    }
+}
+
 uint64_t hri_held_bytes(const hr_sequence_t *s)
 {
     uint64_t bytes = 0;

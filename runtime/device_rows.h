@@ -15,8 +15,7 @@
 #ifndef HRI_RUNTIME_DEVICE_ROWS_H
 #define HRI_RUNTIME_DEVICE_ROWS_H
 
-#include "kernels/device.h"
-#include "runtime/sequence.h"
+#include "runtime/device_part.h"
 
 /* Of a layer and token, on the host and on the device alike. */
 struct hri_held_in {
@@ -64,6 +63,10 @@ struct hri_device_rows {
  * fit is left out; HR_ERR_NOMEM is the host's memory alone. */
 hr_status_t hri_held_attach(hr_sequence_t *s);
 void hri_held_detach(hr_sequence_t *s);
+/* As hri_device_attach; where there is no room for what steps need, exact rows make some. */
+hr_status_t hri_held_attach_steps(hr_sequence_t *s);
+/* One line of the log about what has no kernels, if anything: with a GPU. */
+void hri_held_say_lacks(const hr_sequence_t *s);
 /* All sequences of the runtime give their rows' memory back. False: there was none. */
 bool hri_held_give_way(hr_runtime_t *rt);
 

@@ -517,22 +517,11 @@ hr_status_t hri_steps_create(hr_sequence_t *s)
     return HR_OK;
 }
 
-/* Steps need what they need; exact rows of other sequences have what nobody else wanted. */
-static hr_status_t device_attach(hr_sequence_t *s)
-{
-    hr_status_t status = hri_device_attach(s);
-    if (status == HR_ERR_BUDGET && hri_held_give_way(s->runtime)) {
-        hri_device_detach(s);
-        status = hri_device_attach(s);
-    }
-    return status;
-}
-
 /* Frames take what the budget leaves, up to FRAME_STEPS tokens' worth; one layer's fetch is the least that works. */
 hr_status_t hri_frames_attach(hr_sequence_t *s)
 {
     if (s->steps_on_gpu) {
-        return device_attach(s);
+        return hri_held_attach_steps(s);
     }
     struct hri_alloc *device = &s->runtime->device;
     uint32_t n_lanes = s->n_layers * s->n_kv;
@@ -624,16 +613,6 @@ static hr_status_t head_gates_copy(hr_sequence_t *s, const struct hr_sequence_op
     return HR_OK;
 }
 
-static void lacks_say(const hr_sequence_t *s)
-{
-    const char *lacks = hri_device_lacks(s);
-    if (lacks != NULL) {
-        hri_log_info(&s->runtime->log,
-                     "device %s, recipe %s: %s on the host, from host memory and file",
-                     hri_device_ops(s->runtime->gpu)->name, s->recipe_text, lacks);
-    }
-}
-
 static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o, const char *recipe,
                           hr_sequence_t **sequence_out)
 {
@@ -655,7 +634,7 @@ static hr_status_t create(hr_runtime_t *rt, const struct hr_sequence_options *o,
     }
     shape_fill(s, o);
     if (rt->gpu != NULL) {
-        lacks_say(s);
+        hri_held_say_lacks(s);
     }
     status = head_gates_copy(s, o);
     if (status != HR_OK) {
