@@ -19,7 +19,7 @@
 #include "cli/setup.h"
 #include "cli/whole_file.h"
 
-#define BENCHMARKS_MAX 96
+#define BENCHMARKS_MAX 128
 
 static const struct cli_command command = {
     .name = "bench",
@@ -68,7 +68,7 @@ static int print_list(void)
 static int choose(const struct cli_operands *names, const struct hrb_benchmark **chosen,
                   size_t *n_out)
 {
-    char words[2048] = "", nearest[64];
+    char words[4096] = "", nearest[64];
     const struct hrb_benchmark *b;
     size_t n = 0;
     for (size_t i = 0; (b = hrb_benchmark_at(i)) && i < BENCHMARKS_MAX; i++) {

@@ -112,6 +112,18 @@ void hrb_result_per_second(struct hrb_result *result, const struct hrb_pair *pai
     result->rounds = pair->rounds;
 }
 
+void hrb_result_time(struct hrb_result *result, const struct hrb_pair *pair, double scale,
+                     const char *unit)
+{
+    result->value = pair->a_median * scale;
+    result->limit = pair->b_median * scale;
+    result->value_p99 = pair->a_p99 * scale;
+    result->ratio = pair->ratio;
+    result->spread = pair->spread;
+    result->unit = unit;
+    result->rounds = pair->rounds;
+}
+
 void hrb_result_rate(struct hrb_result *result, const struct hrb_pair *pair, uint64_t bytes)
 {
     hrb_result_per_second(result, pair, (double)bytes * 1e-9, "GB/s");

@@ -40,6 +40,9 @@ int hrb_failed(struct hrb_result *result, const char *format, ...)
 /* Fills value and limit as `amount` over the medians of a pair (a: the code, b: the limit), in `unit`. */
 void hrb_result_per_second(struct hrb_result *result, const struct hrb_pair *pair, double amount,
                            const char *unit);
+/* Fills value and limit as times, `scale` to a second. */
+void hrb_result_time(struct hrb_result *result, const struct hrb_pair *pair, double scale,
+                     const char *unit);
 /* Fills value and limit as rates of bytes per second from a pair (a: the code, b: the limit). */
 void hrb_result_rate(struct hrb_result *result, const struct hrb_pair *pair, uint64_t bytes);
 

@@ -38,7 +38,15 @@ HRB_SUBJECT(hrb_run_memory);
 /* On a GPU. */
 HRB_SUBJECT(hrb_device_gather); /* variant: bytes of a block */
 HRB_SUBJECT(hrb_device_decode); /* variant: rows of a head */
-HRB_SUBJECT(
-    hrb_device_step); /* variant: Ki tokens, + 10000 for the choice alone, + 20000 for its graph */
+HRB_SUBJECT(hrb_device_sparse);
+HRB_SUBJECT(hrb_device_mover);
+/* variant: Ki tokens */
+HRB_SUBJECT(hrb_device_choice);
+HRB_SUBJECT(hrb_device_sketch);
+HRB_SUBJECT(hrb_device_token);
+HRB_SUBJECT(hrb_device_token_summaries);
+HRB_SUBJECT(hrb_device_token_full);
+HRB_SUBJECT(hrb_device_token_sdpa);
+HRB_SUBJECT(hrb_device_graph);
 
 #endif

@@ -23,6 +23,7 @@
  * The launchers, so that the library links whether they are there or not. */
 struct hri_launchers {
     int (*nothing)(void *stream);
+    int (*read)(const void *memory, size_t bytes, uint32_t *sum, void *stream);
     void (*set_machine)(struct hri_cuda_machine machine);
     int (*append)(const struct hri_cuda_append_args *, struct hri_cuda_heads, uint32_t n, void *);
     int (*scale)(const float *q, const float *factor, uint32_t n_q, uint32_t dk, float *out,

@@ -39,6 +39,8 @@ void hri_cuda_set_machine(struct hri_cuda_machine machine);
 struct hri_cuda_machine hri_cuda_get_machine(void);
 /* A kernel that does nothing: fails where this build has no code for the device. */
 int hri_cuda_nothing(void *stream);
+/* For measurements: reads `bytes` of memory, a multiple of 16, and adds the sum of their 32-bit words to *sum. */
+int hri_cuda_read(const void *memory, size_t bytes, uint32_t *sum, void *stream);
 
 /* ------------------------------------------------------------------------------------------ append
  * Rows of new tokens into the tails: token i of the call becomes row (*length + i) % capacity of

@@ -3,6 +3,7 @@
 
 const struct hri_launchers hri_launchers = {
     .nothing = hri_cuda_nothing,
+    .read = hri_cuda_read,
     .set_machine = hri_cuda_set_machine,
     .append = hri_cuda_append,
     .scale = hri_cuda_scale,

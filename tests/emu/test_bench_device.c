@@ -20,9 +20,14 @@ static const struct hrb_benchmark benchmarks[] = {
     {"gather 32 KiB", "", 1, hrb_device_gather, 32768},
     {"gather 512", "", 1, hrb_device_gather, 512},
     {"decode", "", 1, hrb_device_decode, 16384},
-    {"token", "", 1, hrb_device_step, 128},
-    {"choice", "", 1, hrb_device_step, 10128},
-    {"graph", "", 1, hrb_device_step, 20128},
+    {"sparse", "", 1, hrb_device_sparse, 0},
+    {"choice", "", 1, hrb_device_choice, 128},
+    {"sketch", "", 1, hrb_device_sketch, 128},
+    {"token", "", 1, hrb_device_token, 128},
+    {"token of summaries", "", 1, hrb_device_token_summaries, 128},
+    {"token beside full attention", "", 1, hrb_device_token_full, 128},
+    {"graph", "", 1, hrb_device_graph, 128},
+    {"mover", "", 1, hrb_device_mover, 0},
 };
 
 static void run_all(bool there)
