@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "offload/io_ops.h"
 
 #define NOISE      (1u << 16) /* numbers that rows are made of */
@@ -281,6 +282,8 @@ static hr_status_t fill(struct hrb_steps *s)
         queries_turn(s);
         status = first_attend(s);
     }
+    if (status == HR_OK && s->seq->layers[0].body_end <= s->seq->n_sink)
+        status = hri_error_set(HR_ERR_STATE, "%u tokens make no block", s->tokens);
     status = status == HR_OK ? layers_fill(s) : status;
     s->in_bytes = s->n_layers * p->ins[0].bytes;
     s->out_bytes = s->n_layers * p->outs[0].bytes;

@@ -19,7 +19,7 @@ sh tools/deps.sh cuda
 configure_and_build "$preset" ${BUNDLE_ARGUMENTS:-} -- headrace_cli hr_gpu_tests
 
 rm -rf "$folder"
-mkdir -p "$folder/bin" "$folder/tests" "$folder/lib"
+mkdir -p "$folder/bin" "$folder/tests" "$folder/lib" "$folder/peers"
 cp "build/$preset/bin/headrace" "$folder/bin/"
 for test in "build/$preset"/tests/gpu_*; do
     [ ! -x "$test" ] || cp "$test" "$folder/tests/"
@@ -33,9 +33,11 @@ done | sort -u | grep -v -E '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*|li
     done
 strip --strip-debug "$folder"/bin/* "$folder"/tests/* "$folder"/lib/* 2> /dev/null || true
 cp tools/gpu.sh "$folder/gpu.sh"
+cp bench/peers/torch_sdpa_cuda.sh bench/peers/run_torch_sdpa.py "$folder/peers/"
 git rev-parse HEAD > "$folder/COMMIT"
 
-tar -C "$root/build" -cJf "$file" headrace-gpu
+# The kernels are in each of the programs: the window is wide enough to see the last one's.
+tar -C "$root/build" -cf - headrace-gpu | xz -T1 --lzma2=preset=6,dict=64MiB > "$file"
 bytes=$(wc -c < "$file")
 say "$file: $((bytes / 1024 / 1024)) MiB, unpacked $(du -sm "$folder" | cut -f 1) MiB"
 [ "$bytes" -le "$most" ] || die "larger than $((most / 1024 / 1024)) MiB"
