@@ -148,15 +148,15 @@ int hrb_device_decode(const struct hrb_benchmark *self, const struct hrb_options
 /* ------------------------------------------------------------------------------------ sparse decode */
 
 #define BLOCK_ROWS 32u
-#define CHOSEN     64u /* blocks of a head: 2,048 rows */
+#define CHOSEN     64u /* blocks of a head: 2,048 rows; fewer on the emulator */
 
 /* Refined blocks in frames, int8, one layer after the other, so that none finds its own in the second-level cache. */
 struct sparse {
     struct bed bed;
     struct hri_cuda_heads heads;
     struct hri_cuda_attend_args args;
-    int8_t *frames; /* [copies][HEADS CHOSEN][BLOCK_ROWS][2 DIM] */
-    uint32_t *sum, copies, chosen;
+    int8_t *frames;                /* [copies][HEADS CHOSEN][BLOCK_ROWS][2 DIM] */
+    uint32_t *sum, copies, chosen; /* chosen: blocks of a head */
     size_t copy_bytes;
     void *graphs[3]; /* of the attention, of reads of the same bytes, of kernels that do nothing */
     /* On the host, for the check: */
@@ -240,7 +240,7 @@ static void sparse_want(const struct sparse *s, double out[DIM])
     double total = 0;
     for (uint32_t j = 0; j < DIM; j++)
         out[j] = 0;
-    for (uint32_t b = 0; b < CHOSEN; b++)
+    for (uint32_t b = 0; b < s->chosen; b++)
         for (uint32_t r = 0; r < BLOCK_ROWS; r++) {
             const int8_t *row = s->codes + ((size_t)s->places[b] * BLOCK_ROWS + r) * 2 * DIM;
             double logit = 0;
@@ -295,7 +295,7 @@ static int sparse_make(struct sparse *s, struct hrb_result *result)
     hr_status_t status = hri_device_fill(s->bed.device, s->bed.memory.base, 0, s->bed.memory.bytes);
     sparse_fill(s);
     for (uint32_t h = 0; h < HEADS; h++)
-        counts[h] = CHOSEN;
+        counts[h] = s->chosen;
     memset(rows, BLOCK_ROWS, sizeof rows);
     s->frames = hri_device_carve(&c, s->copies, s->copy_bytes);
     for (uint32_t i = 0; i < s->copies && status == HR_OK; i++)
@@ -355,6 +355,7 @@ int hrb_device_sparse(const struct hrb_benchmark *self, const struct hrb_options
         return hrb_failed(result, "out of memory");
     s->heads = (struct hri_cuda_heads){HEADS, GROUP, DIM, DIM};
     s->copies = device_is_emulated() ? 2 : LAYERS;
+    s->chosen = device_is_emulated() ? 4 : CHOSEN;
     s->copy_bytes = (size_t)HEADS * CHOSEN * BLOCK_ROWS * 2 * DIM;
     s->codes = malloc(s->copy_bytes);
     int code = s->codes != NULL ? bed_open(&s->bed, s->copies * s->copy_bytes + (64u << 20), result)

@@ -344,6 +344,11 @@ static int event_record(void *event, void *stream)
 
 static int event_query(void *event)
 {
+    if (device_emu_faults.loss_asked) {
+        lost = true;
+        (void)queue_run();
+        return DEVICE_EMU_LOST;
+    }
     if (!worker.running) {
         worker.done = 0;
         if (pthread_create(&worker.thread, NULL, worker_run, NULL) != 0)

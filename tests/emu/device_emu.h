@@ -17,6 +17,7 @@ struct device_emu_faults {
     size_t memory_bytes;        /* of the device; 0: 1 GiB */
     uint32_t waits_before_loss; /* with loss: waits that pass */
     bool loss;
+    bool loss_asked; /* lost when an event is asked for */
 };
 extern struct device_emu_faults device_emu_faults;
 enum {

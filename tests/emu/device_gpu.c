@@ -135,6 +135,16 @@ static int stream_wait(void *stream)
     return error == 0 && device_emu_faults.no_code ? DEVICE_EMU_NO_CODE : error;
 }
 
+static int event_query(void *event)
+{
+    if (device_emu_faults.loss_asked) {
+        (void)real()->stream_wait(the_stream);
+        lost = true;
+        return DEVICE_EMU_LOST;
+    }
+    return real()->event_query(event);
+}
+
 static int copy(void *to, size_t to_stride, const void *from, size_t from_stride, size_t bytes,
                 size_t n, void *stream)
 {
@@ -163,6 +173,7 @@ const struct hri_device_ops *device_emu_ops(void)
         ops.host_alloc = host_alloc;
         ops.stream_create = stream_create;
         ops.stream_wait = stream_wait;
+        ops.event_query = event_query;
         ops.copy = copy;
         ops.graph_launch = graph_launch;
     }

@@ -77,6 +77,24 @@ check "one line" test "$(wc -l < "$err")" = 1
 check "what is needed and free" grep -q -E "^headrace: model: device emu:0, emulator: [0-9]+ bytes are wanted \(the model's weights in bfloat16 and its scratch\), 1048576 of 1048576 are free$" "$err"
 unset EMU_MEMORY
 
+# a GPU that cannot be used: why, in one line
+for fault in "no-driver=no driver is installed" "old-driver=the driver is too old: it is for CUDA 11.4, this build needs 13.0" \
+    "no-code=this build has no code for its architecture"; do
+    EMU_FAULT=${fault%%=*}
+    export EMU_FAULT
+    # shellcheck disable=SC2086
+    run $made --device cuda; expect 1
+    check "$EMU_FAULT: one line" test "$(wc -l < "$err")" = 1
+    has "$err" "${fault#*=}"
+done
+# without pinned memory it works, and says so once
+EMU_FAULT=no-pinning
+# shellcheck disable=SC2086
+run $made --recipe headrace:window=64 --device cuda --json p.json; expect 0
+check "no-pinning: said once" test "$(grep -c 'pinning .* was refused' "$err")" = 1
+check "no-pinning: the same text" test "$(json p.json text)" = "$(json gpu.json text)"
+unset EMU_FAULT
+
 # a GPU that is lost on the way: what was read and written is saved
 rm -rf s
 EMU_LOSS=60
