@@ -1,7 +1,6 @@
 /* Whole layers on a GPU: a sequence of LAYERS layers whose tokens go through one graph, as hr_step_graph's do. The text is indexed once,
  * for the first layer; the others have copies of their own of what the device keeps (so that none finds its bytes in a cache), share
- * its blocks in host memory, and are asked other queries. Filling and indexing 131,072 tokens takes the host about a second on 16 cores,
- * 1,048,576 tokens about ten. */
+ * its blocks in host memory, and are asked other queries. */
 #ifndef BENCH_DEVICE_STEPS_H
 #define BENCH_DEVICE_STEPS_H
 
