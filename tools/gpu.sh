@@ -70,7 +70,7 @@ run() {
     seconds=$(($(date +%s) - start))
     case $status in
     0) entry "$name" passed 0 $seconds '' ;;
-    77) entry "$name" skipped 77 $seconds "$(tail -n 1 "$log")" ;;
+    77) entry "$name" skipped 77 $seconds "$(tail -n 1 "$log" | sed 's/^skipped: //')" ;;
     124 | 137)
         if [ "$short" -lt "$most_each" ]; then
             entry "$name" skipped $status $seconds "the time was over after $most s"
@@ -149,4 +149,8 @@ echo "skipped: $(echo "$skipped" | wc -w)$skipped"
 echo "failed: $(echo "$failed" | wc -w)$failed"
 echo "written: $json"
 [ -z "$failed" ] || exit 1
-[ -n "$passed" ] || { echo 'nothing could run' >&2; exit 77; }
+if [ -z "$passed" ]; then
+    why=$(printf '%s' "$info" | sed -n 's/.*"error":[[:space:]]*"\(device .*\)".*/\1/p' | head -n 1)
+    echo "nothing could run${why:+: $why}" >&2
+    exit 77
+fi

@@ -42,7 +42,7 @@ program tool 'case $1-${2:-} in' \
     'bench-list) echo "device-one  what  goal 1"; echo "device-two-1m  what  goal 1"; echo "crc32c  what  goal 1" ;;' \
     'bench-device-one) while [ "$1" != --json ]; do shift; done; printf "{\"skipped\":\t\"no \\\"GPU\\\"\"}" > "$2" ;;' \
     'bench-*) while [ "$1" != --json ]; do shift; done; echo "{}" > "$2" ;;' \
-    'info-*) echo "{\"cuda\": null}" ;;' \
+    'info-*) echo "{\"cuda\": {\"error\": \"device cuda: no driver is installed\"}}" ;;' \
     'run-*) echo "8 of 8 answered" ;;' \
     'esac'
 
@@ -51,12 +51,12 @@ program tests/gpu_a 'echo "skipped: no CUDA device"; exit 77'
 program tests/gpu_b 'echo "skipped: no \"driver\""; exit 77'
 run none
 [ "$code" = 77 ] || fail "none: exit code $code"
-has none '^skipped gpu_a: skipped: no CUDA device$'
+has none '^skipped gpu_a: no CUDA device$'
 has none '^passed: 0$'
 has none '^failed: 0$'
 has none '^skipped: 21 gpu_a gpu_b bench decode .* sanitizer-step_graph$'
-has none '^nothing could run$'
-[ "$("$JSON_GET" "$json" runs.1.reason)" = 'skipped: no "driver"' ] || fail "none: another reason"
+has none '^nothing could run: device cuda: no driver is installed$'
+[ "$("$JSON_GET" "$json" runs.1.reason)" = 'no "driver"' ] || fail "none: another reason"
 
 # one passes, one fails, and the tool runs
 program tests/gpu_a 'exit 0'
