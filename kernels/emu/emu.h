@@ -40,16 +40,17 @@ struct dim3 {
 /* Clang's hooks up to 14 do not see a struct that is copied whole: it becomes a call of memcpy. There members are
  * copied one by one. */
 #if defined(__clang__) && __clang_major__ < 15
+#define EMU_INLINE __attribute__((always_inline)) inline /* so that reports have the copy's line */
 #define EMU_MEMBERS_2(T, M)                                                                        \
     M x, y;                                                                                        \
     T() = default;                                                                                 \
     T(M x_, M y_) : x(x_), y(y_)                                                                   \
     {                                                                                              \
     }                                                                                              \
-    T(const T &o) : x(o.x), y(o.y)                                                                 \
+    EMU_INLINE T(const T &o) : x(o.x), y(o.y)                                                      \
     {                                                                                              \
     }                                                                                              \
-    T &operator=(const T &o)                                                                       \
+    EMU_INLINE T &operator=(const T &o)                                                            \
     {                                                                                              \
         x = o.x, y = o.y;                                                                          \
         return *this;                                                                              \
@@ -60,10 +61,10 @@ struct dim3 {
     T(M x_, M y_, M z_, M w_) : x(x_), y(y_), z(z_), w(w_)                                         \
     {                                                                                              \
     }                                                                                              \
-    T(const T &o) : x(o.x), y(o.y), z(o.z), w(o.w)                                                 \
+    EMU_INLINE T(const T &o) : x(o.x), y(o.y), z(o.z), w(o.w)                                      \
     {                                                                                              \
     }                                                                                              \
-    T &operator=(const T &o)                                                                       \
+    EMU_INLINE T &operator=(const T &o)                                                            \
     {                                                                                              \
         x = o.x, y = o.y, z = o.z, w = o.w;                                                        \
         return *this;                                                                              \

@@ -109,17 +109,19 @@ inline uintptr_t program_base()
     return base;
 }
 
-/* file:line of a return address, by addr2line; the address itself where that is not there. */
+/* file:line of a return address, by addr2line; the address itself where that is not there. A struct that is copied by its members is
+ * inlined from emu.h: then it is the line that copies it. */
 inline std::string place_of(uintptr_t pc)
 {
-    char command[128], text[512] = "", exe[4096];
+    char command[128], text[512] = "", line[512], exe[4096];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
     snprintf(command, sizeof command, " 0x%zx 2>/dev/null", (size_t)(pc - 1 - program_base()));
     if (n > 0) {
         exe[n] = 0;
-        FILE *pipe = popen((std::string("addr2line -e '") + exe + "'" + command).c_str(), "r");
-        if (pipe && !fgets(text, sizeof text, pipe))
-            text[0] = 0;
+        FILE *pipe = popen((std::string("addr2line -i -e '") + exe + "'" + command).c_str(), "r");
+        while (pipe && fgets(line, sizeof line, pipe))
+            if (text[0] == 0 || strstr(text, "/emu.h:"))
+                memcpy(text, line, sizeof text);
         if (pipe)
             pclose(pipe);
     }
