@@ -31,6 +31,35 @@ size_t hri_group_kmeans_work_bytes(uint32_t n, uint32_t d, uint32_t target);
 uint32_t hri_group_kmeans(const struct hri_group_in *in, void *work, uint32_t *order,
                           uint32_t *block_rows);
 
+/* The same in turns, for who does their heavy parts elsewhere (index/job.h). Between any two of them work and order stay as they are.
+ * 1. hri_group_clusters_begin: how many clusters k-means begins with; 0: all rows are one block, in the order of hri_group_consecutive.
+ * 2. k-means: tables.nearest, counts and centroids as hri_group_cluster leaves them.
+ * 3. hri_group_cut: clusters into blocks; returns how many.
+ * 4. HRI_GROUP_MOVES times: hri_group_centre writes their tables.centroids, tables.nearest is made from them, then hri_group_move: rows
+ *    whose nearest block is another one move there if it has room. A block that loses all its rows is dropped; returns how many are left.
+ * 5. hri_group_end: order and block_rows. */
+#define HRI_GROUP_MOVES 2u
+struct hri_group_tables {
+    float *centroids;  /* [k][d]; k at most hri_group_blocks_max + 1 */
+    uint32_t *counts;  /* [k] rows of a cluster */
+    uint32_t *nearest; /* [n] */
+};
+uint32_t hri_group_clusters_begin(uint32_t n, uint32_t target);
+struct hri_group_tables hri_group_tables(uint32_t n, uint32_t d, uint32_t target, void *work);
+void hri_group_cluster(const struct hri_group_in *in, uint32_t k, void *work);
+uint32_t hri_group_cut(const struct hri_group_in *in, uint32_t k, void *work, uint32_t *order);
+void hri_group_centre(const struct hri_group_in *in, uint32_t n_ranges, void *work,
+                      const uint32_t *order);
+uint32_t hri_group_move(const struct hri_group_in *in, uint32_t n_ranges, void *work,
+                        uint32_t *order);
+void hri_group_end(const struct hri_group_in *in, uint32_t n_ranges, void *work, uint32_t *order,
+                   uint32_t *block_rows);
+/* The row whose point is cluster c's first centre. */
+static inline uint32_t hri_group_first_row(uint32_t n, uint32_t k, uint32_t c)
+{
+    return (uint32_t)((uint64_t)c * n / k) + n / k / 2;
+}
+
 /* Plain k-means into n / target clusters of any size, as published systems do it: order[] by cluster, rows of a
  * cluster ascending; cluster_rows[hri_group_blocks_max]. Returns the clusters that have rows. Same work. */
 uint32_t hri_group_clusters(const struct hri_group_in *in, void *work, uint32_t *order,

@@ -11,9 +11,8 @@
 #include <string.h>
 
 /* Clusters as a share of the blocks: the rest is for cuts. By measurement (docs/algorithm.md). */
-#define CLUSTER_SHARE     0.6
-#define CUT_ITERATIONS    3
-#define SETTLE_ITERATIONS 2
+#define CLUSTER_SHARE  0.6
+#define CUT_ITERATIONS 3
 
 /* A run of order[]: one cluster, or a part of one. */
 struct range {
@@ -106,7 +105,7 @@ static void cluster(const struct hri_group_in *in, uint32_t k, struct work *w)
 {
     uint32_t d = in->d;
     for (uint32_t c = 0; c < k; c++) {
-        uint32_t row = (uint32_t)((uint64_t)c * in->n / k) + in->n / k / 2;
+        uint32_t row = hri_group_first_row(in->n, k, c);
         memcpy(w->centroids + (size_t)c * d, in->y + (size_t)row * d, d * sizeof(float));
     }
     for (uint32_t i = 0; i < in->iterations; i++) {
@@ -300,11 +299,8 @@ static uint32_t cut_all(const struct hri_group_in *in, uint32_t n_ranges, uint32
     }
 }
 
-/* Rows whose nearest block is another one move there if it has room: cuts are made one by one, this
- * puts right what they did to each other's neighbours. A block that loses all its rows is dropped.
- */
-static uint32_t settle(const struct hri_group_in *in, uint32_t n_ranges, struct work *w,
-                       uint32_t *order)
+static void ranges_centre(const struct hri_group_in *in, uint32_t n_ranges, struct work *w,
+                          const uint32_t *order)
 {
     for (uint32_t r = 0; r < n_ranges; r++) {
         const struct range *range = &w->ranges[r];
@@ -313,17 +309,6 @@ static uint32_t settle(const struct hri_group_in *in, uint32_t n_ranges, struct 
         for (uint32_t i = 0; i < range->n; i++)
             w->block[order[range->first + i]] = r;
     }
-    in->kernels->nearest(in->y, in->n, w->centroids, n_ranges, in->d, w->nearest, NULL);
-    for (uint32_t i = 0; i < in->n; i++) {
-        uint32_t to = w->nearest[i];
-        if (w->counts[to] < in->cap) {
-            w->counts[w->block[i]]--;
-            w->counts[to]++;
-        } else {
-            w->nearest[i] = w->block[i];
-        }
-    }
-    return make_ranges(in, n_ranges, w, order);
 }
 
 static void sort_rows(uint32_t *rows, uint32_t n)
@@ -351,22 +336,80 @@ static void write_blocks(const struct work *w, uint32_t n_ranges, uint32_t n, ui
     }
 }
 
+uint32_t hri_group_clusters_begin(uint32_t n, uint32_t target)
+{
+    uint32_t blocks_max = hri_group_blocks_max(n, target);
+    uint32_t k = (uint32_t)(CLUSTER_SHARE * blocks_max);
+    return blocks_max <= 1 ? 0 : k ? k : 1;
+}
+
+struct hri_group_tables hri_group_tables(uint32_t n, uint32_t d, uint32_t target, void *work)
+{
+    struct work w = take_work(work, n, d, target);
+    return (struct hri_group_tables){w.centroids, w.counts, w.nearest};
+}
+
+void hri_group_cluster(const struct hri_group_in *in, uint32_t k, void *work)
+{
+    struct work w = take_work(work, in->n, in->d, in->target);
+    cluster(in, k, &w);
+}
+
+uint32_t hri_group_cut(const struct hri_group_in *in, uint32_t k, void *work, uint32_t *order)
+{
+    struct work w = take_work(work, in->n, in->d, in->target);
+    uint32_t blocks_max = hri_group_blocks_max(in->n, in->target);
+    merge_small(in, k, blocks_max, &w);
+    uint32_t n_ranges = make_ranges(in, k, &w, order);
+    return cut_all(in, n_ranges, blocks_max, &w, order);
+}
+
+void hri_group_centre(const struct hri_group_in *in, uint32_t n_ranges, void *work,
+                      const uint32_t *order)
+{
+    struct work w = take_work(work, in->n, in->d, in->target);
+    ranges_centre(in, n_ranges, &w, order);
+}
+
+/* Cuts are made one by one, this puts right what they did to each other's neighbours. */
+uint32_t hri_group_move(const struct hri_group_in *in, uint32_t n_ranges, void *work,
+                        uint32_t *order)
+{
+    struct work w = take_work(work, in->n, in->d, in->target);
+    for (uint32_t i = 0; i < in->n; i++) {
+        uint32_t to = w.nearest[i];
+        if (w.counts[to] < in->cap) {
+            w.counts[w.block[i]]--;
+            w.counts[to]++;
+        } else {
+            w.nearest[i] = w.block[i];
+        }
+    }
+    return make_ranges(in, n_ranges, &w, order);
+}
+
+void hri_group_end(const struct hri_group_in *in, uint32_t n_ranges, void *work, uint32_t *order,
+                   uint32_t *block_rows)
+{
+    struct work w = take_work(work, in->n, in->d, in->target);
+    write_blocks(&w, n_ranges, in->n, w.nearest, order, block_rows);
+}
+
 uint32_t hri_group_kmeans(const struct hri_group_in *in, void *work, uint32_t *order,
                           uint32_t *block_rows)
 {
-    uint32_t blocks_max = hri_group_blocks_max(in->n, in->target);
-    if (blocks_max <= 1)
+    uint32_t k = hri_group_clusters_begin(in->n, in->target);
+    if (k == 0)
         return hri_group_consecutive(in->n, in->target, order, block_rows);
-    struct work w = take_work(work, in->n, in->d, in->target);
-    uint32_t k = (uint32_t)(CLUSTER_SHARE * blocks_max);
-    k = k ? k : 1;
-    cluster(in, k, &w);
-    merge_small(in, k, blocks_max, &w);
-    uint32_t n_ranges = make_ranges(in, k, &w, order);
-    n_ranges = cut_all(in, n_ranges, blocks_max, &w, order);
-    for (int i = 0; i < SETTLE_ITERATIONS; i++)
-        n_ranges = settle(in, n_ranges, &w, order);
-    write_blocks(&w, n_ranges, in->n, w.nearest, order, block_rows);
+    struct hri_group_tables t = hri_group_tables(in->n, in->d, in->target, work);
+    hri_group_cluster(in, k, work);
+    uint32_t n_ranges = hri_group_cut(in, k, work, order);
+    for (uint32_t i = 0; i < HRI_GROUP_MOVES; i++) {
+        hri_group_centre(in, n_ranges, work, order);
+        in->kernels->nearest(in->y, in->n, t.centroids, n_ranges, in->d, t.nearest, NULL);
+        n_ranges = hri_group_move(in, n_ranges, work, order);
+    }
+    hri_group_end(in, n_ranges, work, order, block_rows);
     return n_ranges;
 }
 

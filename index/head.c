@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "index/families.h"
 #include "index/group.h"
+#include "index/job.h"
 #include "index/ladder.h"
 
 #include <math.h>
@@ -28,7 +29,7 @@ uint32_t hri_index_target_rows(const struct hri_recipe *recipe)
 
 static bool groups_by_similarity(const struct hri_selector *selector)
 {
-    return selector->ops->group != NULL;
+    return selector->ops->group != NULL || selector->ops->group_turn != NULL;
 }
 
 /* Clusters may be up to twice the target. Where that is a little over whole pages of int8 rows,
@@ -225,30 +226,85 @@ static struct hri_segment segment_of(const struct hri_index_head *head, const fl
     return segment;
 }
 
-static hr_status_t blocks_begin(struct hri_index_head *head, struct hri_segment *segment)
+static hr_status_t room_check(const struct hri_index_head *head, const struct hri_segment *segment)
 {
-    const struct hri_index_options *o = &head->options;
-    HRI_ASSERT(!hri_index_is_shared(head) && head->ahead.n_blocks == 0);
-    if (segment->blocks_max > o->blocks_max - head->n_blocks)
-        return hri_error_set(
-            HR_ERR_FULL, "index head: %u rows may make %u blocks, %u of %u are left", segment->n,
-            segment->blocks_max, o->blocks_max - head->n_blocks, o->blocks_max);
-    hr_status_t status = HR_OK;
-    if (head->ops->group)
-        status = head->ops->group(head, segment);
-    else
-        segment->n_blocks =
-            hri_group_consecutive(segment->n, segment->target, segment->order, segment->block_rows);
-    if (status == HR_OK && head->ops->summarise)
-        status = head->ops->summarise(head, segment);
-    return status;
+    uint32_t most = head->options.blocks_max;
+    if (segment->blocks_max <= most - head->n_blocks)
+        return HR_OK;
+    return hri_error_set(HR_ERR_FULL, "index head: %u rows may make %u blocks, %u of %u are left",
+                         segment->n, segment->blocks_max, most - head->n_blocks, most);
 }
 
-static hr_status_t blocks_end(struct hri_index_head *head, const struct hri_segment *segment)
+void hri_index_adding_init(struct hri_index_adding *a, struct hri_index_head *head, const float *k,
+                           const float *v, uint32_t n, uint32_t position_end, void *workspace,
+                           uint32_t *order, uint32_t *block_rows)
 {
-    hr_status_t status = head->ops->sketch ? head->ops->sketch(head, segment) : HR_OK;
-    if (status == HR_OK)
-        keep_rows(head, segment);
+    HRI_ASSERT(!hri_index_is_shared(head) && head->ahead.n_blocks == 0);
+    *a = (struct hri_index_adding){.head = head,
+                                   .segment =
+                                       segment_of(head, k, v, n, workspace, order, block_rows),
+                                   .phase = n > 0 ? HRI_INDEX_GROUP : HRI_INDEX_ADDED,
+                                   .end = HRI_INDEX_ADDED};
+    a->segment.position_end = position_end;
+}
+
+static hr_status_t group_turn(struct hri_index_adding *a)
+{
+    const struct hri_selector_ops *ops = a->head->ops;
+    struct hri_segment *g = &a->segment;
+    hr_status_t status = a->turn == 0 ? room_check(a->head, g) : HR_OK;
+    if (status != HR_OK)
+        return status;
+    if (ops->group_turn)
+        return ops->group_turn(a->head, g, a->turn, &a->job);
+    if (ops->group)
+        return ops->group(a->head, g);
+    g->n_blocks = hri_group_consecutive(g->n, g->target, g->order, g->block_rows);
+    return HR_OK;
+}
+
+static hr_status_t phase_turn(struct hri_index_adding *a)
+{
+    const struct hri_selector_ops *ops = a->head->ops;
+    switch (a->phase) {
+    case HRI_INDEX_GROUP:
+        return group_turn(a);
+    case HRI_INDEX_SUMMARISE:
+        if (ops->summarise_turn)
+            return ops->summarise_turn(a->head, &a->segment, a->turn, &a->job);
+        return ops->summarise ? ops->summarise(a->head, &a->segment) : HR_OK;
+    default:
+        return ops->sketch_turn ? ops->sketch_turn(a->head, &a->segment, a->turn, &a->job) : HR_OK;
+    }
+}
+
+hr_status_t hri_index_adding_next(struct hri_index_adding *a)
+{
+    a->job = (struct hri_index_job){.head = a->head, .segment = &a->segment};
+    while (a->phase < a->end) {
+        hr_status_t status = phase_turn(a);
+        a->turn++;
+        if (status != HR_OK || a->job.kind != HRI_INDEX_JOB_NONE)
+            return status;
+        a->turn = 0;
+        if (++a->phase == HRI_INDEX_ADDED)
+            keep_rows(a->head, &a->segment);
+    }
+    return HR_OK;
+}
+
+void hri_index_job_run(const struct hri_index_job *job)
+{
+    job->head->ops->job_run(job);
+}
+
+static hr_status_t adding_run(struct hri_index_adding *a)
+{
+    hr_status_t status = hri_index_adding_next(a);
+    while (status == HR_OK && a->job.kind != HRI_INDEX_JOB_NONE) {
+        hri_index_job_run(&a->job);
+        status = hri_index_adding_next(a);
+    }
     return status;
 }
 
@@ -256,13 +312,11 @@ hr_status_t hri_index_add(struct hri_index_head *head, const float *k, const flo
                           uint32_t position_end, void *workspace, uint32_t *order,
                           uint32_t *block_rows, uint32_t *n_blocks_out)
 {
-    struct hri_segment segment = segment_of(head, k, v, n, workspace, order, block_rows);
-    segment.position_end = position_end;
-    hr_status_t status = n > 0 ? blocks_begin(head, &segment) : HR_OK;
-    if (status == HR_OK && n > 0)
-        status = blocks_end(head, &segment);
+    struct hri_index_adding a;
+    hri_index_adding_init(&a, head, k, v, n, position_end, workspace, order, block_rows);
+    hr_status_t status = adding_run(&a);
     if (status == HR_OK)
-        *n_blocks_out = segment.n_blocks;
+        *n_blocks_out = a.segment.n_blocks;
     return status;
 }
 
@@ -271,26 +325,33 @@ hr_status_t hri_index_add_begin(struct hri_index_head *head, const float *k, con
                                 uint32_t *block_rows, uint32_t *n_blocks_out, float *weight,
                                 bool *weighted_out)
 {
-    struct hri_segment segment = segment_of(head, k, v, n, workspace, order, block_rows);
+    struct hri_index_adding a;
     HRI_ASSERT(n > 0);
-    segment.position_end = position_end;
-    hr_status_t status = blocks_begin(head, &segment);
-    *weighted_out = status == HR_OK && segment.weight;
+    hri_index_adding_init(&a, head, k, v, n, position_end, workspace, order, block_rows);
+    a.end = HRI_INDEX_SKETCH;
+    hr_status_t status = adding_run(&a);
+    *weighted_out = status == HR_OK && a.segment.weight;
     if (*weighted_out)
-        memcpy(weight, segment.weight, n * sizeof *weight);
-    *n_blocks_out = segment.n_blocks;
+        memcpy(weight, a.segment.weight, n * sizeof *weight);
+    *n_blocks_out = a.segment.n_blocks;
     return status;
+}
+
+void hri_index_adding_resume(struct hri_index_adding *a, uint32_t n_blocks, const float *weight)
+{
+    a->phase = HRI_INDEX_SKETCH;
+    a->segment.n_blocks = n_blocks;
+    a->segment.weight = weight;
 }
 
 hr_status_t hri_index_add_end(struct hri_index_head *head, const float *k, const float *v,
                               uint32_t n, void *workspace, uint32_t *order, uint32_t *block_rows,
                               uint32_t n_blocks, const float *weight)
 {
-    struct hri_segment segment = segment_of(head, k, v, n, workspace, order, block_rows);
-    HRI_ASSERT(!hri_index_is_shared(head) && head->ahead.n_blocks == 0);
-    segment.n_blocks = n_blocks;
-    segment.weight = weight;
-    return blocks_end(head, &segment);
+    struct hri_index_adding a;
+    hri_index_adding_init(&a, head, k, v, n, 0, workspace, order, block_rows);
+    hri_index_adding_resume(&a, n_blocks, weight);
+    return adding_run(&a);
 }
 
 hr_status_t hri_index_fit(struct hri_index_head *head, const float *k, const float *v, uint32_t n,

@@ -5,6 +5,7 @@
 #include "index/families.h"
 #include "index/group.h"
 #include "index/head.h"
+#include "index/job.h"
 #include "index/ladder.h"
 #include "index/params.h"
 #include "index/passes.h"
@@ -123,48 +124,152 @@ static hr_status_t fit(struct hri_index_head *head, const struct hri_segment *se
                           last - position, rest_of(&head->options, segment));
 }
 
-static hr_status_t group(struct hri_index_head *head, struct hri_segment *segment)
+static struct hri_group_in group_in(const struct hri_index_head *head,
+                                    const struct hri_segment *segment)
+{
+    return (struct hri_group_in){
+        .kernels = head->options.kernels,
+        .y = (const float *)((const char *)segment->workspace + weights_bytes(segment->n)),
+        .weight = segment->weight,
+        .n = segment->n,
+        .d = head->points.dims,
+        .target = segment->target,
+        .cap = segment->cap,
+        .iterations = (uint32_t)hri_recipe_value(&head->options.recipe, "iterations")};
+}
+
+static hr_status_t group_begin(struct hri_index_head *head, struct hri_segment *segment)
 {
     const struct hri_index_options *o = &head->options;
     float *weight = segment->workspace;
-    float *y = (float *)((char *)segment->workspace + weights_bytes(segment->n));
-    void *rest = rest_of(o, segment);
     uint32_t position = segment->position_end, last = last_position(o, position);
     hr_status_t status = hri_families_grow(head, segment->workspace); /* before it is used */
     if (status == HR_OK)
         status = fit(head, segment);
     if (status != HR_OK)
         return status;
-    hri_points_make(&head->points, o->kernels, segment->k, segment->v, segment->n, rest, y);
     bool weighted = hri_importance(&head->stats, position, last, segment->k, segment->n,
-                                   o->soft_cap, rest, weight);
+                                   o->soft_cap, rest_of(o, segment), weight);
     segment->weight = weighted ? weight : NULL;
-    struct hri_group_in in = {.kernels = o->kernels,
-                              .y = y,
-                              .weight = segment->weight,
-                              .n = segment->n,
-                              .d = head->points.dims,
-                              .target = segment->target,
-                              .cap = segment->cap,
-                              .iterations = (uint32_t)hri_recipe_value(&o->recipe, "iterations")};
-    segment->n_blocks = hri_group_kmeans(&in, rest, segment->order, segment->block_rows);
     return HR_OK;
 }
 
-static hr_status_t summarise(struct hri_index_head *head, const struct hri_segment *segment)
+/* Points and the tables of k-means; k centres. */
+static void group_job(struct hri_index_head *head, const struct hri_segment *segment,
+                      enum hri_index_job_kind kind, uint32_t k, struct hri_index_job *job)
 {
-    struct hri_segment s = *segment; /* weights stay at the workspace's start */
-    s.workspace = (char *)segment->workspace + weights_bytes(segment->n);
-    hri_summary_add(head, &s);
-    return hri_shape_add(head, s.k, s.v, s.order, s.block_rows, s.n_blocks, head->points.metric,
-                         s.workspace);
+    void *rest = rest_of(&head->options, segment);
+    struct hri_group_in in = group_in(head, segment);
+    struct hri_group_tables t = hri_group_tables(in.n, in.d, in.target, rest);
+    job->kind = kind;
+    job->points = &head->points;
+    job->y = (float *)((char *)segment->workspace + weights_bytes(segment->n));
+    job->centroids = t.centroids;
+    job->counts = t.counts;
+    job->nearest = t.nearest;
+    job->k = k;
+    job->iterations = in.iterations;
+    job->work = rest;
 }
 
-static hr_status_t sketch(struct hri_index_head *head, const struct hri_segment *segment)
+static hr_status_t group_turn(struct hri_index_head *head, struct hri_segment *segment,
+                              uint32_t turn, struct hri_index_job *job)
+{
+    void *rest = rest_of(&head->options, segment);
+    struct hri_group_in in = group_in(head, segment);
+    uint32_t k = hri_group_clusters_begin(in.n, in.target);
+    if (turn == 0) {
+        hr_status_t status = group_begin(head, segment);
+        if (status == HR_OK && k > 0)
+            group_job(head, segment, HRI_INDEX_JOB_CLUSTER, k, job);
+        else if (status == HR_OK)
+            segment->n_blocks =
+                hri_group_consecutive(in.n, in.target, segment->order, segment->block_rows);
+        return status;
+    }
+    segment->n_blocks = turn == 1 ? hri_group_cut(&in, k, rest, segment->order)
+                                  : hri_group_move(&in, segment->n_blocks, rest, segment->order);
+    if (turn > HRI_GROUP_MOVES) {
+        hri_group_end(&in, segment->n_blocks, rest, segment->order, segment->block_rows);
+        return HR_OK;
+    }
+    hri_group_centre(&in, segment->n_blocks, rest, segment->order);
+    group_job(head, segment, HRI_INDEX_JOB_NEAREST, segment->n_blocks, job);
+    return HR_OK;
+}
+
+/* Behind the weights, which stay. */
+static void *behind_weights(const struct hri_segment *segment)
+{
+    return (char *)segment->workspace + weights_bytes(segment->n);
+}
+
+static hr_status_t summarise_turn(struct hri_index_head *head, struct hri_segment *segment,
+                                  uint32_t turn, struct hri_index_job *job)
+{
+    if (turn > 0)
+        return hri_shape_refresh(head, head->points.metric, behind_weights(segment));
+    if (!head->summary.has_mean)
+        hri_summary_set_mean(head, segment->k, segment->n);
+    job->kind = HRI_INDEX_JOB_PACK;
+    job->points = &head->points;
+    return HR_OK;
+}
+
+static hr_status_t sketch_turn(struct hri_index_head *head, struct hri_segment *segment,
+                               uint32_t turn, struct hri_index_job *job)
 {
     struct hri_segment s = *segment;
-    s.workspace = (char *)segment->workspace + weights_bytes(segment->n);
-    return head->sketch ? hri_sketch_add(head, &s) : HR_OK;
+    s.workspace = behind_weights(segment);
+    if (!head->sketch)
+        return HR_OK;
+    if (turn == 0)
+        return hri_sketch_begin(head, &s, job);
+    hri_sketch_end(head, &s);
+    return HR_OK;
+}
+
+static void job_run(const struct hri_index_job *job)
+{
+    struct hri_index_head *head = job->head;
+    const struct hri_kernels *kernels = head->options.kernels;
+    struct hri_segment s = *job->segment;
+    struct hri_group_in in = group_in(head, &s);
+    s.workspace = behind_weights(job->segment);
+    switch (job->kind) {
+    case HRI_INDEX_JOB_CLUSTER:
+        hri_points_make(job->points, kernels, s.k, s.v, s.n, job->work, job->y);
+        hri_group_cluster(&in, job->k, job->work);
+        break;
+    case HRI_INDEX_JOB_NEAREST:
+        kernels->nearest(job->y, s.n, job->centroids, job->k, in.d, job->nearest, NULL);
+        break;
+    case HRI_INDEX_JOB_PACK:
+        hri_summary_add(head, &s);
+        hri_shape_take(head, s.k, s.v, s.order, s.block_rows, s.n_blocks, job->points->metric,
+                       s.workspace);
+        break;
+    case HRI_INDEX_JOB_SKETCH:
+        hri_sketch_encode(job, &s);
+        break;
+    case HRI_INDEX_JOB_NONE:
+        break;
+    }
+}
+
+void hri_index_job_packed(const struct hri_index_job *job, const struct hri_index_packed *p)
+{
+    hri_summary_take(job->head, job->segment->n_blocks, p->k_codes, p->k_scale, p->v_codes,
+                     p->v_scale);
+    hri_shape_take_sums(job->head, job->segment, p->square_sum, p->square_most, p->joint);
+}
+
+void hri_index_job_sketched(const struct hri_index_job *job,
+                            const struct hri_index_sketched *sketched)
+{
+    struct hri_segment s = *job->segment;
+    s.workspace = behind_weights(job->segment);
+    hri_sketch_take(job, &s, sketched);
 }
 
 /* What is left of the expected squared error, and the blocks' parts of it, per query head. */
@@ -497,9 +602,10 @@ static const struct hri_selector_ops ops = {
     .destroy = destroy,
     .workspace_bytes = workspace_bytes,
     .fit = fit,
-    .group = group,
-    .summarise = summarise,
-    .sketch = sketch,
+    .group_turn = group_turn,
+    .summarise_turn = summarise_turn,
+    .sketch_turn = sketch_turn,
+    .job_run = job_run,
     .scratch_bytes = step_bytes,
     .select = select_blocks,
     .estimate = estimate,

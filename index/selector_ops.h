@@ -25,6 +25,12 @@ struct hri_segment {
         *weight; /* out, may stay NULL: [n] how much queries look at each row, in the workspace */
 };
 
+struct hri_index_job;
+
+/* One turn of work on a segment, counted from 0: up to a job, which is written, or (kind left NONE) to the end (index/job.h). */
+typedef hr_status_t (*hri_index_turn_fn)(struct hri_index_head *head, struct hri_segment *segment,
+                                         uint32_t turn, struct hri_index_job *job);
+
 struct hri_selector_ops {
     /* Device bytes for blocks_max blocks beyond the head's own tables; default 0. */
     uint64_t (*device_bytes)(const struct hri_index_options *options);
@@ -42,8 +48,10 @@ struct hri_selector_ops {
     /* Writes summaries for the segment's blocks, whose first is number head->n_blocks; default
      * none. */
     hr_status_t (*summarise)(struct hri_index_head *head, const struct hri_segment *segment);
-    /* What follows, some tokens later perhaps (hri_index_add_end); NULL: nothing. */
-    hr_status_t (*sketch)(struct hri_index_head *head, const struct hri_segment *segment);
+    /* The same in turns, in their place, and what follows, some tokens later perhaps (hri_index_add_end); all three or none. */
+    hri_index_turn_fn group_turn, summarise_turn, sketch_turn;
+    /* A job of these turns, on the CPU. */
+    void (*job_run)(const struct hri_index_job *job);
     /* Bytes of scratch a step needs. */
     size_t (*scratch_bytes)(const struct hri_index_options *options);
     hr_status_t (*select)(struct hri_index_head *head, const struct hri_select_in *in,

@@ -170,6 +170,17 @@ static void add_values(struct hri_shape *s, const float *v, uint32_t dv, const u
     s->rows += n;
 }
 
+/* A block's spread and peak, from the sum of its rows' |P (k - m)|^2 and the largest of them. */
+static void spread_write(struct hri_shape *s, uint32_t block, uint32_t rows, double sum,
+                         double most)
+{
+    double peak = sum > 0 ? 16 * sqrt(most * rows / sum) : 0;
+    s->peak[block] = (uint8_t)fmin(isfinite(peak) ? peak : 0, 255);
+    sum = sum < SPREAD_MAX ? sum : SPREAD_MAX;
+    s->spread[block] = hri_bf16_from_f32((float)(sum / rows));
+    s->spread_sum += sum;
+}
+
 /* Spreads of the blocks whose rows lie in turned, one after the other. */
 static void write_spreads(struct hri_index_head *head, uint32_t first_block,
                           const uint32_t *block_rows, uint32_t n_blocks, const float *turned)
@@ -184,11 +195,7 @@ static void write_spreads(struct hri_index_head *head, uint32_t first_block,
             sum += square;
             most = fmax(most, square);
         }
-        double peak = sum > 0 ? 16 * sqrt(most * block_rows[b] / sum) : 0;
-        head->shape.peak[first_block + b] = (uint8_t)fmin(isfinite(peak) ? peak : 0, 255);
-        sum = sum < SPREAD_MAX ? sum : SPREAD_MAX;
-        head->shape.spread[first_block + b] = hri_bf16_from_f32((float)(sum / block_rows[b]));
-        head->shape.spread_sum += sum;
+        spread_write(&head->shape, first_block + b, block_rows[b], sum, most);
         turned += (size_t)block_rows[b] * dk;
     }
 }
@@ -323,9 +330,9 @@ static hr_status_t refresh(struct hri_index_head *head, const float *p, struct w
     return status;
 }
 
-hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const float *v,
-                          const uint32_t *order, const uint32_t *block_rows, uint32_t n_blocks,
-                          const float *p, void *memory)
+void hri_shape_take(struct hri_index_head *head, const float *k, const float *v,
+                    const uint32_t *order, const uint32_t *block_rows, uint32_t n_blocks,
+                    const float *p, void *memory)
 {
     const struct hri_index_options *o = &head->options;
     struct hri_shape *s = &head->shape;
@@ -344,7 +351,34 @@ hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const flo
         o->kernels->second_moment(w.residuals, held, width, s->joint);
         write_spreads(head, head->n_blocks + begin, block_rows + begin, b - begin, w.turned);
     }
+}
+
+void hri_shape_take_sums(struct hri_index_head *head, const struct hri_segment *segment,
+                         const float *square_sum, const float *square_most, const float *joint)
+{
+    struct hri_shape *s = &head->shape;
+    uint32_t width = head->options.k_dim + head->options.v_dim;
+    add_values(s, segment->v, head->options.v_dim, segment->order, segment->n);
+    for (uint32_t b = 0; b < segment->n_blocks; b++)
+        spread_write(s, head->n_blocks + b, segment->block_rows[b], (double)square_sum[b],
+                     (double)square_most[b]);
+    for (size_t i = 0; i < (size_t)width * width; i++)
+        s->joint[i] += joint[i];
+}
+
+hr_status_t hri_shape_refresh(struct hri_index_head *head, const float *p, void *memory)
+{
+    const struct hri_shape *s = &head->shape;
+    struct work w = take_work(&head->options, memory);
     return s->rows > REFRESH_GROWTH * (double)s->rows_at_refresh ? refresh(head, p, &w) : HR_OK;
+}
+
+hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const float *v,
+                          const uint32_t *order, const uint32_t *block_rows, uint32_t n_blocks,
+                          const float *p, void *memory)
+{
+    hri_shape_take(head, k, v, order, block_rows, n_blocks, p, memory);
+    return hri_shape_refresh(head, p, memory);
 }
 
 /* out[g][r] = scale[r] * q_g . axes[r] */

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "index/head.h"
 #include "index/image.h"
+#include "index/job.h"
 
 #include <math.h>
 #include <string.h>
@@ -378,7 +379,7 @@ static void lone_list(struct hri_sketch *s, const struct work *w, uint32_t n, ui
 }
 
 /* Coordinates are along the rows of A: seen as if they stood upright on each other. */
-static void lengths_fill(const struct hri_basis *basis, uint32_t d, float *length)
+void hri_sketch_lengths(const struct hri_basis *basis, uint32_t d, float *length)
 {
     for (uint32_t c = 0; c < d; c++) {
         float sum = 0, scale = basis->query_scale[c];
@@ -533,16 +534,22 @@ static void strays_keep(struct hri_index_head *head, const struct hri_segment *g
     blocks_miss_again(head, g, w->miss, first);
 }
 
-hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment *g)
+void hri_sketch_inverse(const struct hri_basis *basis, float *inverse)
 {
-    const struct hri_index_options *o = &head->options;
+    for (uint32_t j = 0; j < basis->n; j++)
+        inverse[j] = basis->step[j] > 0 ? 1 / basis->step[j] : 0;
+}
+
+hr_status_t hri_sketch_begin(struct hri_index_head *head, const struct hri_segment *g,
+                             struct hri_index_job *job)
+{
     struct hri_sketch *s = head->sketch;
-    struct work w = take_work(o, g->n, g->workspace);
+    struct work w = take_work(&head->options, g->n, g->workspace);
     struct hri_basis *basis;
     hr_status_t status = basis_choose(head, g, &w, &basis);
     if (status != HR_OK)
         return status;
-    uint32_t d = o->k_dim, lane = next_lane(head), row = 0, b = 0;
+    uint32_t lane = next_lane(head);
     if (basis->first_block == head->n_blocks) {
         hri_rests_pass(head, lane, hri_lanes_up(lane));
         lane = hri_lanes_up(lane);
@@ -552,28 +559,114 @@ hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment
         return hri_error_set(HR_ERR_FULL, "index head: %u rows, %u have sketches, %u more fit",
                              g->n, head->n_rows, s->lanes_max - lane);
     }
-    lengths_fill(basis, d, w.length);
+    for (uint32_t b = 0; b < g->n_blocks; lane += g->block_rows[b++])
+        s->first_lane[head->n_blocks + b] = lane;
+    hri_sketch_lengths(basis, head->options.k_dim, w.length);
+    job->kind = HRI_INDEX_JOB_SKETCH;
+    job->basis = basis;
+    job->lane = s->first_lane[head->n_blocks];
+    return HR_OK;
+}
+
+/* The end of a run of blocks from `begin` on that is worked on at once, and its rows. */
+static uint32_t run_end(const struct hri_segment *g, uint32_t begin, uint32_t *rows_out)
+{
+    uint32_t b = begin, rows = 0;
+    for (; b < g->n_blocks && rows + g->block_rows[b] <= CHUNK_ROWS; b++)
+        rows += g->block_rows[b];
+    *rows_out = rows;
+    return b;
+}
+
+void hri_sketch_encode(const struct hri_index_job *job, const struct hri_segment *g)
+{
+    struct hri_index_head *head = job->head;
+    const struct hri_index_options *o = &head->options;
+    const struct hri_basis *basis = job->basis;
+    struct work w = take_work(o, g->n, g->workspace);
+    uint32_t d = o->k_dim, lane = job->lane, row = 0, held;
     float inverse[HR_HEAD_DIM_MAX];
-    for (uint32_t j = 0; j < basis->n; j++)
-        inverse[j] = basis->step[j] > 0 ? 1 / basis->step[j] : 0;
-    while (b < g->n_blocks) {
-        uint32_t begin = b, held = 0;
-        for (; b < g->n_blocks && held + g->block_rows[b] <= CHUNK_ROWS; b++) {
-            s->first_lane[head->n_blocks + b] = lane + held;
-            held += g->block_rows[b];
-        }
-        gather(head, g, begin, b, row, 1, w.residuals, w.values);
+    hri_sketch_inverse(basis, inverse);
+    for (uint32_t begin = 0, end; begin < g->n_blocks; begin = end) {
+        end = run_end(g, begin, &held);
+        gather(head, g, begin, end, row, 1, w.residuals, w.values);
         o->kernels->matmul_nt(w.residuals, held, d, basis->turn, d, w.turned);
-        o->kernels->pack_sketch(w.turned, d, held, inverse, basis->n4, basis->n2, s->codes, lane);
-        blocks_miss(head, basis, g, begin, b, &w, row);
-        blocks_value_miss(head, basis, g, begin, b, w.values, row);
+        o->kernels->pack_sketch(w.turned, d, held, inverse, basis->n4, basis->n2,
+                                head->sketch->codes, lane);
+        blocks_miss(head, basis, g, begin, end, &w, row);
+        blocks_value_miss(head, basis, g, begin, end, w.values, row);
         hri_rests_add(head, basis, w.values, lane, held, w.rests);
         lane += held;
         row += held;
     }
+}
+
+static void lanes_take(struct hri_sketch *s, const struct hri_index_job *job, const uint8_t *codes,
+                       uint32_t n)
+{
+    size_t group_bytes = hri_sketch_group_bytes(job->basis->n4, job->basis->n2);
+    uint32_t first = job->lane / LANES * LANES;
+    for (uint32_t lane = job->lane; lane < job->lane + n; lane++) {
+        uint8_t *to = s->codes + lane / LANES * group_bytes + (size_t)(lane % LANES) * 4;
+        const uint8_t *from =
+            codes + (lane - first) / LANES * group_bytes + (size_t)(lane % LANES) * 4;
+        for (size_t i = 0; i < group_bytes; i += LINE_BYTES)
+            memcpy(to + i, from + i, 4);
+    }
+}
+
+/* What of rows [row, row + rows) and their block is coded from squares. */
+static void block_take(struct hri_index_head *head, const struct hri_basis *basis,
+                       const struct hri_segment *g, const struct hri_index_sketched *x, uint32_t b,
+                       uint32_t row, struct work *w)
+{
+    struct hri_sketch *s = head->sketch;
+    double sum = 0, values = 0, weights = 0, plain_mean = 0;
+    double mean = head->shape.rows > 0 ? head->shape.spread_sum / head->shape.rows : 0;
+    uint32_t end = row + g->block_rows[b];
+    for (uint32_t j = 0; j < head->options.k_dim; j++)
+        plain_mean += (double)w->length[j] * (double)basis->missed[j];
+    for (; row < end; row++) {
+        double weight = g->weight ? (double)g->weight[g->order[row]] : 1;
+        w->far[row] = hri_sketch_log_code((double)x->far[row], mean);
+        w->miss[row] = hri_sketch_log_code((double)x->missed[row], (double)basis->missed_mean);
+        w->plain[row] = hri_sketch_log_code((double)x->plain[row], plain_mean);
+        sum += (double)x->missed[row];
+        values += weight * (double)x->value[row];
+        weights += weight;
+    }
+    s->gain[head->n_blocks + b] = x->gain[b];
+    s->miss[head->n_blocks + b] =
+        hri_sketch_log_code(sum / g->block_rows[b], (double)basis->missed_mean);
+    s->value_miss[head->n_blocks + b] =
+        hri_sketch_log_code(weights > 0 ? values / weights : 0, (double)basis->value_spread);
+}
+
+/* Rests are made here all the same. */
+void hri_sketch_take(const struct hri_index_job *job, const struct hri_segment *g,
+                     const struct hri_index_sketched *x)
+{
+    struct hri_index_head *head = job->head;
+    struct work w = take_work(&head->options, g->n, g->workspace);
+    uint32_t lane = job->lane, row = 0, held;
+    lanes_take(head->sketch, job, x->codes, g->n);
+    for (uint32_t b = 0; b < g->n_blocks; row += g->block_rows[b++])
+        block_take(head, job->basis, g, x, b, row, &w);
+    row = 0;
+    for (uint32_t begin = 0, end; head->sketch->rests.codes && begin < g->n_blocks; begin = end) {
+        end = run_end(g, begin, &held);
+        gather(head, g, begin, end, row, 1, w.residuals, w.values);
+        hri_rests_add(head, job->basis, w.values, lane, held, w.rests);
+        lane += held;
+        row += held;
+    }
+}
+
+void hri_sketch_end(struct hri_index_head *head, const struct hri_segment *g)
+{
+    struct work w = take_work(&head->options, g->n, g->workspace);
     strays_keep(head, g, &w);
-    lone_list(s, &w, g->n, lane - g->n);
-    return HR_OK;
+    lone_list(head->sketch, &w, g->n, head->sketch->first_lane[head->n_blocks]);
 }
 
 /* --------------------------------------------------------------------------------------- a step */

@@ -71,7 +71,15 @@ void hri_sketch_destroy(struct hri_index_head *head);
 
 /* Sketches the rows of a summarised segment, whose first block is head->n_blocks. */
 size_t hri_sketch_work_bytes(const struct hri_index_options *options, uint32_t n);
-hr_status_t hri_sketch_add(struct hri_index_head *head, const struct hri_segment *segment);
+/* In two turns with a job between (index/job.h), which hri_sketch_encode does, or somebody else, whose results hri_sketch_take enters. */
+struct hri_index_job;
+struct hri_index_sketched;
+hr_status_t hri_sketch_begin(struct hri_index_head *head, const struct hri_segment *segment,
+                             struct hri_index_job *job);
+void hri_sketch_encode(const struct hri_index_job *job, const struct hri_segment *segment);
+void hri_sketch_take(const struct hri_index_job *job, const struct hri_segment *segment,
+                     const struct hri_index_sketched *sketched);
+void hri_sketch_end(struct hri_index_head *head, const struct hri_segment *segment);
 /* Drops what belongs to blocks that are gone. */
 void hri_sketch_truncate(struct hri_index_head *head);
 

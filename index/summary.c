@@ -82,13 +82,23 @@ void hri_summary_write(struct hri_index_head *head, uint32_t b, const float *k, 
 void hri_summary_add(struct hri_index_head *head, const struct hri_segment *segment)
 {
     uint32_t first = 0;
-    if (!head->summary.has_mean)
-        hri_summary_set_mean(head, segment->k, segment->n);
     for (uint32_t b = 0; b < segment->n_blocks; b++) {
         hri_summary_write(head, head->n_blocks + b, segment->k, segment->v, segment->order + first,
                           segment->block_rows[b], segment->workspace);
         first += segment->block_rows[b];
     }
+}
+
+void hri_summary_take(struct hri_index_head *head, uint32_t n_blocks, const uint8_t *k_codes,
+                      const float *k_scale, const int8_t *v_codes, const float *v_scale)
+{
+    struct hri_summary *s = &head->summary;
+    uint32_t dk = head->options.k_dim, dv = head->options.v_dim, first = head->n_blocks;
+    for (uint32_t b = 0; b < n_blocks; b++)
+        hri_centroid_move(s->k_codes, first + b, k_codes, b, dk);
+    memcpy(s->k_scale + first, k_scale, n_blocks * sizeof *k_scale);
+    memcpy(s->v_codes + (size_t)first * dv, v_codes, (size_t)n_blocks * dv);
+    memcpy(s->v_scale + first, v_scale, n_blocks * sizeof *v_scale);
 }
 
 void hri_summary_centers(const struct hri_index_head *head, uint32_t b, float *k_center,

@@ -29,8 +29,11 @@ void hri_summary_set_mean(struct hri_index_head *head, const float *k, uint32_t 
 /* Codes the mean key and value of rows[n] as block b. work: float [k_dim + v_dim]. */
 void hri_summary_write(struct hri_index_head *head, uint32_t b, const float *k, const float *v,
                        const uint32_t *rows, uint32_t n, float *work);
-/* The summaries of a grouped segment's blocks, after those there are; the first segment sets the mean. */
+/* The summaries of a grouped segment's blocks, after those there are; the first segment must have set the mean. */
 void hri_summary_add(struct hri_index_head *head, const struct hri_segment *segment);
+/* The same, coded elsewhere: k_codes as hri_centroids of the segment's blocks alone. */
+void hri_summary_take(struct hri_index_head *head, uint32_t n_blocks, const uint8_t *k_codes,
+                      const float *k_scale, const int8_t *v_codes, const float *v_scale);
 void hri_summary_centers(const struct hri_index_head *head, uint32_t b, float *k_center,
                          float *v_center);
 /* dots[g][b] = q_g . centre of block b, for all blocks; stride = blocks up to 16. */
@@ -75,13 +78,21 @@ hr_status_t hri_shape_create(struct hri_index_head *head);
 void hri_shape_destroy(struct hri_index_head *head);
 /* As created: no rows were seen. */
 void hri_shape_clear(struct hri_index_head *head);
-/* Bytes add needs; then: residuals of the segment's rows enter the statistics, spreads are written,
- * C and D are made anew when the statistics have grown enough to matter. p [k_dim][k_dim] is the
+/* Bytes add needs; then: residuals of the segment's rows enter the statistics, spreads are written (both by hri_shape_take),
+ * C and D are made anew when the statistics have grown enough to matter (hri_shape_refresh). p [k_dim][k_dim] is the
  * metric. */
 size_t hri_shape_work_bytes(const struct hri_index_options *options);
 hr_status_t hri_shape_add(struct hri_index_head *head, const float *k, const float *v,
                           const uint32_t *order, const uint32_t *block_rows, uint32_t n_blocks,
                           const float *p, void *work);
+void hri_shape_take(struct hri_index_head *head, const float *k, const float *v,
+                    const uint32_t *order, const uint32_t *block_rows, uint32_t n_blocks,
+                    const float *p, void *work);
+hr_status_t hri_shape_refresh(struct hri_index_head *head, const float *p, void *work);
+/* As hri_shape_take, from sums made elsewhere: of each block over its rows' |P (k - m)|^2 [n_blocks], the largest of these, and
+ * of all rows' (k - m | v - v_m) (k - m | v - v_m)' [k_dim + v_dim][k_dim + v_dim]. */
+void hri_shape_take_sums(struct hri_index_head *head, const struct hri_segment *segment,
+                         const float *square_sum, const float *square_most, const float *joint);
 /* Per unit of spread, of g queries [g][k_dim]: variance_out[g] = q'Cq, shift_out[g][v_dim] = D q. */
 void hri_shape_query(const struct hri_index_head *head, const float *q, uint32_t g,
                      float *variance_out, float *shift_out);

@@ -76,6 +76,19 @@ struct hri_launchers {
     size_t (*attend_counters)(struct hri_cuda_heads);
     int (*attend)(const struct hri_cuda_attend_args *, struct hri_cuda_heads, void *);
     int (*prefill)(const struct hri_cuda_prefill_args *, struct hri_cuda_heads, void *);
+    int (*pack)(const struct hri_cuda_pack_args *, struct hri_cuda_heads, void *);
+    int (*pack_sketch)(const struct hri_cuda_pack_sketch_args *, uint32_t n_heads, void *);
+    int (*group_points)(const struct hri_cuda_points_args *, struct hri_cuda_heads, void *);
+    int (*group_begin)(const struct hri_cuda_clusters *, uint32_t n_heads, void *);
+    int (*group_assign)(const struct hri_cuda_clusters *, uint32_t n_heads, void *);
+    int (*group_move)(const struct hri_cuda_clusters *, uint32_t n_heads, void *);
+    int (*residual_turn)(const struct hri_cuda_residual_args *, const float *matrix, float *z,
+                         struct hri_cuda_heads, void *);
+    int (*residual_squares)(const struct hri_cuda_residual_args *, const float *z, float *sum,
+                            float *most, struct hri_cuda_heads, void *);
+    int (*residual_moment)(const struct hri_cuda_residual_args *, float *moment,
+                           struct hri_cuda_heads, void *);
+    int (*missed)(const struct hri_cuda_missed_args *, void *);
     int (*embed)(const struct hri_cuda_embed_args *, uint32_t n, void *);
     int (*norm)(const struct hri_cuda_norm_args *, uint32_t n, void *);
     int (*rope)(const struct hri_cuda_rope_args *, uint32_t n, void *);

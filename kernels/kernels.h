@@ -237,6 +237,8 @@ float hri_centroid_pack(uint8_t *codes, uint32_t dk, uint32_t b, const float *ce
 /* Reads it back as floats. */
 void hri_centroid_unpack(const uint8_t *codes, uint32_t dk, uint32_t b, float step,
                          float *centroid_out);
+/* Block b becomes what block from_b of other packed centroids is. */
+void hri_centroid_move(uint8_t *to, uint32_t b, const uint8_t *from, uint32_t from_b, uint32_t dk);
 /* Bytes of packed centroids for n blocks. */
 size_t hri_centroids_bytes(uint32_t n, uint32_t dk);
 

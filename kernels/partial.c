@@ -81,6 +81,15 @@ float hri_centroid_pack(uint8_t *codes, uint32_t dk, uint32_t b, const float *ce
     return step;
 }
 
+void hri_centroid_move(uint8_t *to, uint32_t b, const uint8_t *from, uint32_t from_b, uint32_t dk)
+{
+    uint8_t *lane = centroid_lane(to, dk, b);
+    const uint8_t *old = from + (size_t)(from_b / 16) * dk * 16 + (size_t)(from_b % 16) * 4;
+
+    for (uint32_t j = 0; j < dk / 4; j++)
+        memcpy(lane + (size_t)j * 64, old + (size_t)j * 64, 4);
+}
+
 void hri_centroid_unpack(const uint8_t *codes, uint32_t dk, uint32_t b, float step,
                          float *centroid_out)
 {

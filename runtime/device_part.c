@@ -1,6 +1,8 @@
 /* A sequence's memory on the device: laid out once, brought up to date with the host before each step. */
 #include "runtime/device_part.h"
 
+#include "runtime/device_index.h"
+
 #include "base/error.h"
 #include "index/view.h"
 #include <inttypes.h>
@@ -353,6 +355,7 @@ hr_status_t hri_device_attach(hr_sequence_t *s)
         return hri_alloc_status();
     }
     s->part = p;
+    hri_device_index_yield(s->runtime, UINT64_MAX); /* frames are worth more */
     p->device = s->runtime->gpu;
     p->launch = hri_device_ops(p->device)->launch;
     p->heads = (struct hri_cuda_heads){s->n_kv, s->g, s->dk, s->dv};

@@ -1,4 +1,5 @@
 /* The runtime handle: tiers, threads, kernels; creation in one order, undoing in the reverse one. */
+#include "runtime/device_index.h"
 #include "runtime/sequence.h"
 
 #include "base/cpu.h"
@@ -257,6 +258,7 @@ hr_status_t hr_runtime_destroy(hr_runtime_t *rt)
     host_unpin(rt);
     hri_scratch_forget(rt);
     hri_store_destroy(rt->store);
+    hri_device_index_yield(rt, UINT64_MAX);
     hri_device_close(rt->gpu);
     hri_pool_destroy(rt->pool);
     hri_scratch_fini(&rt->stream);

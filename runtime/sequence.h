@@ -38,6 +38,7 @@ enum hri_stage { HRI_APPEND, HRI_STORE, HRI_INDEX, HRI_SELECT, HRI_FETCH, HRI_AT
 /* Grown on demand, never shrunk: steady state does not allocate. */
 struct hri_device_part;
 struct hri_device_rows;
+struct hri_device_index;
 
 struct hri_scratch {
     struct hri_alloc *alloc;
@@ -70,6 +71,9 @@ struct hr_runtime {
     struct hri_device *gpu; /* a device with memory of its own, or NULL: the CPU is the device */
     bool host_pinned;       /* it reads the host tier in place */
     struct hri_device_rows *holders; /* sequences with exact rows there (device_rows.h) */
+    /* What indexing there uses (device_index.c), NULL: nothing yet, or refused: there is no room; on_host: the CPU does it all (tests). */
+    struct hri_device_index *device_index;
+    bool device_index_refused, index_on_host;
     struct hri_scratch stream, queries, tiles, rows, group;
     bool disk_given_up; /* and what it was reading to is forgotten */
     void *(*user_alloc)(void *, size_t, size_t);

@@ -1,6 +1,8 @@
 /* Move 3 of a step: pending rows leave as a segment, are grouped, summarised, encoded and stored as blocks. */
+#include "runtime/device_index.h"
 #include "runtime/device_part.h"
 
+#include "base/assert.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include <string.h>
@@ -16,12 +18,17 @@ struct group_slot {
     unsigned char *codes; /* [block_rows_max][code_bytes] the same as stored */
     unsigned char *cells; /* the blocks, packed */
     uint32_t n_blocks, n_cells;
+    /* Work goes on in turns, each up to a job of `adding` (index/job.h), until it is done. */
+    struct hri_index_adding adding;
+    uint32_t turn, first_block;
+    bool done;
+    struct hri_device_coded coded; /* int8 rows of all blocks, in order; codes NULL: made here */
     hr_status_t status;
     char message[HRI_ERROR_BYTES_MAX];
 };
 
 struct segment;
-/* One head's part of a segment, on a worker; its rows are in the slot. */
+/* One turn of a head's part of a segment, on a worker; its rows are in the slot. */
 typedef hr_status_t (*head_work_fn)(const struct segment *g, uint32_t head,
                                     struct group_slot *slot);
 
@@ -33,6 +40,9 @@ struct segment {
     struct group_slot *slots;
     uint32_t head_first, head_end; /* those to be grouped */
     uint32_t head0;                /* of the wave */
+    uint32_t wave;                 /* heads at once */
+    bool on_device;                /* does the jobs of this wave; and */
+    bool served;                   /* has done those of the last turn */
     head_work_fn work;
 };
 
@@ -102,6 +112,14 @@ static void block_encode(const struct segment *g, struct group_slot *slot,
                          struct hri_index_head *head, uint32_t block, const uint32_t *rows,
                          uint32_t n, unsigned char *codes)
 {
+    const struct hri_device_coded *coded = &slot->coded;
+    if (coded->codes != NULL) {
+        const uint32_t b = block - slot->first_block;
+        memcpy(codes, coded->codes + (size_t)(rows - slot->order) * g->s->code_bytes,
+               (size_t)n * g->s->code_bytes);
+        hri_index_set_steps(head, block, coded->k_step[b], coded->v_step[b]);
+        return;
+    }
     const hr_sequence_t *s = g->s;
     const struct hri_kernels *kern = s->runtime->kernels;
     float k_center[HR_HEAD_DIM_MAX], v_center[HR_HEAD_DIM_MAX];
@@ -164,6 +182,7 @@ static uint32_t asked_from(const struct segment *g)
 /* Selectors of rows keep an index of their own: no blocks, nothing to store. */
 static hr_status_t rows_add(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
+    slot->done = true;
     return hri_index_add_rows(g->layer->heads[head], slot->k, slot->v, g->n,
                               g->first - g->s->n_sink, asked_from(g));
 }
@@ -182,11 +201,16 @@ static void block_tokens_note(const struct segment *g, const struct group_slot *
 }
 
 /* Codes of the blocks that the head got last, and where they lie. */
-static void blocks_lay(const struct segment *g, uint32_t head, struct group_slot *slot,
-                       uint32_t first_block)
+static void blocks_lay(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
     hr_sequence_t *s = g->s;
+    uint32_t first_block = slot->first_block;
     struct hri_block_at *places = g->layer->places[head] + (size_t)first_block * s->parts;
+    slot->n_blocks = slot->adding.segment.n_blocks;
+    slot->coded.codes = NULL;
+    if (g->on_device) {
+        (void)hri_device_index_codes(s, head - g->head0, &slot->coded);
+    }
     parts_pack(s, slot, places);
     blocks_encode(g, slot, head, places, first_block);
     if (g->layer->block_tokens != NULL) {
@@ -194,41 +218,67 @@ static void blocks_lay(const struct segment *g, uint32_t head, struct group_slot
     }
 }
 
-static hr_status_t blocks_make(const struct segment *g, uint32_t head, struct group_slot *slot)
+static void adding_begin(const struct segment *g, uint32_t head, struct group_slot *slot,
+                         uint32_t *order, uint32_t *block_rows)
 {
     struct hri_index_head *index = g->layer->heads[head];
-    uint32_t first_block = hri_index_blocks(index);
-    hr_status_t status =
-        hri_index_add(index, slot->k, slot->v, g->n, asked_from(g), slot->workspace, slot->order,
-                      slot->block_rows, &slot->n_blocks);
-    if (status == HR_OK) {
-        blocks_lay(g, head, slot, first_block);
+    slot->first_block = hri_index_blocks(index);
+    hri_index_adding_init(&slot->adding, index, slot->k, slot->v, g->n, asked_from(g),
+                          slot->workspace, order, block_rows);
+}
+
+static hr_status_t adding_turn(struct group_slot *slot)
+{
+    hr_status_t status = hri_index_adding_next(&slot->adding);
+    slot->done = slot->adding.job.kind == HRI_INDEX_JOB_NONE;
+    return status;
+}
+
+static hr_status_t blocks_make(const struct segment *g, uint32_t head, struct group_slot *slot)
+{
+    if (slot->turn == 0) {
+        adding_begin(g, head, slot, slot->order, slot->block_rows);
+    }
+    hr_status_t status = adding_turn(slot);
+    if (status == HR_OK && slot->done) {
+        blocks_lay(g, head, slot);
     }
     return status;
 }
 
-/* The same in two turns, for one head alone. */
+/* The same in two goes, for one head alone. */
 static hr_status_t half_begin(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
     struct hri_half *half = &g->layer->half;
-    return hri_index_add_begin(g->layer->heads[head], slot->k, slot->v, g->n, asked_from(g),
-                               slot->workspace, half->order, half->block_rows, &half->n_blocks,
-                               half->weight, &half->weighted);
+    const struct hri_segment *made = &slot->adding.segment;
+    if (slot->turn == 0) {
+        adding_begin(g, head, slot, half->order, half->block_rows);
+        slot->adding.end = HRI_INDEX_SKETCH;
+    }
+    hr_status_t status = adding_turn(slot);
+    if (status == HR_OK && slot->done) {
+        half->n_blocks = made->n_blocks;
+        half->weighted = made->weight != NULL;
+        if (half->weighted) {
+            memcpy(half->weight, made->weight, g->n * sizeof *half->weight);
+        }
+    }
+    return status;
 }
 
 static hr_status_t half_end(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
     const struct hri_half *half = &g->layer->half;
-    struct hri_index_head *index = g->layer->heads[head];
-    uint32_t first_block = hri_index_blocks(index);
-    memcpy(slot->order, half->order, g->n * sizeof *slot->order);
-    memcpy(slot->block_rows, half->block_rows, half->n_blocks * sizeof *slot->block_rows);
-    slot->n_blocks = half->n_blocks;
-    hr_status_t status =
-        hri_index_add_end(index, slot->k, slot->v, g->n, slot->workspace, slot->order,
-                          slot->block_rows, slot->n_blocks, half->weighted ? half->weight : NULL);
-    if (status == HR_OK) {
-        blocks_lay(g, head, slot, first_block);
+    if (slot->turn == 0) {
+        memcpy(slot->order, half->order, g->n * sizeof *slot->order);
+        memcpy(slot->block_rows, half->block_rows, half->n_blocks * sizeof *slot->block_rows);
+        adding_begin(g, head, slot, slot->order, slot->block_rows);
+        hri_index_adding_resume(&slot->adding, half->n_blocks,
+                                half->weighted ? half->weight : NULL);
+    }
+    hr_status_t status = adding_turn(slot);
+    if (status == HR_OK && slot->done) {
+        blocks_lay(g, head, slot);
     }
     return status;
 }
@@ -236,6 +286,7 @@ static hr_status_t half_end(const struct segment *g, uint32_t head, struct group
 /* What grouping needs, ahead of it. */
 static hr_status_t fit_make(const struct segment *g, uint32_t head, struct group_slot *slot)
 {
+    slot->done = true;
     return hri_index_fit(g->layer->heads[head], slot->k, slot->v, g->n, asked_from(g),
                          slot->workspace);
 }
@@ -246,41 +297,99 @@ static void head_task(void *context, unsigned task, unsigned worker)
     struct segment *g = context;
     struct group_slot *slot = &g->slots[task];
     uint32_t head = g->head0 + task;
-    rows_to_float(g, head, slot);
-    slot->status = g->work(g, head, slot);
+    if (slot->turn == 0) {
+        rows_to_float(g, head, slot);
+    } else if (g->served) {
+        hri_device_index_take(g->s, task, &slot->adding.job);
+    } else {
+        hri_index_job_run(&slot->adding.job);
+    }
+    for (;;) {
+        slot->status = g->work(g, head, slot);
+        slot->turn++;
+        if (slot->status != HR_OK || slot->done || g->on_device) {
+            break;
+        }
+        hri_index_job_run(&slot->adding.job);
+    }
     if (slot->status != HR_OK) {
         hri_error_get(slot->message, sizeof slot->message);
     }
 }
 
-/* Heads are grouped side by side, one per worker; their cells are appended by the owner of the store. */
-static hr_status_t segment_group(struct segment *g)
+/* The jobs of n heads' last turns. Where the device does not do them, the CPU does, and all that follow. */
+static void jobs_serve(struct segment *g, uint32_t n)
+{
+    const struct hri_index_job *jobs[HR_HEADS_MAX];
+    for (uint32_t i = 0; i < n; i++) {
+        jobs[i] = &g->slots[i].adding.job;
+        HRI_ASSERT(jobs[i]->kind == jobs[0]->kind); /* as many rows, as many turns */
+    }
+    g->served = g->on_device && hri_device_index_run(g->s, jobs, n) == HR_OK;
+    g->on_device = g->served;
+}
+
+/* Heads [head0, head0 + n) through all their turns. */
+static hr_status_t wave_run(struct segment *g, uint32_t n)
 {
     hr_sequence_t *s = g->s;
-    uint32_t wave = s->runtime->n_workers;
-    for (g->head0 = g->head_first; g->head0 < g->head_end; g->head0 += wave) {
-        uint32_t n = g->head_end - g->head0 < wave ? g->head_end - g->head0 : wave;
+    const size_t head_bytes = (size_t)g->n * s->row_bytes;
+    bool jobs = g->work != fit_make && g->work != rows_add;
+    for (uint32_t i = 0; i < n; i++) {
+        g->slots[i].turn = 0;
+        g->slots[i].done = false;
+    }
+    g->on_device = jobs && hri_device_index_heads(s, g->n) >= n &&
+                   hri_device_index_begin(s, g->rows + g->head0 * head_bytes, g->n, n) == HR_OK;
+    for (;;) {
         hri_pool_run(s->runtime->pool, head_task, g, n);
         for (uint32_t i = 0; i < n; i++) {
-            struct group_slot *slot = &g->slots[i];
-            if (slot->status != HR_OK) {
-                return hri_error_set(slot->status, "%s", slot->message);
+            if (g->slots[i].status != HR_OK) {
+                return hri_error_set(g->slots[i].status, "%s", g->slots[i].message);
             }
-            if (g->work != blocks_make && g->work != half_end) {
-                continue;
-            }
-            uint32_t first_cell, head = g->head0 + i;
-            hr_status_t status =
-                hri_lane_append(g->layer->block_lane, slot->cells, slot->n_cells, &first_cell);
-            if (status != HR_OK) {
-                return status;
-            }
-            uint32_t total = hri_index_blocks(g->layer->heads[head]);
-            for (uint32_t item = (total - slot->n_blocks) * s->parts; item < total * s->parts;
-                 item++) {
-                struct hri_block_at *at = &g->layer->places[head][item];
-                at->cell += at->cell != HRI_NO_CELL ? first_cell : 0;
-            }
+        }
+        if (g->slots[0].done) {
+            return HR_OK;
+        }
+        jobs_serve(g, n);
+    }
+}
+
+/* A wave's cells are appended by the owner of the store. */
+static hr_status_t wave_store(struct segment *g, uint32_t n)
+{
+    hr_sequence_t *s = g->s;
+    for (uint32_t i = 0; i < n; i++) {
+        struct group_slot *slot = &g->slots[i];
+        uint32_t first_cell, head = g->head0 + i;
+        hr_status_t status =
+            hri_lane_append(g->layer->block_lane, slot->cells, slot->n_cells, &first_cell);
+        if (status != HR_OK) {
+            return status;
+        }
+        uint32_t total = hri_index_blocks(g->layer->heads[head]);
+        for (uint32_t item = (total - slot->n_blocks) * s->parts; item < total * s->parts; item++) {
+            struct hri_block_at *at = &g->layer->places[head][item];
+            at->cell += at->cell != HRI_NO_CELL ? first_cell : 0;
+        }
+    }
+    return HR_OK;
+}
+
+/* Heads are grouped side by side, one per worker. */
+static hr_status_t segment_group(struct segment *g)
+{
+    uint32_t there = hri_device_index_heads(g->s, g->n);
+    uint32_t wave = there > 0 && there < g->wave ? there : g->wave;
+    bool lays = g->work == blocks_make || g->work == half_end;
+    for (g->head0 = g->head_first; g->head0 < g->head_end; g->head0 += wave) {
+        uint32_t n = g->head_end - g->head0 < wave ? g->head_end - g->head0 : wave;
+        hr_status_t status = wave_run(g, n);
+        if (status == HR_OK && lays) {
+            status = wave_store(g, n);
+        }
+        if (status != HR_OK) {
+            return status;
         }
     }
     return HR_OK;
@@ -342,6 +451,7 @@ static hr_status_t segment_memory(struct segment *g)
         return hri_alloc_status();
     }
     g->rows = base + rows;
+    g->wave = wave;
     g->slots = (struct group_slot *)(void *)(base + slots);
     for (uint32_t i = 0; i < wave; i++) {
         unsigned char *b = base + i * each;

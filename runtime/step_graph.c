@@ -1,5 +1,6 @@
 /* A token through all layers as one graph. The device has the token's rows first; the host takes them from its answer, so that
  * log, tail and statistics are as if it had appended them itself. */
+#include "runtime/device_index.h"
 #include "runtime/device_part.h"
 #include "runtime/device_rows.h"
 
@@ -125,6 +126,7 @@ hr_status_t hr_step_graph_create(hr_sequence_t *s, const struct hr_step_graph_op
     g->s = s;
     g->buffers = hri_array(a, s->n_layers, sizeof *g->buffers);
     buffers_carve(s, &c, NULL);
+    hri_device_index_yield(s->runtime, c.used);
     status = g->buffers == NULL
                  ? hri_alloc_status()
                  : hri_device_alloc(s->runtime->gpu, "a graph's buffers", c.used, &g->memory);

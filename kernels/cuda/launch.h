@@ -78,6 +78,8 @@ struct hri_cuda_pack_args {
     uint8_t *block_rows;         /* [H][blocks_max] */
     int8_t *codes;               /* [H][n][dk + dv] in the order of `order` */
     float *k_step, *v_step;      /* [H][blocks_max] of the rows */
+    float *centres;     /* [H][blocks_max][dk + dv] the summaries as they read back; or NULL */
+    uint32_t *block_of; /* [H][n] of the rows in that order, by the segment's numbers; or NULL */
 };
 int hri_cuda_pack(const struct hri_cuda_pack_args *pack, struct hri_cuda_heads heads, void *stream);
 
@@ -611,35 +613,69 @@ int hri_cuda_prefill(const struct hri_cuda_prefill_args *prefill, struct hri_cud
                      void *stream);
 
 /* ------------------------------------------------------------------------------------------- group
- * k-means in the metric of the queries: |P (x - c)|^2 with P'P = S. Centres are kept turned, t = S c
- * with bias = c'S c / 2, so that a point's nearest centre is the one with the largest x . t - bias and
- * points are read as they are. */
-struct hri_cuda_centres {
-    uint32_t n_segments, k; /* centres of a segment; k <= 1024 */
-    float *centres;         /* [H][n_segments][k][dk] */
-    /* The same turned, divided by the segment's largest: two terms of the rows' type. */
-    uint16_t *turned; /* [H][n_segments][k][2][dk] */
-    float *bias;      /* [H][n_segments][k] */
-    float *sums;      /* [H][n_segments][k][dk] */
-    uint32_t *counts; /* [H][n_segments][k] */
-};
-/* centres = sums / counts where a centre has points (with `update`); turned and bias from them; sums
- * and counts become 0. s: [H][dk][dk], symmetric. */
-int hri_cuda_group_turn(const struct hri_cuda_centres *centres, const float *s, hr_dtype_t dtype,
-                        int update, struct hri_cuda_heads heads, void *stream);
-/* The nearest centre of every point (of equal ones the first), and its points' sums and counts, from
- * one read of the keys. rows: [H] times n_segments n of [dk + dv], float16 or bfloat16, 16-byte
- * aligned. */
-struct hri_cuda_points {
-    const void *rows;
-    size_t head_stride_bytes;
+ * A segment's rows as points, and k-means of them (index/points.h, index/group.h). */
+#define HRI_CUDA_POINT_DIMS 32u
+struct hri_cuda_points_args {
+    const void *rows; /* [H][n][dk + dv] float16 or bfloat16, 16-byte aligned */
     hr_dtype_t dtype;
-    uint32_t n;        /* of a segment */
-    uint32_t *nearest; /* [H][n_segments][n] */
+    uint32_t n;
+    const float *axes; /* [H][32][dk + dv]: n_k of keys, 0 in the values' columns, then of values */
+    const uint32_t *n_k; /* [H] */
+    float *y;            /* [H][n][32] */
 };
-int hri_cuda_group_assign(const struct hri_cuda_points *points,
-                          const struct hri_cuda_centres *centres, struct hri_cuda_heads heads,
+int hri_cuda_group_points(const struct hri_cuda_points_args *points, struct hri_cuda_heads heads,
                           void *stream);
+
+struct hri_cuda_clusters {
+    const float *y; /* [H][n][32] */
+    uint32_t n, k_max;
+    const uint32_t *k; /* [H] centres, at most k_max */
+    float *centres;    /* [H][k_max][32] */
+    uint32_t *nearest; /* [H][n] */
+    uint32_t *counts;  /* [H][k_max] */
+};
+/* The first centres: points of rows spread over the segment (hri_group_first_row). */
+int hri_cuda_group_begin(const struct hri_cuda_clusters *clusters, uint32_t n_heads, void *stream);
+/* nearest: of every point, by |y - c|^2; of equal ones the first. */
+int hri_cuda_group_assign(const struct hri_cuda_clusters *clusters, uint32_t n_heads, void *stream);
+/* counts, and centres as the means of their points; one without points stays. */
+int hri_cuda_group_move(const struct hri_cuda_clusters *clusters, uint32_t n_heads, void *stream);
+
+/* ---------------------------------------------------------------------------------------- residual
+ * What is left of the rows of a packed segment: x - centre of its block, in block order. */
+struct hri_cuda_residual_args {
+    const void *rows; /* [H][n][dk + dv] in token order, float16 or bfloat16, 16-byte aligned */
+    hr_dtype_t dtype;
+    uint32_t n, n_blocks, blocks_max;
+    const uint32_t *order;       /* [H][n] */
+    const uint32_t *block_begin; /* [H][n_blocks + 1] */
+    const uint32_t *block_of;    /* [H][n] and */
+    const float *centres;        /* [H][blocks_max][dk + dv], of hri_cuda_pack */
+};
+/* z [H][n][dk]: keys' residuals times matrix [H][dk][dk] transposed. */
+int hri_cuda_residual_turn(const struct hri_cuda_residual_args *residual, const float *matrix,
+                           float *z, struct hri_cuda_heads heads, void *stream);
+/* Of every block |z|^2 of its rows: the sum and the largest, [H][blocks_max]. */
+int hri_cuda_residual_squares(const struct hri_cuda_residual_args *residual, const float *z,
+                              float *sum, float *most, struct hri_cuda_heads heads, void *stream);
+/* moment [H][dk + dv][dk + dv] = sum over all rows of x x', both halves. */
+int hri_cuda_residual_moment(const struct hri_cuda_residual_args *residual, float *moment,
+                             struct hri_cuda_heads heads, void *stream);
+
+/* What sketches miss of the rows of one head (index/sketch.c). */
+struct hri_cuda_missed_args {
+    const float *z;      /* [n][dk] in block order */
+    const float *step;   /* [n4 + n2] */
+    const float *length; /* [dk] */
+    uint32_t n4, n2, dk, dv, n_blocks;
+    const void *rows; /* [..][dk + dv] */
+    hr_dtype_t dtype;
+    const uint32_t *order, *block_begin; /* [n], [n_blocks + 1] */
+    const float *centres;                /* [n_blocks][dk + dv] */
+    uint8_t *gain;                       /* [n_blocks] */
+    float *far, *missed, *plain, *value; /* [n] */
+};
+int hri_cuda_missed(const struct hri_cuda_missed_args *missed, void *stream);
 
 /* ------------------------------------------------------------------------------------------- model
  * A decoder's own layers, between the attention of the others. Matrices are bfloat16 [rows][cols], cols a multiple

@@ -95,6 +95,11 @@ static __global__ void __launch_bounds__(256)
     centre = {__fadd_rn(__fmul_rn((float)cx, step), mean.x),
               __fadd_rn(__fmul_rn((float)cy, step), mean.y)};
 
+    if (p.centres != NULL)
+        *(float2 *)(p.centres + block * width + j) = make_float2(centre.x, centre.y);
+    for (uint32_t i = threadIdx.x; p.block_of != NULL && i < n; i += blockDim.x)
+        p.block_of[(size_t)h * p.n + first + i] = blockIdx.x;
+
     float largest = 0.0f;
     for (uint32_t i = 0; i < n; i++) {
         const struct pair at = pair_load(rows + order[i] * row_bytes, p.dtype, j);

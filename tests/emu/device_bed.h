@@ -51,6 +51,7 @@ struct plan {
     const struct hri_io_ops *io; /* with a file tier where set */
     hr_dtype_t dtype;
     float soft_cap;
+    bool indexes; /* there, too: test_device_index has that, and the emulator takes its time */
 };
 
 static inline hr_status_t runtime_open(const struct plan *p, hr_runtime_t **rt_out)
@@ -67,8 +68,11 @@ static inline hr_status_t runtime_open(const struct plan *p, hr_runtime_t **rt_o
         o.file_bytes = 64u << 20;
         o.io_mode = HR_IO_THREADS;
     }
-    return hri_runtime_create_on(&o, p->io != NULL ? p->io : hri_io_real(), device_emu_ops(),
-                                 rt_out);
+    hr_status_t status = hri_runtime_create_on(&o, p->io != NULL ? p->io : hri_io_real(),
+                                               device_emu_ops(), rt_out);
+    if (status == HR_OK)
+        (*rt_out)->index_on_host = !p->indexes;
+    return status;
 }
 
 static inline hr_status_t sequence_open(const struct bed *b, const struct plan *p,

@@ -81,6 +81,9 @@ static void check_block(const struct pack_case *c, const struct hri_cuda_pack_ar
     if (memcmp(codes, p->codes + ((size_t)h * c->n + begin[0]) * width, n * width) != 0)
         fail_msg("%s: head %u block %u: codes of rows differ", case_text, h, b);
     assert_int_equal(p->block_rows[block], n);
+    assert_memory_equal(p->centres + block * width, centre, width * sizeof(float));
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(p->block_of[(size_t)h * c->n + begin[0] + i], b);
     free(codes);
     free(gathered);
     free(packed);
@@ -121,6 +124,8 @@ static void run_pack(const struct pack_case *c, int order)
     p.v_step = device_alloc(blocks * 4);
     p.block_rows = device_alloc(blocks);
     p.codes = device_alloc(n_rows * width);
+    p.centres = device_alloc(blocks * width * 4);
+    p.block_of = device_alloc(n_rows * 4);
     set_order(order);
     RUN(hri_cuda_pack(&p, (struct hri_cuda_heads){c->heads, 1, c->dk, c->dv}, NULL));
     for (uint32_t h = 0; h < c->heads; h++)
