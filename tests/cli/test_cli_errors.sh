@@ -27,7 +27,7 @@ fails 2 "headrace run: --model is empty; it takes FILE" run --model ""
 fails 2 "headrace eval: unknown subject 'modl'; there are: model, tasks, trace" eval modl
 
 # -- values
-share="is not a share of more than 0 and at most 100%, such as 1% or 0.01"
+share="is not a share of more than 0 and at most 100%, such as 1% or 0.01, nor a size with its unit, such as 64KiB, nor tokens, such as 82tokens"
 fails 2 "headrace run: --moved '0' $share" run --moved 0
 fails 2 "headrace run: --moved '0%' $share" run --moved 0%
 fails 2 "headrace run: --moved '-1%' $share" run --moved -1%
