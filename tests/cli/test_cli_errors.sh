@@ -27,13 +27,13 @@ fails 2 "headrace run: --model is empty; it takes FILE" run --model ""
 fails 2 "headrace eval: unknown subject 'modl'; there are: model, tasks, trace" eval modl
 
 # -- values
-share="is not a share of more than 0 and at most 100%, such as 1% or 0.01, nor a size with its unit, such as 64KiB, nor tokens, such as 82tokens"
-fails 2 "headrace run: --moved '0' $share" run --moved 0
-fails 2 "headrace run: --moved '0%' $share" run --moved 0%
-fails 2 "headrace run: --moved '-1%' $share" run --moved -1%
-fails 2 "headrace run: --moved '101%' $share" run --moved 101%
-fails 2 "headrace run: --moved 'nan' $share" run --moved nan
-fails 2 "headrace run: --moved 'lots' $share" run --moved lots
+budget="is not a share of more than 0 and at most 100%, such as 1% or 0.01, nor a size with its unit, such as 64KiB, nor tokens, such as 82tokens"
+fails 2 "headrace run: --moved '0' $budget" run --moved 0
+fails 2 "headrace run: --moved '0%' $budget" run --moved 0%
+fails 2 "headrace run: --moved '-1%' $budget" run --moved -1%
+fails 2 "headrace run: --moved '101%' $budget" run --moved 101%
+fails 2 "headrace run: --moved 'nan' $budget" run --moved nan
+fails 2 "headrace run: --moved 'lots' $budget" run --moved lots
 fails 2 "headrace run: --device-bytes '24XB' is not a size, such as 8388608, 8MB or 8MiB" run --device-bytes 24XB
 fails 2 "headrace run: --host-bytes '-1' is not a size, such as 8388608, 8MB or 8MiB" run --host-bytes -1
 fails 2 "headrace run: --deadline-ms: recipe triforce verifies every token exactly, which cannot be cut short" run --recipe triforce --deadline-ms 3
@@ -45,7 +45,7 @@ fails 2 "headrace run: --temperature '-1' is not a number from 0 to 100" run --t
 fails 2 "headrace run: --tolerance '2' is not a share from 0 to 1, such as 0.02 or 2%" run --tolerance 2
 fails 2 "headrace run: --io 'fast' is not one of: auto uring uring-plain threads" run --io fast
 fails 2 "headrace run: --dtype 'f8' is not one of: f32 f16 bf16" run --dtype f8
-fails 2 "headrace eval model: --moved '1%,,2%': '' $share" eval model --moved 1%,,2%
+fails 2 "headrace eval model: --moved '1%,,2%': '' $budget" eval model --moved 1%,,2%
 fails 2 "headrace eval model: --recipes 'quest,' has an empty name" eval model --recipes quest,
 run run --recipe qest; expect 2
 has "$err" "quest"

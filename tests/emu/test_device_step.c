@@ -357,10 +357,18 @@ static void test_tolerance(void **state)
             *(with ? &some : &all) += b.report.bytes_selected;
             assert_true(!with || b.report.predicted_error <= 0.3 * 1.001 ||
                         b.report.blocks_estimated > 0);
+            assert_true(with || b.report.heads_capped == 0);
         }
         bed_free(&b);
     }
     assert_true(some < all);
+    p.tolerance = 0.001; /* that hardly any budget reaches */
+    p.moved = 0.002;
+    bed_make(&b, &p);
+    append(&b, 500);
+    step(&b);
+    assert_int_equal(b.report.heads_capped, b.shape.n_kv);
+    bed_free(&b);
 }
 
 /* As few frames as are let through: blocks replace each other, and some have no place. */
