@@ -136,6 +136,8 @@ static const struct hrb_benchmark benchmarks[] = {
      hrb_device_token_sdpa, 128},
     {"device-graph", "a token's graph beside its launches one by one", 0.95, hrb_device_graph, 128},
     {"device-mover", "a product of matrices while the mover gathers", 0.97, hrb_device_mover, 0},
+    {"device-index", "all launches that index 8,192 tokens of a layer", 0.5, hrb_device_index,
+     8192},
 };
 
 const struct hrb_benchmark *hrb_benchmark_at(size_t index)

@@ -57,6 +57,8 @@ static hr_status_t sequence_open(struct hrb_steps *s, const struct hrb_options *
     ro.host_bytes = 2 * exact + (64u << 20);
     ro.n_threads = options->n_threads;
     hr_status_t status = hri_runtime_create_on(&ro, hri_io_real(), device_ops(), &s->rt);
+    if (status == HR_OK)
+        s->rt->index_on_host = device_is_emulated(); /* it takes its time */
     if (status != HR_OK)
         return status;
     hr_sequence_options_init(&so);

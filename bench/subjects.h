@@ -38,6 +38,7 @@ HRB_SUBJECT(hrb_run_memory);
 /* On a GPU. */
 HRB_SUBJECT(hrb_device_gather); /* variant: bytes of a block */
 HRB_SUBJECT(hrb_device_decode); /* variant: rows of a head */
+HRB_SUBJECT(hrb_device_index);  /* variant: rows of a segment */
 HRB_SUBJECT(hrb_device_sparse);
 HRB_SUBJECT(hrb_device_mover);
 /* variant: Ki tokens */

@@ -68,8 +68,8 @@ static inline hr_status_t runtime_open(const struct plan *p, hr_runtime_t **rt_o
         o.file_bytes = 64u << 20;
         o.io_mode = HR_IO_THREADS;
     }
-    hr_status_t status = hri_runtime_create_on(&o, p->io != NULL ? p->io : hri_io_real(),
-                                               device_emu_ops(), rt_out);
+    hr_status_t status =
+        hri_runtime_create_on(&o, p->io != NULL ? p->io : hri_io_real(), device_emu_ops(), rt_out);
     if (status == HR_OK)
         (*rt_out)->index_on_host = !p->indexes;
     return status;

@@ -130,6 +130,7 @@ static inline void side_open(struct side *side, const struct setup *t)
     ro.device_bytes = 64u << 20;
     ro.device = t->cache_there ? device_emu_ops()->name : NULL;
     must(hri_runtime_create_on(&ro, hri_io_real(), device_emu_ops(), &side->runtime));
+    side->runtime->index_on_host = true; /* test_device_index has that */
     sequence_options(side, t, &so);
     must(hr_sequence_create(side->runtime, &so, &side->sequence));
     side->vocab = hre_model_info(side->model)->vocab;

@@ -28,6 +28,7 @@ static const struct hrb_benchmark benchmarks[] = {
     {"token beside full attention", "", 1, hrb_device_token_full, 128},
     {"graph", "", 1, hrb_device_graph, 128},
     {"mover", "", 1, hrb_device_mover, 0},
+    {"index", "", 1, hrb_device_index, 8192},
 };
 
 static void run_all(bool there)
