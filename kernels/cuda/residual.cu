@@ -3,8 +3,8 @@
  *
  * Turning and moments are products of float32 with tiles of 64 x 64 numbers per thread block, 16 per thread, 16 columns (or rows) in
  * shared memory at a time; residuals are made when rows are loaded, so that they are never in memory. Each number is summed by one
- * thread in order. The float units are the limit: 8,192 rows of d = 128 are 0.13 G multiply-adds a turn and 0.34 G for the moment (of
- * which half the tiles are the other half's). Reads: a turn reads keys once per 64 columns of its output, the moment every row once
+ * thread in order. The float units are the limit: 8,192 rows of d = 128 are 0.13 G multiply-adds a turn and 0.34 G for the moment (ten
+ * of sixteen tiles; the others are mirror images). Reads: a turn reads keys once per 64 columns of its output, the moment every row once
  * per tile row and tile column, from L2 where the segment fits. */
 #include "kernels/cuda/attend_tile.cuh"
 
