@@ -299,8 +299,8 @@ HR_API int hr_sequence_wants_prefetch(const hr_sequence_t *sequence, uint32_t la
 
 /* -- a token through all layers at once, on a GPU --
  * For models that run on the same GPU: all launches of a token, those of the model between the layers included, are recorded once as one CUDA
- * graph and replayed for every token, unchanged while the sequence grows. Needs a sequence on a GPU whose layers all attend by a recipe with
- * steps there, and host memory that could be pinned. Without a file tier nothing waits for the host within a token; with one the device
+ * graph and replayed for every token, unchanged while the sequence grows. Needs a sequence on a GPU whose layers all have steps by the recipe
+ * there, or attend everything and have room for all rows there, and host memory that could be pinned. Without a file tier nothing waits for the host within a token; with one the device
  * asks for what it misses while the graph runs, and the thread that is in hr_step_graph_run brings it. Blocks that cannot be read or
  * take longer than io_timeout_ns stay at their summary (blocks_late, blocks_lost). */
 typedef struct hr_step_graph hr_step_graph_t;
@@ -332,7 +332,7 @@ HR_API hr_status_t hr_step_graph_buffers(const hr_step_graph_t *graph, uint32_t 
                                          struct hr_step_buffers *buffers_out);
 /* One token: its row is appended to every layer and its query attended; returns when that is done. All layers must have the same length
  * (HR_ERR_STATE). The report sums over layers, errors are means. HR_ERR_FULL, HR_ERR_NONFINITE (the token is not appended),
- * HR_ERR_BUDGET, HR_ERR_DEVICE. */
+ * HR_ERR_BUDGET, HR_ERR_DEVICE; HR_ERR_UNSUPPORTED: exact rows made room for another sequence, nothing was done, and never will be. */
 HR_API hr_status_t hr_step_graph_run(hr_step_graph_t *graph, struct hr_attend_report *report_out);
 
 /* -- exact attention of queries that are on the GPU --
