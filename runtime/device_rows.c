@@ -379,9 +379,9 @@ static void range_set(struct hri_held_layer *d, uint32_t end)
     }
 }
 
-/* The rows of [first, end), which fit. False: they are not all there. */
-static bool sync(struct hri_device_rows *r, struct hri_layer *l, uint32_t first, uint32_t end,
-                 struct hr_attend_report *report)
+/* The rows of [first, end), which fit; after an error they are not all there. */
+static hr_status_t sync(struct hri_device_rows *r, struct hri_layer *l, uint32_t first,
+                        uint32_t end, struct hr_attend_report *report)
 {
     struct hri_held_layer *d = &r->layers[l - r->s->layers];
     struct upload u = {.r = r, .d = d};
@@ -389,18 +389,19 @@ static bool sync(struct hri_device_rows *r, struct hri_layer *l, uint32_t first,
         d->first = d->end = first;
     }
     if (d->end >= end) {
-        return true;
+        return HR_OK;
     }
     hr_status_t status = hri_stream_rows(r->s, l, d->end, end, upload_visit, &u, report);
     if (u.status != HR_OK) {
         give_up(r);
+        status = u.status;
     }
-    if (status == HR_OK && u.status == HR_OK) {
+    if (status == HR_OK) {
         range_set(d, end);
-        return true;
+    } else {
+        d->first = d->end = first; /* what came of them may have replaced others */
     }
-    d->first = d->end = first; /* what came of them may have replaced others */
-    return false;
+    return status;
 }
 
 /* -- a query -- */
@@ -480,7 +481,7 @@ bool hri_held_begin(hr_sequence_t *s, struct hri_layer *l, const float *q, uint3
     }
     /* The newest row alone goes with the query. */
     const bool with_row = d->first <= first && d->end + 1 == stop && stop == l->n_tokens;
-    if (!sync(r, l, first, with_row ? stop - 1 : stop, report)) {
+    if (sync(r, l, first, with_row ? stop - 1 : stop, report) != HR_OK) {
         return false;
     }
     const struct hri_held_in *in = &r->ins[i];
@@ -524,7 +525,7 @@ const void *hri_held_prompt(hr_sequence_t *s, struct hri_layer *l, uint32_t end,
         return NULL;
     }
     const uint32_t stop = min_u32(end, d->capacity);
-    if (stop == 0 || !sync(r, l, 0, stop, report)) {
+    if (stop == 0 || sync(r, l, 0, stop, report) != HR_OK) {
         return NULL;
     }
     *end_out = stop;
@@ -589,8 +590,12 @@ hr_status_t hri_held_token_begin(hr_sequence_t *s, uint32_t i, uint32_t position
     struct hri_layer *l = &s->layers[i];
     const uint32_t first =
         l->sliding != 0 && position + 1 > l->sliding ? position + 1 - l->sliding : 0;
-    if (!hri_held_whole(s, i) || !sync(s->held, l, first, position, report)) {
+    if (!hri_held_whole(s, i)) {
         return hri_error_set(HR_ERR_UNSUPPORTED, "layer %u: its rows are no longer on the GPU", i);
+    }
+    hr_status_t status = sync(s->held, l, first, position, report);
+    if (status != HR_OK) {
+        return status;
     }
     struct hri_held_layer *d = &s->held->layers[i];
     const struct hri_held_in *in = &s->held->ins[i];
