@@ -220,7 +220,7 @@ static int choice_launch(void *context)
     return s->bed.ops->graph_launch(s->choice, s->bed.stream);
 }
 
-/* Centres and values of a layer lie one after the other. */
+/* Centres and values of a layer lie one after the other. The sum goes where no benchmark looks. */
 static int summaries_read(void *context)
 {
     struct hrb_steps *s = context;
