@@ -41,6 +41,7 @@ static void run_all(bool there)
         if (code != 0 || result.skipped == there)
             fail_msg("%s: code %d, skipped %d: %s", b->name, code, result.skipped, result.reason);
         assert_true(!there || (result.value > 0 && result.limit > 0 && result.unit != NULL));
+        cJSON_Delete(result.details);
     }
 }
 
