@@ -16,6 +16,11 @@
 /* Of headrace: with sketches larger blocks are no worse, and their summaries cost less. */
 #define SKETCHED_BLOCK_ROWS 48u
 #define SUMMARY_BLOCK_ROWS  36u
+/* Of segments of so few rows they are a third as large, or half, where the tables have room for that: rows are alike more rarely among few.
+ * The room is that of so many rows in large blocks. */
+#define SMALL_SEGMENT_ROWS 1024u
+#define SMALL_PARTS        3u
+#define SMALL_ROOM_ROWS    16384u
 
 uint32_t hri_index_target_rows(const struct hri_recipe *recipe)
 {
@@ -25,6 +30,46 @@ uint32_t hri_index_target_rows(const struct hri_recipe *recipe)
     if (recipe->selector->codec == HRI_CODEC_EXACT)
         return PLAIN_BLOCK_ROWS;
     return hri_recipe_value(recipe, "sketch") > 0 ? SKETCHED_BLOCK_ROWS : SUMMARY_BLOCK_ROWS;
+}
+
+static bool has_small_blocks(const struct hri_recipe *recipe)
+{
+    return recipe->selector->codec == HRI_CODEC_I8 && hri_recipe_value(recipe, "sketch") > 0 &&
+           !(hri_recipe_value(recipe, "block") > 0);
+}
+
+static uint32_t large_blocks(uint32_t n_rows, uint32_t most)
+{
+    return (n_rows < most ? n_rows : most) / SKETCHED_BLOCK_ROWS;
+}
+
+/* Room for small blocks beside that for large ones; at least what a segment of all the rows may need. */
+static uint32_t small_blocks_room(const struct hri_recipe *recipe, uint32_t n_rows)
+{
+    return has_small_blocks(recipe) ? large_blocks(n_rows, SMALL_ROOM_ROWS) +
+                                          large_blocks(n_rows, SMALL_SEGMENT_ROWS) + 2
+                                    : 0;
+}
+
+uint32_t hri_index_target_rows_least(const struct hri_recipe *recipe)
+{
+    uint32_t rows = hri_index_target_rows(recipe);
+    return has_small_blocks(recipe) ? rows / SMALL_PARTS : rows;
+}
+
+/* Whatever segments follow, the tables hold them: large blocks have their room in any case (hri_index_blocks_bound). */
+static uint32_t segment_target(const struct hri_index_head *head, uint32_t n)
+{
+    const struct hri_index_options *o = &head->options;
+    uint32_t large = hri_index_target_rows(&o->recipe);
+    if (n > SMALL_SEGMENT_ROWS || !has_small_blocks(&o->recipe))
+        return large;
+    uint64_t room =
+        (head->n_rows + (uint64_t)n) / large + small_blocks_room(&o->recipe, o->rows_max);
+    for (uint32_t parts = SMALL_PARTS; parts > 1; parts--)
+        if (head->n_blocks + (uint64_t)hri_group_blocks_max(n, large / parts) <= room)
+            return large / parts;
+    return large;
 }
 
 static bool groups_by_similarity(const struct hri_selector *selector)
@@ -56,12 +101,13 @@ uint32_t hri_index_parts(const struct hri_recipe *recipe, uint32_t k_dim, uint32
     return (hri_index_block_rows_max(recipe, k_dim, v_dim) + rows - 1) / rows;
 }
 
-/* Every segment has at most ceil(rows / target) blocks, or clusters, of which a large one is cut. */
+/* Every segment has at most ceil(rows / target) blocks, or clusters, of which a large one is cut; and small blocks beside. */
 uint32_t hri_index_blocks_bound(const struct hri_recipe *recipe, uint32_t k_dim, uint32_t v_dim,
                                 uint32_t n_rows, uint32_t n_segments)
 {
     uint32_t target = hri_index_target_rows(recipe);
-    uint64_t bound = (uint64_t)n_rows / target + (n_segments ? n_segments : 1);
+    uint64_t bound = (uint64_t)n_rows / target + (n_segments ? n_segments : 1) +
+                     small_blocks_room(recipe, n_rows);
     if (recipe->selector->splits_clusters)
         bound += n_rows / hri_index_block_rows_max(recipe, k_dim, v_dim);
     return bound < n_rows ? (uint32_t)bound : n_rows;
@@ -218,7 +264,7 @@ static struct hri_segment segment_of(const struct hri_index_head *head, const fl
                                   .workspace = workspace,
                                   .order = order,
                                   .block_rows = block_rows};
-    segment.target = hri_index_target_rows(&o->recipe);
+    segment.target = segment_target(head, n);
     segment.cap = hri_index_block_rows_max(&o->recipe, o->k_dim, o->v_dim);
     segment.blocks_max = hri_group_blocks_max(n, segment.target);
     if (o->recipe.selector->splits_clusters)

@@ -73,6 +73,8 @@ static inline uint32_t hri_lanes_up(uint32_t n)
 
 /* Rows per block a recipe aims at. */
 uint32_t hri_index_target_rows(const struct hri_recipe *recipe);
+/* Of small segments. */
+uint32_t hri_index_target_rows_least(const struct hri_recipe *recipe);
 
 /* Takes blocks from ranked (n entries; key = worth per byte; reordered) into out, best first, while
  * what has to move for them fits. A block too large for what is left is passed over. Blocks in

@@ -91,7 +91,7 @@ static size_t weights_bytes(uint32_t n)
 static size_t workspace_bytes(const struct hri_index_options *o, uint32_t n)
 {
     uint32_t dims = hri_points_dims(o->k_dim, o->v_dim);
-    size_t grouping = hri_group_kmeans_work_bytes(n, dims, hri_index_target_rows(&o->recipe));
+    size_t grouping = hri_group_kmeans_work_bytes(n, dims, hri_index_target_rows_least(&o->recipe));
     size_t centers = (o->k_dim + o->v_dim) * sizeof(float);
     size_t fitting =
         larger(hri_points_work_bytes(o->k_dim, o->v_dim), hri_importance_work_bytes(o->k_dim, n));
@@ -620,8 +620,8 @@ static const struct hri_param params_headrace[] = {
     PARAM_SEGMENT(8192),
     PARAM_DECODE_SEGMENT(512),
     PARAM_DENSE(""),
-    {"block", "mean tokens per block [48 with sketches, 36 without]", "docs/algorithm.md", 0, 4,
-     64},
+    {"block", "mean tokens per block [with sketches 48, in small segments 16; without 36]",
+     "docs/algorithm.md", 0, 4, 64},
     {"sketch", "mean bits per key dimension of the sketch; 0: summaries only", "docs/algorithm.md",
      2, 0, 3},
     {"iterations", "k-means iterations", "docs/algorithm.md", 3, 1, 50},

@@ -136,16 +136,19 @@ static void test_bounds(void **state)
             struct hri_recipe recipe;
             assert_int_equal(hri_recipe_parse(recipes[r], &recipe), HR_OK);
             uint32_t target = hri_index_target_rows(&recipe),
+                     least = hri_index_target_rows_least(&recipe),
                      cap = hri_index_block_rows_max(&recipe, dims[d], dims[d]);
+            assert_int_equal(least, r == 0 ? target / 3 : target);
             assert_in_range(cap, target, 2 * target);
             assert_in_range(cap, 1, HRI_BLOCK_ROWS_LIMIT);
             assert_int_equal(hri_index_blocks_bound(&recipe, dims[d], dims[d], 0, 0), 0);
             for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
                 uint32_t n = lengths[i],
                          bound = hri_index_blocks_bound(&recipe, dims[d], dims[d], n, 1);
-                assert_true(bound >= hri_group_blocks_max(n, target));
+                assert_true(bound >= hri_group_blocks_max(n, n <= 1024 ? least : target));
                 uint32_t cuts = recipe.selector->splits_clusters ? n / cap : 0;
-                assert_true(bound <= n / target + 1 + cuts);
+                uint32_t small = n / target + (n < 1024 ? n : 1024) / target + 2;
+                assert_true(bound <= n / target + 1 + cuts + (least < target ? small : 0));
             }
         }
 }

@@ -1,6 +1,8 @@
 /* A head's life: segments, truncation, refining everything, memory. */
 #include "index_test.h"
 
+#include "index/group.h"
+
 static void refine_all(const char *recipe, uint32_t n, uint32_t segment, uint32_t g, uint32_t dk,
                        uint32_t dv, double tolerance)
 {
@@ -488,14 +490,70 @@ static void test_added_in_two(void **state)
     added_in_two("headrace:sketch=3");
 }
 
+/* Small segments have small blocks as long as there is room for them; whatever follows fits the tables. */
+static void test_small_segments(void **state)
+{
+    enum { D = 16, SEGMENT = 512, PROMPT = 3000, N = PROMPT + 60 * SEGMENT };
+    (void)state;
+    struct hri_alloc device, scratch;
+    struct hri_rng rng;
+    struct hri_index_head *head;
+    hri_alloc_init(&device, "device", 0, NULL);
+    hri_alloc_init(&scratch, "scratch", 0, NULL);
+    hri_rng_seed(&rng, 7);
+    struct synth rows = synth_make(&rng, N, D, D);
+    float *q = synth_queries(&rng, &rows, 20, 2);
+    struct hri_index_options o = options_for("headrace:sketch=1", &device, &scratch);
+    o.k_dim = o.v_dim = D;
+    o.rows_max = N;
+    o.blocks_max = hri_index_blocks_bound(&o.recipe, D, D, N, N / SEGMENT + 2);
+    assert_int_equal(hri_index_head_create(&o, &head), HR_OK);
+    void *workspace = NULL;
+    uint32_t *order = malloc(N * sizeof *order), *block_rows = malloc(N * sizeof *block_rows);
+    uint32_t n_blocks, kind = 0, of_kind[3] = {0}, done = 0;
+    assert_non_null(order);
+    assert_non_null(block_rows);
+    assert_int_equal(posix_memalign(&workspace, 64, hri_index_workspace_bytes(&o, PROMPT)), 0);
+    hri_index_observe(head, q, 20, 0);
+    for (uint32_t n = PROMPT; done < N; done += n, n = SEGMENT) {
+        assert_int_equal(hri_index_add(head, rows.k + (size_t)done * D, rows.v + (size_t)done * D,
+                                       n, done + n, workspace, order, block_rows, &n_blocks),
+                         HR_OK);
+        if (n == PROMPT) {
+            assert_true(n_blocks <= hri_group_blocks_max(n, 48));
+            continue;
+        }
+        /* By thirds, then by halves, then large ones. */
+        uint32_t now = n_blocks > hri_group_blocks_max(n, 24)   ? 0
+                       : n_blocks > hri_group_blocks_max(n, 48) ? 1
+                                                                : 2;
+        assert_true(n_blocks <= hri_group_blocks_max(n, 16));
+        assert_true(now >= kind);
+        kind = now;
+        of_kind[kind]++;
+    }
+    assert_in_range(of_kind[0], 16384 / SEGMENT / 2 - 2, 16384 / SEGMENT / 2 + 2);
+    assert_in_range(of_kind[1], 0, 3);
+    assert_int_equal(of_kind[0] + of_kind[1] + of_kind[2], 60);
+    hri_index_head_destroy(head);
+    free(workspace);
+    free(order);
+    free(block_rows);
+    synth_free(&rows);
+    free(q);
+    assert_int_equal(device.live_bytes, 0);
+    assert_int_equal(scratch.live_bytes, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refine_all),  cmocka_unit_test(test_absurd_rows),
-        cmocka_unit_test(test_heavy_sink),  cmocka_unit_test(test_late_blocks),
-        cmocka_unit_test(test_memory),      cmocka_unit_test(test_refused_memory),
-        cmocka_unit_test(test_bad_options), cmocka_unit_test(test_full_and_truncate),
-        cmocka_unit_test(test_made_ahead),  cmocka_unit_test(test_added_in_two),
+        cmocka_unit_test(test_refine_all),     cmocka_unit_test(test_absurd_rows),
+        cmocka_unit_test(test_heavy_sink),     cmocka_unit_test(test_late_blocks),
+        cmocka_unit_test(test_memory),         cmocka_unit_test(test_refused_memory),
+        cmocka_unit_test(test_bad_options),    cmocka_unit_test(test_full_and_truncate),
+        cmocka_unit_test(test_made_ahead),     cmocka_unit_test(test_added_in_two),
+        cmocka_unit_test(test_small_segments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
