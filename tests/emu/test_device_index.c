@@ -347,7 +347,7 @@ static void check_sketched(struct pair *p, uint32_t h)
         assert_true(abs(a->miss[first + i] - b->miss[first + i]) <= 1);
         assert_true(abs(a->gain[first + i] - b->gain[first + i]) <= 1);
         assert_true(abs(a->value_miss[first + i] - b->value_miss[first + i]) <= 1);
-        hri_index_centers(p->here.heads[h], first + i, centre[0], centre[1]);
+        hri_summary_centers(p->here.heads[h], first + i, centre[0], centre[1]);
         for (uint32_t j = 0; j < p->here.block_rows[h][i]; j++)
             check_row_codes(p, h, row++, centre[0]);
     }
