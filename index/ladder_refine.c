@@ -5,9 +5,6 @@
 
 #include <string.h>
 
-/* Rows of a block: their number is a byte. */
-#define BLOCK_ROWS_MAX 256u
-
 /* Rows of a part that lies in host memory are refined singly, others with their part. */
 static bool by_rows(const struct hri_ladder *l, uint32_t b, uint32_t row)
 {
@@ -123,7 +120,7 @@ static void rows_choose(struct hri_ladder *l, uint32_t b, const uint8_t *rows, u
 
 static void part_take(struct hri_ladder *l, uint32_t item)
 {
-    uint8_t rows[BLOCK_ROWS_MAX];
+    uint8_t rows[HRI_BLOCK_ROWS_LIMIT];
     uint32_t first = item % l->head->parts * l->head->part_rows;
     uint32_t n = hri_index_item_rows(l->head, item);
     for (uint32_t i = 0; i < n; i++)
@@ -143,7 +140,7 @@ void hri_ladder_bins_clear(struct hri_ladder *l)
 static void bins_add(struct hri_ladder *l, const float *worth, uint32_t n, float factor,
                      uint32_t bytes)
 {
-    uint16_t bin[BLOCK_ROWS_MAX];
+    uint16_t bin[HRI_BLOCK_ROWS_LIMIT];
     hri_pass_bins(worth, factor, bin, n);
     for (uint32_t i = 0; i < n; i++)
         l->bins[bin[i]] += bytes;
@@ -218,7 +215,7 @@ static uint32_t rows_reach(const struct hri_ladder *l, uint32_t b, uint32_t bin,
 /* What lies in bins above is taken; what lies in it is listed. */
 static void pieces_split(struct hri_ladder *l, uint32_t b, uint32_t bin, struct edge *edge)
 {
-    uint8_t rows[BLOCK_ROWS_MAX];
+    uint8_t rows[HRI_BLOCK_ROWS_LIMIT];
     uint32_t first = l->head->sketch->first_lane[b], n = rows_reach(l, b, bin, rows);
     struct pieces p = pieces_of(l, b);
     for (uint32_t i = 0; i < n; i++) {
@@ -260,7 +257,7 @@ static void edge_take(struct hri_ladder *l, const struct edge *edge, uint64_t le
 static void pieces_choose(struct hri_ladder *l, uint32_t b, uint32_t bin,
                           struct hri_select_out *out)
 {
-    uint8_t rows[BLOCK_ROWS_MAX], whole[BLOCK_ROWS_MAX];
+    uint8_t rows[HRI_BLOCK_ROWS_LIMIT], whole[HRI_BLOCK_ROWS_LIMIT];
     uint32_t lane = l->head->sketch->first_lane[b], n_rows = rows_reach(l, b, bin, rows);
     uint32_t n_whole = 0, n = 0, n_g = l->head->options.g;
     float squares[HR_GROUP_MAX] = {0};

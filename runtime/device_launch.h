@@ -26,6 +26,10 @@ static inline bool hri_device_sketched(const struct hri_device_part *p)
     return p->sizes.lines > 0;
 }
 
+/* A token's new row, floats on the device (k [n_kv][k_dim], v [n_kv][v_dim]): into the ring, of which tail, capacity, length and bad are
+ * given, and beside [n_kv][k_dim + v_dim], where the host finds it. */
+int hri_device_append(const hr_sequence_t *s, const struct hri_launchers *launch, const float *k,
+                      const float *v, struct hri_cuda_append_args ring, void *beside, void *stream);
 /* Of the query, once it is there: in the bases of the sketches. */
 int hri_device_sketch_query(const struct hri_device_launches *l);
 /* After the scores of the summaries: all sketches are read, blocks and total weigh what their rows do, and what heavy ones add to

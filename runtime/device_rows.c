@@ -1,5 +1,6 @@
 /* Exact rows in a GPU's memory: dealt out, brought up to date with the host, attended beside what the host attends. */
 #include "runtime/device_rows.h"
+#include "runtime/device_launch.h"
 
 #include "base/error.h"
 #include <inttypes.h>
@@ -618,24 +619,11 @@ int hri_held_launch(const hr_sequence_t *s, uint32_t i, const float *q, const fl
     const struct hri_device_rows *r = s->held;
     const struct hri_held_layer *d = &r->layers[i];
     void *stream = hri_device_stream(r->device);
-    struct hri_cuda_append_args a = {.k = k,
-                                     .v = v,
-                                     .k_token_stride = (int64_t)s->n_kv * s->dk,
-                                     .k_head_stride = s->dk,
-                                     .v_token_stride = (int64_t)s->n_kv * s->dv,
-                                     .v_head_stride = s->dv,
-                                     .from = HR_DTYPE_F32,
-                                     .to = s->dtype,
-                                     .tail = d->memory.base,
-                                     .capacity = d->capacity,
-                                     .length = d->in.near + 2,
-                                     .bad = r->bad};
-    int error = r->launch->scale(q, d->in.scale, s->n_q, s->dk, d->out.q, stream);
-    error = error == 0 ? r->launch->append(&a, r->heads, 1, stream) : error;
-    a.tail = d->out.row; /* where the host finds it */
-    a.capacity = 1;
-    error = error == 0 ? r->launch->append(&a, r->heads, 1, stream) : error;
-    return error == 0 ? attend_launch(r, d, d->out.q) : error;
+    const struct hri_cuda_append_args ring = {
+        .tail = d->memory.base, .capacity = d->capacity, .length = d->in.near + 2, .bad = r->bad};
+    HRI_LAUNCHED(r->launch->scale(q, d->in.scale, s->n_q, s->dk, d->out.q, stream));
+    HRI_LAUNCHED(hri_device_append(s, r->launch, k, v, ring, d->out.row, stream));
+    return attend_launch(r, d, d->out.q);
 }
 
 void hri_held_token_end(hr_sequence_t *s, uint32_t i, uint32_t position,

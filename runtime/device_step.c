@@ -354,26 +354,22 @@ hr_status_t hri_device_record(hr_sequence_t *s, uint32_t layer_index)
     return status;
 }
 
-/* New rows that are on the device, into the ring and beside the output, where the host finds them. */
-static int append_floats(const struct hri_device_launches *l, const float *k, const float *v)
+int hri_device_append(const hr_sequence_t *s, const struct hri_launchers *launch, const float *k,
+                      const float *v, struct hri_cuda_append_args ring, void *beside, void *stream)
 {
-    const hr_sequence_t *s = l->s;
-    struct hri_cuda_append_args a = {.k = k,
-                                     .v = v,
-                                     .k_token_stride = (int64_t)s->n_kv * s->dk,
-                                     .k_head_stride = s->dk,
-                                     .v_token_stride = (int64_t)s->n_kv * s->dv,
-                                     .v_head_stride = s->dv,
-                                     .from = HR_DTYPE_F32,
-                                     .to = s->dtype,
-                                     .tail = l->d->tail,
-                                     .capacity = s->tail_max,
-                                     .length = l->d->in.near + 3,
-                                     .bad = l->w->bad};
-    HRI_LAUNCHED(l->p->launch->append(&a, l->p->heads, 1, l->stream));
-    a.tail = l->d->out.row;
-    a.capacity = 1;
-    return l->p->launch->append(&a, l->p->heads, 1, l->stream);
+    const struct hri_cuda_heads heads = {s->n_kv, s->g, s->dk, s->dv};
+    ring.k = k;
+    ring.v = v;
+    ring.k_token_stride = (int64_t)s->n_kv * s->dk;
+    ring.k_head_stride = s->dk;
+    ring.v_token_stride = (int64_t)s->n_kv * s->dv;
+    ring.v_head_stride = s->dv;
+    ring.from = HR_DTYPE_F32;
+    ring.to = s->dtype;
+    HRI_LAUNCHED(launch->append(&ring, heads, 1, stream));
+    ring.tail = beside;
+    ring.capacity = 1;
+    return launch->append(&ring, heads, 1, stream);
 }
 
 int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float *q, const float *k,
@@ -382,7 +378,9 @@ int hri_device_launch(const hr_sequence_t *s, uint32_t layer_index, const float 
     struct hri_device_launches l = launch_of(s, layer_index);
     l.q = l.d->out.q;
     HRI_LAUNCHED(l.p->launch->scale(q, l.d->in.scale, s->n_q, s->dk, l.d->out.q, l.stream));
-    HRI_LAUNCHED(append_floats(&l, k, v));
+    const struct hri_cuda_append_args ring = {
+        .tail = l.d->tail, .capacity = s->tail_max, .length = l.d->in.near + 3, .bad = l.w->bad};
+    HRI_LAUNCHED(hri_device_append(s, l.p->launch, k, v, ring, l.d->out.row, l.stream));
     HRI_LAUNCHED(first_half(&l));
     return second_half(&l);
 }
